@@ -1,0 +1,195 @@
+"""The command line of ``build.py`` and of the installed ``skimattn-build``."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from . import matrix, pipeline
+from .errors import BuildError
+from .features import BY_NAME, Value
+from .metadata import listing
+from .spec import KernelSpec
+from .toolchain import COMPILERS, find_toolchain
+
+_LISTS = ("--sm", "--only", "--explain")  # options that take all values up to the next option
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Turn ``--sm 90 100`` into ``--sm 90 --sm 100``, which click can read."""
+    expanded: list[str] = []
+    flag, values = "", 0
+    for argument in (*arguments, "--"):
+        if not argument.startswith("-"):
+            expanded += [flag, argument] if flag else [argument]
+            values += 1
+            continue
+        if flag and not values:
+            raise click.UsageError(f"{flag} expects at least one value")
+        name, equals, value = argument.partition("=")
+        flag, values = (name, int(bool(equals))) if name in _LISTS else ("", 0)
+        expanded += [name, value] if flag and equals else [] if flag else [argument]
+    return expanded[:-1]
+
+
+def parse_arch(text: str) -> str:
+    """``90``, ``90a``, ``sm90`` or ``sm_90a`` -> ``sm90``; refuses an architecture without specs."""
+    match = re.fullmatch(r"(?:sm_?)?(\d+)a?", text)
+    if match is None:
+        raise click.UsageError(f"--sm: expected an architecture such as 90 (got {text!r})")
+    arch = f"sm{match.group(1)}"
+    known = BY_NAME["arch"].values
+    if arch not in known:
+        raise click.UsageError(
+            f"--sm {text}: {arch} has no kernel specs yet (specs exist for {', '.join(map(str, known))}); nothing was built"
+        )
+    return arch
+
+
+def parse_fields(items: Sequence[str], option: str) -> dict[str, list[str]]:
+    """``("dtype=bf16,fp16", "head_dim=128")`` -> field to spelled values; refuses what is no field."""
+    fields: dict[str, list[str]] = {}
+    for item in items:
+        name, equals, values = item.partition("=")
+        if not equals or not values:
+            raise click.UsageError(f"{option}: expected FIELD=VALUE (got {item!r})")
+        if name not in BY_NAME:
+            raise click.UsageError(f"{option}: unknown field {name!r} (expected one of {', '.join(BY_NAME)})")
+        fields.setdefault(name, []).extend(values.split(","))
+    return fields
+
+
+def select(set_name: str, sm: Sequence[str], only: Sequence[str]) -> tuple[KernelSpec, ...]:
+    """The specs that ``--set``, ``--sm`` and ``--only`` leave; an empty choice is refused."""
+    archs = [parse_arch(item) for text in sm for item in text.split(",")]
+    wanted: dict[str, list[Value]] = {}
+    for name, values in parse_fields(only, "--only").items():
+        try:
+            wanted[name] = [matrix.parse_value(BY_NAME[name], value) for value in values]
+        except ValueError as error:
+            raise click.UsageError(f"--only: {error}") from error
+    chosen = matrix.specs(set_name, wanted, archs)
+    if not chosen:
+        more = len(matrix.specs("full", wanted, archs))
+        hint = f"--set full has {more} such kernels" if more else "no kernel of the matrix does, see --explain"
+        raise click.UsageError(f"nothing in --set {set_name} matches --only {' '.join(only)}: {hint}")
+    return chosen
+
+
+def show_explanation(items: Sequence[str]) -> None:
+    """Print whether the kernel is accepted, or which rule rejects it and why."""
+    fields = parse_fields(items, "--explain")
+    for name, values in fields.items():
+        if len(values) > 1:
+            raise click.UsageError(f"--explain: {name}: expected one value (got {', '.join(values)})")
+    verdict = matrix.explain({name: values[0] for name, values in fields.items()})
+    if isinstance(verdict, matrix.Rejected):
+        click.echo(f"rejected by rule {verdict.rule}: {verdict.reason}")
+        return
+    spec = verdict.spec
+    sets = [name for name in matrix.SETS if spec in matrix.specs(name)]
+    click.echo(f"accepted: {spec.name}\nin sets: {', '.join(sets)}\nbuild it: {matrix.build_command(spec)}")
+
+
+def show_list(specs: Sequence[KernelSpec], folder: Path, as_json: bool) -> None:
+    """Print the matrix: as a table for people, or as a JSON array."""
+    kernels = pipeline.built(folder)
+    rows = [listing(spec, kernels.get(spec)) for spec in specs]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    width = max(len(row["name"]) for row in rows)
+    click.echo(f"{'kernel':{width}}  {'tile':>9}  threads  registers  smem bytes  spills  built")
+    for row in rows:
+        tile = f"{row['tile_m']}x{row['tile_n']}"
+        registers, spills = ("-" if row[name] is None else row[name] for name in ("registers", "spill_bytes"))
+        click.echo(
+            f"{row['name']:{width}}  {tile:>9}  {row['threads']:>7}  {registers:>9}  {row['smem_bytes']:>10}"
+            f"  {spills:>6}  {'yes' if row['built'] else 'no'}"
+        )
+    click.echo(f"{len(rows)} kernels, {sum(row['built'] for row in rows)} built in {folder}")
+
+
+def build(build: pipeline.Build, specs: Sequence[KernelSpec], jobs: int, dry_run: bool) -> int:
+    """Build, or say what would be built; returns the exit status."""
+    if dry_run:
+        stale = build.plan(specs).stale
+        for spec, reason in stale.items():
+            click.echo(f"{spec.name}: {reason}")
+        seconds = build.estimate(len(stale), jobs)
+        click.echo(f"{len(stale)} of {len(specs)} kernels would be compiled, about {seconds:.0f} s; nothing was written")
+        return 0
+    start = time.perf_counter()
+    outcome = build.run(specs, jobs)
+    fresh = len(specs) - len(outcome.compiled) - len(outcome.failed)
+    click.echo(
+        f"{len(outcome.compiled)} compiled, {fresh} up to date, {len(outcome.failed)} failed in "
+        f"{time.perf_counter() - start:.1f} s; {len(outcome.rows)} kernels in {build.folder / pipeline.METADATA}"
+    )
+    if outcome.dropped:
+        click.echo(f"left out, because the sources have changed since they were built: {', '.join(outcome.dropped)}")
+    if outcome.failed:
+        click.echo(f"failed: {', '.join(outcome.failed)}", err=True)
+    return 1 if outcome.failed else 0
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--sm", multiple=True, metavar="ARCH ...", help="Architectures, such as 90. Default: all with specs.")
+@click.option("--set", "set_name", type=click.Choice(matrix.SETS), default="default", show_default=True)
+@click.option("--only", multiple=True, metavar="FIELD=VALUE[,VALUE] ...", help="Keep these kernels of the set.")
+@click.option("--compiler", type=click.Choice(COMPILERS), default="nvrtc", show_default=True)
+@click.option("--jobs", type=click.IntRange(min=1), default=None, help="Compilers at once. Default: one per core.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("generated"), show_default=True)
+@click.option("--lineinfo", is_flag=True, help="Line tables for profilers and compute-sanitizer.")
+@click.option("--dry-run", is_flag=True, help="Say what would be compiled and why; write nothing.")
+@click.option("--list", "list_", is_flag=True, help="Print the kernels of the set; build nothing.")
+@click.option("--json", "as_json", is_flag=True, help="With --list: a JSON array.")
+@click.option("--explain", multiple=True, metavar="FIELD=VALUE ...", help="Say whether this kernel exists, or why not.")
+@click.option("--clean", is_flag=True, help="Remove what builds made in --out; build nothing.")
+def command(
+    sm: tuple[str, ...],
+    set_name: str,
+    only: tuple[str, ...],
+    compiler: str,
+    jobs: int | None,
+    out: Path,
+    lineinfo: bool,
+    dry_run: bool,
+    list_: bool,
+    as_json: bool,
+    explain: tuple[str, ...],
+    clean: bool,
+) -> None:
+    """Build attention kernels: render a source per kernel, compile, collect metadata.json."""
+    if as_json and not list_:
+        raise click.UsageError("--json belongs to --list")
+    try:
+        if explain:
+            show_explanation(explain)
+        elif clean:
+            click.echo(f"{pipeline.clean(out)} files removed from {out}")
+        elif list_:
+            show_list(select(set_name, sm, only), out, as_json)
+        else:
+            specs = select(set_name, sm, only)
+            chosen = pipeline.Build(out, find_toolchain(compiler, lineinfo))
+            sys.exit(build(chosen, specs, jobs or len(os.sched_getaffinity(0)), dry_run))
+    except BuildError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def main() -> None:
+    """Run the command on ``sys.argv``. Exit status: 0 done, 1 a kernel failed, 2 wrong usage."""
+    try:
+        arguments = expand(sys.argv[1:])
+    except click.UsageError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    command(arguments)

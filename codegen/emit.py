@@ -1,0 +1,79 @@
+"""Renders the sources: one ``.cu`` per kernel and the shared headers. Jinja decides which; C++ decides how."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+
+from . import params
+from .features import FEATURES
+from .spec import KernelSpec
+from .tiles import GROUP_ROWS, PANEL_COLUMNS, smem_bytes, tile_of
+
+TEMPLATES = "skimattn.templates"
+TEMPLATES_VARIABLE = "SKIMATTN_TEMPLATES"  # a folder to use instead, for work on kernels outside the checkout
+HEADERS = ("params.cuh", "features.cuh", "wgmma.cuh")
+_WGMMA_N = (64, 128, 256)  # widths that some tile or head_dim_v needs
+
+
+def templates_root() -> Path:
+    """The folder of the templates, with ``include/`` in it: in the checkout or in the installed package."""
+    chosen = os.environ.get(TEMPLATES_VARIABLE)
+    return Path(chosen).absolute() if chosen else Path(str(resources.files(TEMPLATES)))
+
+
+def environment() -> jinja2.Environment:
+    """The one Jinja environment. Delimiters stay clear of asm operand lists such as ``{%0, %1}``."""
+    return _environment(templates_root())
+
+
+@cache
+def _environment(root: Path) -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (root / name).read_text(encoding="utf-8")),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        variable_start_string="${",
+        variable_end_string="}",
+        block_start_string="<%",
+        block_end_string="%>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
+
+
+def camel(value: str) -> str:
+    """``stat`` -> ``Stat``: how a feature value is spelled in the C++ enums."""
+    return value.capitalize()
+
+
+def render_kernel(spec: KernelSpec) -> str:
+    """The ``.cu`` of one kernel: its traits and its ``extern "C"`` entry."""
+    template = environment().get_template("kernel.cu.j2")
+    return template.render(spec=spec, tile=tile_of(spec), smem=smem_bytes(spec), camel=camel, group_rows=GROUP_ROWS)
+
+
+def render_header(name: str) -> str:
+    """One of :data:`HEADERS`, shared by all kernels."""
+    enums = [feature for feature in FEATURES if all(isinstance(value, str) for value in feature.values)]
+    return (
+        environment()
+        .get_template(f"{name}.j2")
+        .render(
+            fields=params.FIELDS,
+            offsets=params.OFFSETS,
+            size=params.SIZE,
+            alignment=params.ALIGNMENT,
+            tensor_map_bytes=params.TENSOR_MAP_BYTES,
+            enums=enums,
+            camel=camel,
+            widths=_WGMMA_N,
+            panel_columns=PANEL_COLUMNS,
+        )
+    )

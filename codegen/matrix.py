@@ -1,0 +1,190 @@
+"""Which kernels exist: the product of all feature values, rules that reject, and the named sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from typing import NamedTuple
+
+from .features import BY_NAME, FEATURES, Feature, Value
+from .spec import KernelSpec
+
+HEAD_DIMS = ((64, 64), (128, 128), (192, 128), (256, 256))
+SETS = ("smoke", "default", "full")
+
+
+class Rule(NamedTuple):
+    """A kernel for which ``rejects`` holds does not exist, because of ``reason``."""
+
+    name: str
+    rejects: Callable[[KernelSpec], bool]
+    reason: str
+
+
+RULES = (
+    Rule(
+        "out-dtype",
+        lambda spec: spec.out_dtype != spec.dtype,
+        "16-bit kernels write the type they read; convert the output after the call",
+    ),
+    Rule(
+        "head-dims",
+        lambda spec: (spec.head_dim, spec.head_dim_v) not in HEAD_DIMS,
+        "kernels exist for (head_dim, head_dim_v) in " + ", ".join(map(str, HEAD_DIMS)) + "; a call with smaller "
+        "dims (multiples of 8) runs on the next larger kernel through TMA zero fill",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The matrix holds this kernel."""
+
+    spec: KernelSpec
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """The matrix does not hold it: the rule that says so, and why."""
+
+    rule: str
+    reason: str
+
+
+def judge(spec: KernelSpec) -> Accepted | Rejected:
+    """Apply the rules to one spec; the first rule that rejects is named."""
+    for rule in RULES:
+        if rule.rejects(spec):
+            return Rejected(rule.name, rule.reason)
+    return Accepted(spec)
+
+
+def complete(values: Mapping[str, object]) -> dict[str, object]:
+    """Fill in what ``values`` leaves open: a bf16, head_dim 128, unmasked, dense SM90 prefill kernel."""
+    full: dict[str, object] = {
+        "arch": "sm90",
+        "phase": "prefill",
+        "dtype": "bf16",
+        "head_dim": 128,
+        "mask": "full",
+        "paged": False,
+        "skip": "dense",
+        "softcap": False,
+        "alibi": False,
+        **values,
+    }
+    full.setdefault("out_dtype", full["dtype"])
+    full.setdefault("head_dim_v", 128 if full["head_dim"] == 192 else full["head_dim"])
+    return full
+
+
+def explain(values: Mapping[str, object]) -> Accepted | Rejected:
+    """Say whether the kernel that ``values`` describe exists, and if not, which rule rejects it and why.
+
+    Args:
+        values: feature names to values, typed or spelled as on the command line; what is left out
+            takes the value that :func:`complete` names.
+    Raises:
+        ValueError: a name that is no feature.
+    """
+    full = complete({name: _typed(feature_of(name), value) for name, value in values.items()})
+    for feature in FEATURES:
+        if full[feature.name] not in feature.values:
+            return Rejected(f"{feature.name}-values", _unknown_value(feature, full[feature.name]))
+    return judge(KernelSpec(**full))  # type: ignore[arg-type]
+
+
+def _unknown_value(feature: Feature, value: object) -> str:
+    if feature.name == "arch":
+        return f"{value} has no kernel specs yet (specs exist for {', '.join(map(str, feature.values))})"
+    if feature.name in ("head_dim", "head_dim_v"):
+        return f"{feature.name}={value} has no kernel of its own: {RULES[1].reason}"
+    return f"{feature.name}: expected one of {_spelled(feature)} (got {value!r})"
+
+
+def feature_of(name: str) -> Feature:
+    """The feature called ``name``; ``ValueError`` lists those that exist."""
+    if name not in BY_NAME:
+        raise ValueError(f"unknown field {name!r} (expected one of {', '.join(BY_NAME)})")
+    return BY_NAME[name]
+
+
+def parse_value(feature: Feature, text: str) -> Value:
+    """The value that ``text`` spells, such as ``128``, ``bf16`` or ``true``; ``ValueError`` lists the legal ones."""
+    value = _typed(feature, text)
+    for known in feature.values:
+        if known == value and type(known) is type(value):
+            return known
+    raise ValueError(f"{feature.name}: expected one of {_spelled(feature)} (got {text!r})")
+
+
+def _typed(feature: Feature, value: object) -> object:
+    """``value`` in the feature's type where it spells one; other things stay as they are, to be refused by name."""
+    if not isinstance(value, str):
+        return value
+    kind = type(feature.values[0])
+    if kind is bool:
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(value.lower(), value)
+    if kind is int:
+        return int(value) if value.isdecimal() else value
+    return value
+
+
+def _spelled(feature: Feature) -> str:
+    return ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in feature.values)
+
+
+@cache
+def all_specs() -> tuple[KernelSpec, ...]:
+    """Every accepted kernel, in the order of the feature table."""
+    combinations = product(*(feature.values for feature in FEATURES))
+    candidates = (KernelSpec(*values) for values in combinations)  # type: ignore[arg-type]
+    return tuple(spec for spec in candidates if isinstance(judge(spec), Accepted))
+
+
+def in_default(spec: KernelSpec) -> bool:
+    """What LLM and diffusion inference calls: no softcap, no alibi, and paged caches only with causal kinds of masks."""
+    return not spec.softcap and not spec.alibi and (not spec.paged or spec.mask in ("causal", "window", "chunked"))
+
+
+_BASE = KernelSpec("sm90", "prefill", "bf16", "bf16", 128, 128, "causal", False, "dense", False, False)
+SMOKE = (
+    _BASE,
+    replace(_BASE, skip="skip"),
+    replace(_BASE, skip="stat"),
+    replace(_BASE, dtype="fp16", out_dtype="fp16", head_dim=64, head_dim_v=64, mask="full", skip="skip"),
+    replace(_BASE, head_dim=192, mask="chunked"),
+    replace(_BASE, head_dim=256, head_dim_v=256, mask="window", paged=True, skip="stat"),
+)
+
+
+def specs(
+    set_name: str = "default", only: Mapping[str, Iterable[Value]] | None = None, archs: Iterable[str] = ()
+) -> tuple[KernelSpec, ...]:
+    """The kernels of a set, in the order of the feature table.
+
+    Args:
+        set_name: ``smoke``, ``default`` or ``full``.
+        only: keep the specs whose field has one of the given values, for every field named.
+        archs: keep these architectures; empty keeps all.
+    """
+    if set_name not in SETS:
+        raise ValueError(f"set: expected one of {', '.join(SETS)} (got {set_name!r})")
+    belongs = {"smoke": SMOKE.__contains__, "default": in_default, "full": lambda spec: True}[set_name]
+    wanted = {feature_of(name).name: tuple(values) for name, values in (only or {}).items()}
+    if archs:
+        wanted["arch"] = tuple(archs)
+    return tuple(
+        spec
+        for spec in all_specs()
+        if belongs(spec) and all(getattr(spec, name) in values for name, values in wanted.items())
+    )
+
+
+def build_command(spec: KernelSpec) -> str:
+    """The ``build.py`` line that builds exactly this kernel."""
+    fields = [f"{name}={str(value).lower()}" for name, value in spec.values.items() if name not in ("arch", "phase")]
+    chosen = "" if in_default(spec) else " --set full"
+    return f"python build.py --sm {spec.arch.removeprefix('sm')}{chosen} --only {' '.join(fields)}"

@@ -1,0 +1,138 @@
+"""The two compilers, behind one function: a unit goes in, a cubin and the log come out."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import BuildError
+from .unit import Unit
+
+COMPILERS = ("nvrtc", "nvcc")
+_COMMON = ("-std=c++20",)
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A compiler, its exact version, and whether line tables are wanted."""
+
+    compiler: str
+    version: str
+    lineinfo: bool = False
+
+    @property
+    def id(self) -> str:
+        """Names the toolchain in metadata and in content keys, such as ``nvrtc 13.0.88``."""
+        return f"{self.compiler} {self.version}" + (" lineinfo" if self.lineinfo else "")
+
+    @classmethod
+    def from_id(cls, text: str) -> Toolchain:
+        """The inverse of :attr:`id`."""
+        compiler, version, *rest = text.split(" ")
+        return cls(compiler, version, rest == ["lineinfo"])
+
+    def options(self, arch: str) -> tuple[str, ...]:
+        """Compiler options for ``arch`` (``sm90``): they name no path, so they are part of the content key."""
+        target = arch.removeprefix("sm") + "a"
+        line = ("-lineinfo",) if self.lineinfo else ()
+        if self.compiler == "nvcc":
+            return (f"-gencode=arch=compute_{target},code=sm_{target}", "-cubin", "-Xptxas=-v", *_COMMON, *line)
+        return (f"-arch=sm_{target}", "--ptxas-options=-v", *_COMMON, *line)
+
+
+def find_toolchain(compiler: str, lineinfo: bool = False) -> Toolchain:
+    """The installed compiler called ``compiler``; ``BuildError`` says what is missing."""
+    if compiler not in COMPILERS:
+        raise ValueError(f"compiler: expected one of {', '.join(COMPILERS)} (got {compiler!r})")
+    return Toolchain(compiler, _nvcc_version() if compiler == "nvcc" else _nvrtc_version(), lineinfo)
+
+
+def _nvrtc_version() -> str:
+    # Read from the package, not the library: a build with nothing to do must not pay for loading 100 MB.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("nvidia-cuda-nvrtc")
+    except PackageNotFoundError as missing:
+        raise BuildError("NVRTC is not installed: pip install nvidia-cuda-nvrtc") from missing
+
+
+def nvcc_path() -> str:
+    """``nvcc`` from PATH or CUDA_HOME; ``BuildError`` if neither has one."""
+    home = os.environ.get("CUDA_HOME")
+    found = shutil.which("nvcc") or (shutil.which("nvcc", path=f"{home}/bin") if home else None)
+    if found is None:
+        raise BuildError("nvcc was found neither on PATH nor in CUDA_HOME/bin (NVRTC needs no toolkit: --compiler nvrtc)")
+    return found
+
+
+def _nvcc_version() -> str:
+    text = subprocess.run([nvcc_path(), "--version"], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"V(\d+\.\d+\.\d+)", text)
+    if match is None:
+        raise BuildError(f"nvcc --version: expected a line with V<major.minor.patch> (got {text!r})")
+    return match.group(1)
+
+
+def compile_unit(unit: Unit, toolchain: Toolchain) -> tuple[bytes, str]:
+    """Compile to (cubin, log). ``BuildError`` carries the log if the compiler refuses the source."""
+    run = _run_nvcc if toolchain.compiler == "nvcc" else _run_nvrtc
+    return run(unit, toolchain)
+
+
+def _run_nvrtc(unit: Unit, toolchain: Toolchain) -> tuple[bytes, str]:
+    from cuda.bindings import nvrtc
+
+    status, *version = nvrtc.nvrtcVersion()
+    if toolchain.version.split(".")[:2] != [str(part) for part in version]:
+        raise BuildError(f"NVRTC: expected the library of package version {toolchain.version} (got {version})")
+    # Headers go in by name and content: no path can reach the cubin, and what is hashed is what is compiled.
+    texts = [text.encode() for text in unit.headers.values()]
+    names = [name.encode() for name in unit.headers]
+    status, program = nvrtc.nvrtcCreateProgram(unit.source.encode(), f"{unit.name}.cu".encode(), len(names), texts, names)
+    _check(status)
+    try:
+        options = [option.encode() for option in toolchain.options(unit.arch)]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        log = _nvrtc_log(program)
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise BuildError(f"{unit.name}: {status.name}\n{log}")
+        size = _check(*nvrtc.nvrtcGetCUBINSize(program))
+        cubin = bytearray(size)
+        _check(*nvrtc.nvrtcGetCUBIN(program, cubin))
+        return bytes(cubin), log
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+def _nvrtc_log(program: object) -> str:
+    from cuda.bindings import nvrtc
+
+    log = bytearray(_check(*nvrtc.nvrtcGetProgramLogSize(program)))
+    _check(*nvrtc.nvrtcGetProgramLog(program, log))
+    return log.rstrip(b"\0 \n").decode(errors="replace")
+
+
+def _check(status: object, value: int = 0) -> int:
+    if int(status) != 0:  # type: ignore[call-overload]
+        raise BuildError(f"NVRTC: {status}")
+    return value
+
+
+def _run_nvcc(unit: Unit, toolchain: Toolchain) -> tuple[bytes, str]:
+    with tempfile.TemporaryDirectory(prefix="skimattn-") as folder:
+        root = Path(folder)
+        for name, text in (unit.headers | {f"{unit.name}.cu": unit.source}).items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(text)
+        command = [nvcc_path(), *toolchain.options(unit.arch), "-I.", f"{unit.name}.cu", "-o", "kernel.cubin"]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        log = (done.stdout + done.stderr).strip()
+        if done.returncode != 0:
+            raise BuildError(f"{unit.name}: nvcc exited with {done.returncode}\n{log}")
+        return (root / "kernel.cubin").read_bytes(), log
