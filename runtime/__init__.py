@@ -1,0 +1,1 @@
+"""skimattn: attention kernels that skim."""

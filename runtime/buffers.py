@@ -1,0 +1,22 @@
+"""The tensors a launch needs beyond those of the call: new outputs, and the custom mask in packed form."""
+
+from __future__ import annotations
+
+import torch
+
+from .call import Problem
+from .plan import Buffers
+from .validate_options import pack_mask
+
+
+def make_buffers(problem: Problem) -> Buffers:
+    """Allocate what the caller did not give. New outputs are contiguous and not initialised."""
+    params = problem.params
+    out, lse, mask = params.out, params.lse, params.custom_mask
+    if out is None:
+        out = params.q.new_empty(problem.out_shape)
+    if lse is None and params.return_lse:
+        lse = params.q.new_empty(problem.lse_shape, dtype=torch.float32)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = pack_mask(mask)
+    return Buffers(out, lse, mask)

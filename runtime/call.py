@@ -1,0 +1,122 @@
+"""The call object: everything one launch is told, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Params:
+    """One attention call. Immutable, cheap to make, reusable; repeated launches of one object are the fastest.
+
+    Sizes: B requests, Hq query heads, Hkv key/value heads (Hq is a multiple), D and Dv columns of keys and values.
+
+    Args:
+        q: ``[B, Sq, Hq, D]``, or ``[total_q, Hq, D]`` with ``cu_seqlens_q``; bf16 or fp16.
+        k: ``[B, Sk, Hkv, D]``, ``[total_k, Hkv, D]`` with ``cu_seqlens_k``, or pages (see ``kv_layout``).
+        v: as ``k`` with Dv columns.
+        page_table: int32 ``[B, max_pages]`` page numbers; makes ``k`` and ``v`` page pools.
+        kv_layout: of pages: ``"NHD"`` = ``[pages, page_size, Hkv, D]``, ``"HND"`` = ``[pages, Hkv, page_size, D]``.
+        cu_seqlens_q: int32 ``[B + 1]`` row offsets of a ragged batch, starting at 0, ending at total_q.
+        cu_seqlens_k: int32 ``[B + 1]`` key offsets of a ragged batch, starting at 0, ending at total_k.
+        seqused_k: int32 ``[B]`` keys in use; default: all.
+        max_seqlen_q: the most rows of a request. A hint that must hold: device values are never read back.
+        max_seqlen_k: the most keys of a request, likewise.
+        mask: ``"full"`` (also ``"padding"``), ``"causal"``, ``"window"``, ``"chunked"`` or ``"custom"``; causal,
+            window and chunked are aligned bottom-right: query i stands at key i + len_k - len_q.
+        window_size: of ``mask="window"``: keys to the left and right, both inclusive, -1 = unlimited.
+        chunk_size: of ``mask="chunked"``: keys per chunk.
+        custom_mask: of ``mask="custom"``: bool ``[Sq, Sk]``, ``[B, Sq, Sk]`` or ``[B, Hq, Sq, Sk]`` (ragged:
+            ``[total_q, max_k]`` or ``[Hq, total_q, max_k]``), or the same packed by :func:`skimattn.pack_mask`.
+        softmax_scale: factor of q.k; default ``D ** -0.5``.
+        softcap: scores become ``softcap * tanh(score / softcap)``; 0 = off.
+        alibi_slopes: float32 ``[Hq]``; ``slope * distance`` is subtracted from the scores.
+        sinks: float32 ``[Hq]``, one extra logit per head in the denominator (natural logarithm).
+        skip_softmax_threshold: None = dense; a float in [0, 1], or float32 ``[B]`` or ``[B, Hq]`` read on the device
+            at run time = skip tiles whose scores are that much below the row maximum (exp domain, final value).
+        stats: int64 ``[2]``, ``[B, 2]`` or ``[B, Hq, 2]``; (visited, skipped) tiles are added to it.
+        skip_map: uint8 ``[B, Hq, groups, tiles]``, with ``stats``; visited tiles become 1 = kept or 2 = skipped.
+        out: where to write, shaped as ``q`` with Dv columns; default: a new tensor.
+        lse: float32 ``[B, Sq, Hq]`` or ``[total_q, Hq]`` to write the log-sum-exp of the kept keys to.
+        return_lse: return ``(out, lse)``, with a new ``lse`` if none was given.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    page_table: torch.Tensor | None = None
+    kv_layout: str = "NHD"
+    cu_seqlens_q: torch.Tensor | None = None
+    cu_seqlens_k: torch.Tensor | None = None
+    seqused_k: torch.Tensor | None = None
+    max_seqlen_q: int | None = None
+    max_seqlen_k: int | None = None
+    mask: str = "full"
+    window_size: tuple[int, int] = (-1, -1)
+    chunk_size: int | None = None
+    custom_mask: torch.Tensor | None = None
+    softmax_scale: float | None = None
+    softcap: float = 0.0
+    alibi_slopes: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
+    skip_softmax_threshold: float | torch.Tensor | None = None
+    stats: torch.Tensor | None = None
+    skip_map: torch.Tensor | None = None
+    out: torch.Tensor | None = None
+    lse: torch.Tensor | None = None
+    return_lse: bool = False
+    # What the launcher prepared for this object; never part of the meaning of the call.
+    _prepared: object = field(default=None, init=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A validated call in plain numbers: what dispatch, the plan and the reference agree on.
+
+    ``rows`` and ``keys`` are the sizes of the row dimensions of q and k (over the whole batch where ragged, of a page
+    where paged); ``len_q`` and ``len_k`` bound one request's.
+    """
+
+    params: Params
+    device: torch.device
+    dtype: str
+    batch: int
+    heads_q: int
+    heads_kv: int
+    head_dim: int
+    head_dim_v: int
+    ragged: bool
+    rows: int
+    keys: int
+    len_q: int
+    len_k: int
+    page_size: int
+    mask: str
+    window: tuple[int, int]
+    chunk_size: int
+    softmax_scale: float
+    softcap: float
+    skip: str
+    threshold: float
+
+    @property
+    def paged(self) -> bool:
+        """Whether keys and values are page pools."""
+        return self.page_size > 0
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no row to write."""
+        return self.batch == 0 or self.rows == 0
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the output: as q, with the values' columns."""
+        return (*self.params.q.shape[:-1], self.head_dim_v)
+
+    @property
+    def lse_shape(self) -> tuple[int, ...]:
+        """Shape of the log-sum-exp: as q, without columns."""
+        return tuple(self.params.q.shape[:-1])

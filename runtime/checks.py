@@ -1,0 +1,134 @@
+"""Small checks that every argument passes through; each names the argument, what was wanted and what was given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from numbers import Integral, Real
+
+import torch
+
+from .errors import ArgumentError, expected
+
+TMA_BYTES = 16  # of addresses and strides that a tensor map describes
+_MAX_STRIDE = 1 << 40  # bytes, of a tensor map
+_MAX_DIM = 1 << 31  # rows, heads, pages and keys are 32-bit on the device
+
+
+def describe(tensor: torch.Tensor) -> str:
+    """``torch.float32 [2, 3] on cpu``."""
+    return f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+
+
+def require_tensor(name: str, value: object) -> torch.Tensor:
+    """``value`` as a dense tensor that needs no gradient."""
+    if not isinstance(value, torch.Tensor):
+        raise expected(name, "a torch.Tensor", type(value).__name__)
+    if value.layout is not torch.strided:
+        raise expected(name, "a dense (strided) tensor", value.layout)
+    if value.requires_grad and torch.is_grad_enabled():
+        raise expected(name, "no requires_grad, since there is no backward pass (use torch.no_grad())", "requires_grad")
+    return value
+
+
+def require_dtype(name: str, tensor: torch.Tensor, *wanted: torch.dtype) -> None:
+    """The tensor has one of the dtypes."""
+    if tensor.dtype not in wanted:
+        raise expected(name, "dtype " + " or ".join(map(str, wanted)), tensor.dtype)
+
+
+def require_device(name: str, tensor: torch.Tensor, device: torch.device) -> None:
+    """The tensor lives where q does."""
+    if tensor.device != device:
+        raise expected(name, f"a tensor on {device}, like q", tensor.device)
+
+
+def require_shape(name: str, tensor: torch.Tensor, *wanted: Sequence[int | str]) -> None:
+    """The shape is one of ``wanted``; a name in a shape stands for any size."""
+    for shape in wanted:
+        if len(shape) == tensor.dim() and all(
+            isinstance(want, str) or want == size for want, size in zip(shape, tensor.shape, strict=True)
+        ):
+            return
+    texts = " or ".join("[" + ", ".join(map(str, shape)) + "]" for shape in wanted)
+    raise expected(name, f"shape {texts}", list(tensor.shape))
+
+
+def require_contiguous(name: str, tensor: torch.Tensor) -> None:
+    """The elements follow each other without gaps."""
+    if not tensor.is_contiguous():
+        raise expected(name, "a contiguous tensor", f"strides {list(tensor.stride())}")
+
+
+def require_tma_strides(name: str, tensor: torch.Tensor) -> None:
+    """Last dimension contiguous, all other strides a multiple of 16 bytes, sizes within 32 bits."""
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise expected(name, "a contiguous last dimension (stride 1)", f"strides {list(tensor.stride())}")
+    for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True):
+        step = stride * tensor.element_size()
+        if size > 1 and (step % TMA_BYTES or step >= _MAX_STRIDE):
+            raise expected(name, "strides that are multiples of 16 bytes, below 2**40", f"{step} bytes")
+        if size >= _MAX_DIM:
+            raise expected(name, "dimensions below 2**31", list(tensor.shape))
+
+
+def require_aligned(name: str, address: int, multiple: int = TMA_BYTES) -> None:
+    """The first element's address is a multiple of ``multiple`` bytes."""
+    if address % multiple:
+        raise expected(name, f"an address that is a multiple of {multiple} bytes", f"{address:#x}")
+
+
+def require_one_writer(name: str, tensor: torch.Tensor) -> None:
+    """No two elements of an output share memory (as in an expanded tensor)."""
+    dims = sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
+    reach = 1
+    for stride, size in dims:
+        if stride < reach:
+            raise expected(name, "elements that do not share memory", f"strides {list(tensor.stride())}")
+        reach = stride * (size - 1) + reach
+
+
+def integer(name: str, value: object, low: int, high: int = _MAX_DIM - 1) -> int:
+    """``value`` as an int in ``[low, high]``."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise expected(name, "an int", f"{type(value).__name__} {value!r}")
+    if not low <= value <= high:
+        raise expected(name, f"an int from {low} to {high}", value)
+    return int(value)
+
+
+def number(name: str, value: object, wanted: str, low: float, high: float = math.inf, *, above: bool = False) -> float:
+    """``value`` as a finite float from ``low`` (excluded if ``above``) to ``high``; ``wanted`` says so in words."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise expected(name, wanted, f"{type(value).__name__} {value!r}")
+    result = float(value)
+    if not math.isfinite(result) or not low <= result <= high or (above and result == low):
+        raise expected(name, wanted, result)
+    return result
+
+
+def one_of(name: str, value: object, wanted: Collection[str]) -> str:
+    """``value`` as one of the names."""
+    if not isinstance(value, str) or value not in wanted:
+        raise expected(name, "one of " + ", ".join(map(repr, wanted)), repr(value))
+    return value
+
+
+def byte_range(tensor: torch.Tensor) -> tuple[int, int]:
+    """First byte and end of the memory that the elements span; empty tensors span nothing."""
+    if tensor.numel() == 0:
+        return 0, 0
+    span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    start = tensor.data_ptr()
+    return start, start + span * tensor.element_size()
+
+
+def refuse_overlap(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """``tensor`` is written, so it must not share memory with ``other``."""
+    start, end = byte_range(tensor)
+    other_start, other_end = byte_range(other)
+    if start < other_end and other_start < end:
+        raise ArgumentError(
+            f"{name}: expected memory of its own (got bytes {start:#x}..{end:#x}, which overlap {other_name} at "
+            f"{other_start:#x}..{other_end:#x})"
+        )

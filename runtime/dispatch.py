@@ -1,0 +1,84 @@
+"""From a validated call to the kernel that computes it, or a refusal that says which kernels are near."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from skimattn.codegen import matrix
+from skimattn.codegen.spec import KernelSpec
+
+from .call import Problem
+from .errors import NoKernelError
+
+CPU_ARCH = "sm90"  # the reference computes what the kernels of this architecture compute, tile by tile
+ARCHS = {(9, 0): "sm90"}  # compute capability -> name in kernel specs
+_NEAREST = 3
+
+
+def arch_of(capability: tuple[int, int]) -> str:
+    """The architecture name of a device; :class:`NoKernelError` if no kernels exist for it."""
+    if capability not in ARCHS:
+        known = ", ".join(f"{major}.{minor} ({name})" for (major, minor), name in ARCHS.items())
+        raise NoKernelError(
+            f"device: expected compute capability {known} (got {capability[0]}.{capability[1]}); "
+            "there are no kernel specs for it, and no build.py line adds them"
+        )
+    return ARCHS[capability]
+
+
+def head_dims(head_dim: int, head_dim_v: int) -> tuple[int, int]:
+    """The kernel's (head_dim, head_dim_v) with the fewest columns that holds the call's; TMA zero-fills the rest."""
+    fitting = [dims for dims in matrix.HEAD_DIMS if dims[0] >= head_dim and dims[1] >= head_dim_v]
+    if not fitting:
+        raise NoKernelError(
+            f"head_dim: expected at most one of {list(matrix.HEAD_DIMS)} (got {(head_dim, head_dim_v)})"
+        )
+    return min(fitting, key=sum)
+
+
+def spec_of(problem: Problem, arch: str) -> KernelSpec:
+    """The one kernel that the call needs; :class:`NoKernelError` if the matrix does not hold it."""
+    dim, dim_v = head_dims(problem.head_dim, problem.head_dim_v)
+    spec = KernelSpec(
+        arch=arch,
+        phase="prefill",
+        dtype=problem.dtype,
+        out_dtype=problem.dtype,
+        head_dim=dim,
+        head_dim_v=dim_v,
+        mask=problem.mask,
+        paged=problem.paged,
+        skip=problem.skip,
+        softcap=problem.softcap > 0,
+        alibi=problem.params.alibi_slopes is not None,
+    )
+    verdict = matrix.judge(spec)
+    if isinstance(verdict, matrix.Rejected):
+        nearest = describe_nearest(spec, matrix.all_specs())
+        raise NoKernelError(f"{spec.name}: rejected by rule {verdict.rule}: {verdict.reason}; {nearest}")
+    return spec
+
+
+def differences(spec: KernelSpec, other: KernelSpec) -> dict[str, tuple[object, object]]:
+    """Fields in which two specs differ: name -> (wanted, other's)."""
+    theirs = other.values
+    return {name: (value, theirs[name]) for name, value in spec.values.items() if value != theirs[name]}
+
+
+def describe_nearest(spec: KernelSpec, candidates: Iterable[KernelSpec]) -> str:
+    """The candidates that differ in the fewest fields, and in which."""
+    ranked = sorted(candidates, key=lambda other: (len(differences(spec, other)), other.name))[:_NEAREST]
+    if not ranked:
+        return "no kernels are built"
+    texts = []
+    for other in ranked:
+        fields = [f"{name}={theirs} instead of {ours}" for name, (ours, theirs) in differences(spec, other).items()]
+        texts.append(f"{other.name} ({', '.join(fields)})")
+    return "nearest: " + "; ".join(texts)
+
+
+def not_built(spec: KernelSpec, built: Iterable[KernelSpec], why: str) -> NoKernelError:
+    """The refusal for a kernel that exists in the matrix but not on this machine."""
+    return NoKernelError(
+        f"{spec.name}: not built, {why}; {describe_nearest(spec, built)}. To add it: {matrix.build_command(spec)}"
+    )

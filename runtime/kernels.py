@@ -1,0 +1,89 @@
+"""Where kernels are found: the build's output folder, then the cache of kernels compiled on first use."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from skimattn.codegen import metadata
+from skimattn.codegen.compile import Report
+from skimattn.codegen.metadata import Kernel
+from skimattn.codegen.spec import KernelSpec
+
+from .dispatch import not_built
+
+LOGGER = logging.getLogger("skimattn")
+FOLDER_VARIABLE = "SKIMATTN_KERNELS"  # a folder with metadata.json
+JIT_VARIABLE = "SKIMATTN_JIT"  # 0 = never compile while running
+_UNBUILT = Report("", "", "", "", 0, 0, 0.0, 0)
+
+
+@dataclass(frozen=True)
+class Located:
+    """A kernel's row, and the folder that its ``cubin`` path starts from."""
+
+    kernel: Kernel
+    folder: Path
+
+
+def describe(spec: KernelSpec) -> Kernel:
+    """A kernel's row with everything known before it is built; hashes are empty, registers 0."""
+    return metadata.kernel_of(spec, _UNBUILT, cubin="")
+
+
+def folder() -> Path | None:
+    """The folder of built kernels: ``SKIMATTN_KERNELS``, or ``generated`` of the checkout that this is imported from."""
+    named = os.environ.get(FOLDER_VARIABLE)
+    if named:
+        return Path(named)
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout / "generated" if (checkout / "build.py").is_file() else None
+
+
+def built() -> dict[KernelSpec, Located]:
+    """What ``metadata.json`` of the folder holds, read once per folder and process.
+
+    Raises:
+        MetadataError: the file is damaged, truncated or foreign.
+    """
+    place = folder()
+    return {} if place is None else _read(place)
+
+
+@cache
+def _read(place: Path) -> dict[KernelSpec, Located]:
+    try:
+        rows = metadata.load(place / "metadata.json")
+    except FileNotFoundError:
+        return {}
+    return {row.spec: Located(row, place) for row in rows}
+
+
+def find(spec: KernelSpec) -> Located | None:
+    """The built kernel, if there is one."""
+    return built().get(spec)
+
+
+def jit_enabled() -> bool:
+    """Whether missing kernels may be compiled on first use."""
+    return os.environ.get(JIT_VARIABLE, "1") != "0"
+
+
+def obtain(spec: KernelSpec) -> tuple[Kernel, bytes]:
+    """A kernel's row and its checked cubin; compiled now if it was never built.
+
+    Raises:
+        NoKernelError: it is not built and ``SKIMATTN_JIT=0``.
+        BuildError: compiling it failed, or its files are damaged.
+    """
+    located = find(spec)
+    if located is not None:
+        return located.kernel, metadata.read_cubin(located.kernel, located.folder)
+    if not jit_enabled():
+        raise not_built(spec, built(), f"and {JIT_VARIABLE}=0 forbids compiling it now")
+    from skimattn.codegen.jit import compile_spec  # noqa: PLC0415  (needs the compiler; most processes never do)
+
+    return compile_spec(spec)

@@ -1,0 +1,161 @@
+"""Checks of the options of a call: mask, numbers, per-head vectors and thresholds."""
+
+from __future__ import annotations
+
+import torch
+
+from .call import Params, Problem
+from .checks import (
+    describe,
+    integer,
+    number,
+    one_of,
+    require_aligned,
+    require_contiguous,
+    require_device,
+    require_dtype,
+    require_shape,
+    require_tensor,
+)
+from .errors import ArgumentError, expected
+
+MASKS = {"full": "full", "padding": "full", "causal": "causal", "window": "window", "chunked": "chunked"}
+MASKS["custom"] = "custom"
+UNLIMITED = (-1, -1)
+WORD_BYTES = 4  # the kernel reads custom masks in words of 32 keys
+
+
+def mask_name(params: Params) -> str:
+    """The mask's name in kernel specs."""
+    return MASKS[one_of("mask", params.mask, MASKS)]
+
+
+def check_mask(params: Params) -> tuple[tuple[int, int], int]:
+    """Window and chunk size, each only with its own mask; returns ``(-1, -1)`` and 0 where unused."""
+    mask, window, chunk = mask_name(params), params.window_size, params.chunk_size
+    if not isinstance(window, tuple | list) or len(window) != 2:
+        raise expected("window_size", "a pair (left, right)", repr(window))
+    left, right = (integer("window_size", side, -1) for side in window)
+    if mask != "window" and (left, right) != UNLIMITED:
+        raise expected("window_size", f"(-1, -1) with mask {params.mask!r} (mask='window' uses it)", window)
+    if mask == "chunked":
+        chunk = integer("chunk_size", chunk, 1)
+    elif chunk is not None:
+        raise expected("chunk_size", f"None with mask {params.mask!r} (mask='chunked' uses it)", chunk)
+    if mask == "custom" and params.custom_mask is None:
+        raise expected("custom_mask", "a bool or packed uint8 tensor, since mask is 'custom'", None)
+    if mask != "custom" and params.custom_mask is not None:
+        raise expected("custom_mask", f"None with mask {params.mask!r} (mask='custom' uses it)", "a tensor")
+    return (left, right), chunk or 0
+
+
+def softmax_scale(params: Params, head_dim: int) -> float:
+    """The factor of q.k."""
+    if params.softmax_scale is None:
+        return float(head_dim**-0.5)
+    return number("softmax_scale", params.softmax_scale, "a finite float above 0", 0.0, above=True)
+
+
+def softcap(params: Params) -> float:
+    """The cap of the scores; 0 = none."""
+    return number("softcap", params.softcap, "a finite float that is 0 (off) or more", 0.0)
+
+
+def skip_kind(params: Params) -> str:
+    """Which of the three kernels the arguments select."""
+    if params.skip_softmax_threshold is None:
+        if params.stats is not None:
+            raise expected("stats", "None without skip_softmax_threshold (0.0 counts and skips nothing)", "a tensor")
+        return "dense"
+    return "skip" if params.stats is None else "stat"
+
+
+def check_threshold(params: Params, device: torch.device, batch: int, heads: int) -> float:
+    """A host threshold as a float in [0, 1]; a tensor is checked and gives 0, since its values are read on the device."""
+    value = params.skip_softmax_threshold
+    name, wanted = "skip_softmax_threshold", "None, a float from 0 to 1, or a float32 tensor [B] or [B, Hq]"
+    if value is None:
+        return 0.0
+    if not isinstance(value, torch.Tensor):
+        return number(name, value, wanted, 0.0, 1.0)
+    tensor = require_tensor(name, value)
+    require_dtype(name, tensor, torch.float32)
+    require_device(name, tensor, device)
+    require_shape(name, tensor, [batch], [batch, heads])
+    if device.type == "cpu" and not bool(((tensor >= 0) & (tensor <= 1)).all()):
+        raise expected(name, "values from 0 to 1", tensor.tolist())
+    return 0.0
+
+
+def check_head_vectors(problem: Problem) -> None:
+    """Sinks and alibi slopes."""
+    params = problem.params
+    for name, value in (("alibi_slopes", params.alibi_slopes), ("sinks", params.sinks)):
+        if value is None:
+            continue
+        tensor = require_tensor(name, value)
+        require_dtype(name, tensor, torch.float32)
+        require_device(name, tensor, problem.device)
+        require_shape(name, tensor, [problem.heads_q])
+        require_contiguous(name, tensor)
+
+
+def mask_bytes(keys: int) -> int:
+    """Bytes of a packed custom-mask row."""
+    return -(-keys // 32) * WORD_BYTES
+
+
+def check_custom_mask(problem: Problem) -> None:
+    """Shape, dtype and strides of the custom mask; for ragged or paged keys ``max_seqlen_k`` says how wide it must be."""
+    if problem.mask != "custom":
+        return
+    name, keys = "custom_mask", problem.len_k
+    tensor = require_tensor(name, problem.params.custom_mask)
+    require_dtype(name, tensor, torch.bool, torch.uint8)
+    require_device(name, tensor, problem.device)
+    heads, batch, rows = problem.heads_q, problem.batch, problem.rows
+    if problem.ragged:
+        require_shape(name, tensor, [rows, "max_k"], [heads, rows, "max_k"])
+    else:
+        require_shape(name, tensor, [rows, "max_k"], [batch, rows, "max_k"], [batch, heads, rows, "max_k"])
+    exact = tensor.dtype == torch.bool and not problem.ragged and not problem.paged
+    least = keys if tensor.dtype == torch.bool else mask_bytes(keys)
+    if tensor.shape[-1] < least or (exact and tensor.shape[-1] != keys):
+        unit = "columns" if tensor.dtype == torch.bool else "bytes a row"
+        hint = "; max_seqlen_k bounds the keys" if problem.ragged or problem.paged else ""
+        raise expected(name, f"{'' if exact else 'at least '}{least} {unit} for {keys} keys{hint}", describe(tensor))
+    if tensor.dtype == torch.uint8:
+        _check_packed_strides(tensor)
+
+
+def _check_packed_strides(tensor: torch.Tensor) -> None:
+    if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        raise expected("custom_mask", "a contiguous last dimension (stride 1)", f"strides {list(tensor.stride())}")
+    for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True):
+        if size > 1 and stride % WORD_BYTES:
+            raise expected("custom_mask", "packed rows whose strides are multiples of 4 bytes", f"{stride} bytes")
+
+
+def check_alignment(problem: Problem) -> None:
+    """Addresses of everything that TMA or wide loads read."""
+    params = problem.params
+    for name, tensor in (("q", params.q), ("k", params.k), ("v", params.v), ("out", params.out)):
+        if tensor is not None:
+            require_aligned(name, tensor.data_ptr())
+    packed = params.custom_mask
+    if packed is not None and packed.dtype == torch.uint8:
+        require_aligned("custom_mask", packed.data_ptr(), WORD_BYTES)
+
+
+def pack_mask(mask: torch.Tensor) -> torch.Tensor:
+    """Pack a bool mask ``[..., keys]`` into uint8 ``[..., 4 * ceil(keys / 32)]`` on its own device.
+
+    Bit ``j % 8`` of byte ``j // 8`` is key j. Packing once and passing the result saves packing in every launch.
+    """
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.dim() < 1:
+        got = describe(mask) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise ArgumentError(f"mask: expected a bool tensor [..., keys] (got {got})")
+    keys, width = mask.shape[-1], mask_bytes(mask.shape[-1])
+    bits = torch.nn.functional.pad(mask, (0, width * 8 - keys)).view(*mask.shape[:-1], width, 8)
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
+    return (bits * weights).sum(-1, dtype=torch.uint8)
