@@ -47,8 +47,9 @@ def parse_arch(text: str) -> str:
     arch = f"sm{match.group(1)}"
     known = BY_NAME["arch"].values
     if arch not in known:
+        exist = ", ".join(map(str, known))
         raise click.UsageError(
-            f"--sm {text}: {arch} has no kernel specs yet (specs exist for {', '.join(map(str, known))}); nothing was built"
+            f"--sm {text}: {arch} has no kernel specs yet (specs exist for {exist}); nothing was built"
         )
     return arch
 
@@ -124,7 +125,7 @@ def build(build: pipeline.Build, specs: Sequence[KernelSpec], jobs: int, dry_run
         for spec, reason in stale.items():
             click.echo(f"{spec.name}: {reason}")
         seconds = build.estimate(len(stale), jobs)
-        click.echo(f"{len(stale)} of {len(specs)} kernels would be compiled, about {seconds:.0f} s; nothing was written")
+        click.echo(f"{len(stale)} of {len(specs)} kernels would be compiled, about {seconds:.0f} s; nothing written")
         return 0
     start = time.perf_counter()
     outcome = build.run(specs, jobs)

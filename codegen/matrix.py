@@ -145,7 +145,7 @@ def all_specs() -> tuple[KernelSpec, ...]:
 
 
 def in_default(spec: KernelSpec) -> bool:
-    """What LLM and diffusion inference calls: no softcap, no alibi, and paged caches only with causal kinds of masks."""
+    """What LLM and diffusion inference calls: no softcap, no alibi, paged caches only with causal kinds of masks."""
     return not spec.softcap and not spec.alibi and (not spec.paged or spec.mask in ("causal", "window", "chunked"))
 
 
@@ -158,6 +158,12 @@ SMOKE = (
     replace(_BASE, head_dim=192, mask="chunked"),
     replace(_BASE, head_dim=256, head_dim_v=256, mask="window", paged=True, skip="stat"),
 )
+
+_BELONGS: Mapping[str, Callable[[KernelSpec], bool]] = {
+    "smoke": lambda spec: spec in SMOKE,
+    "default": in_default,
+    "full": lambda spec: True,
+}
 
 
 def specs(
@@ -172,7 +178,7 @@ def specs(
     """
     if set_name not in SETS:
         raise ValueError(f"set: expected one of {', '.join(SETS)} (got {set_name!r})")
-    belongs = {"smoke": SMOKE.__contains__, "default": in_default, "full": lambda spec: True}[set_name]
+    belongs = _BELONGS[set_name]
     wanted = {feature_of(name).name: tuple(values) for name, values in (only or {}).items()}
     if archs:
         wanted["arch"] = tuple(archs)

@@ -67,7 +67,7 @@ def nvcc_path() -> str:
     home = os.environ.get("CUDA_HOME")
     found = shutil.which("nvcc") or (shutil.which("nvcc", path=f"{home}/bin") if home else None)
     if found is None:
-        raise BuildError("nvcc was found neither on PATH nor in CUDA_HOME/bin (NVRTC needs no toolkit: --compiler nvrtc)")
+        raise BuildError("nvcc: found neither on PATH nor in CUDA_HOME/bin (--compiler nvrtc needs no toolkit)")
     return found
 
 
@@ -94,7 +94,8 @@ def _run_nvrtc(unit: Unit, toolchain: Toolchain) -> tuple[bytes, str]:
     # Headers go in by name and content: no path can reach the cubin, and what is hashed is what is compiled.
     texts = [text.encode() for text in unit.headers.values()]
     names = [name.encode() for name in unit.headers]
-    status, program = nvrtc.nvrtcCreateProgram(unit.source.encode(), f"{unit.name}.cu".encode(), len(names), texts, names)
+    source, title = unit.source.encode(), f"{unit.name}.cu".encode()
+    status, program = nvrtc.nvrtcCreateProgram(source, title, len(names), texts, names)
     _check(status)
     try:
         options = [option.encode() for option in toolchain.options(unit.arch)]

@@ -1,0 +1,1 @@
+"""Which kernels exist, their sources, and the build: tables in, cubins and metadata out."""

@@ -1,0 +1,44 @@
+"""A kernel's specification: one frozen value that names everything that makes two kernels differ."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from .features import Value, pack
+
+
+@dataclass(frozen=True, order=True)
+class KernelSpec:
+    """What one kernel computes. Field names and values are those of :mod:`codegen.features`."""
+
+    arch: str
+    phase: str
+    dtype: str
+    out_dtype: str
+    head_dim: int
+    head_dim_v: int
+    mask: str
+    paged: bool
+    skip: str
+    softcap: bool
+    alibi: bool
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """Every feature's value by name."""
+        return asdict(self)
+
+    @property
+    def key(self) -> int:
+        """The packed feature bits that dispatch looks kernels up by."""
+        return pack(self.values)
+
+    @property
+    def name(self) -> str:
+        """A readable, unique symbol and file name. Never parsed: metadata carries the fields."""
+        dims = f"d{self.head_dim}" if self.head_dim == self.head_dim_v else f"d{self.head_dim}v{self.head_dim_v}"
+        parts = [self.arch, self.phase, self.dtype, dims, self.mask, self.skip]
+        if self.out_dtype != self.dtype:
+            parts.insert(3, f"out_{self.out_dtype}")
+        parts += [flag for flag in ("paged", "softcap", "alibi") if getattr(self, flag)]
+        return "skim_" + "_".join(parts)

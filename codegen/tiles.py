@@ -1,0 +1,66 @@
+"""Tile shapes, stages, warps and registers per kernel, and the shared memory they need.
+
+The rows were budgeted on paper (registers: 65536 per SM over all warpgroups; shared memory: 227 KB per
+CTA) and measured on an H200 where ``bench/NOTES.md`` says so. A change of ``tile_n`` changes which
+tiles skip, so it is part of the meaning of a kernel and stands in its metadata.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .spec import KernelSpec
+
+GROUP_ROWS = 64  # rows that decide together: one warpgroup's wgmma tile (m64)
+PANEL_COLUMNS = 64  # 16-bit columns in one 128-byte swizzled row
+MAX_SMEM_BYTES = 232448  # 227 KB, the opt-in limit of one CTA on SM90
+ORDER = "reverse"  # tiles are visited from the last visible key tile to the first
+_ALIGN = 1024  # of a 128-byte-swizzled TMA destination
+_BARRIER_BYTES = 1024  # barriers and the two work items, padded to the swizzle's alignment
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Launch geometry of one kernel. ``tile_m`` query rows by ``tile_n`` keys; ``stages`` K and V slots each."""
+
+    tile_m: int
+    tile_n: int
+    stages: int
+    producer_regs: int
+    consumer_regs: int
+    separate_o: bool
+
+    @property
+    def consumers(self) -> int:
+        """Warpgroups that compute, one per 64 rows."""
+        return self.tile_m // GROUP_ROWS
+
+    @property
+    def threads(self) -> int:
+        """Threads of a CTA: the consumers and one producer warpgroup."""
+        return 128 * (self.consumers + 1)
+
+
+# (head_dim, head_dim_v) -> tile. Registers: producer + consumers x consumer_regs <= 512 per thread column.
+_SM90_PREFILL = {
+    (64, 64): Tile(192, 128, 2, 32, 160, True),  # O 32 + S 64 + P 32 registers leave room for a third warpgroup
+    (128, 128): Tile(128, 128, 2, 56, 224, True),
+    (192, 128): Tile(128, 128, 2, 56, 224, False),  # 48 KB of Q: O has to share its buffer
+    (256, 256): Tile(128, 64, 2, 56, 224, False),
+}
+
+
+def tile_of(spec: KernelSpec) -> Tile:
+    """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
+    return _SM90_PREFILL[spec.head_dim, spec.head_dim_v]
+
+
+def smem_bytes(spec: KernelSpec) -> int:
+    """Dynamic shared memory of a kernel; ``storage.cuh`` asserts that ``sizeof(SharedStorage)`` agrees."""
+    tile = tile_of(spec)
+    q = tile.tile_m * spec.head_dim * 2
+    kv = tile.stages * tile.tile_n * (spec.head_dim + spec.head_dim_v) * 2
+    o = tile.tile_m * spec.head_dim_v * 2 if tile.separate_o else 0
+    total = q + kv + o + _BARRIER_BYTES
+    assert total % _ALIGN == 0 and total <= MAX_SMEM_BYTES, (spec.name, total)
+    return total
