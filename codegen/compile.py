@@ -89,6 +89,20 @@ def read_report(path: Path) -> Report | None:
         return None
 
 
+def stale_reason(stem: Path, unit: Unit, toolchain: Toolchain, allowed: Sequence[str]) -> str:
+    """Why the files at ``stem`` are not what compiling ``unit`` would give; empty if they are."""
+    report = read_report(stem.with_suffix(".json"))
+    if report is None:
+        return "not built"
+    if report.content_key != key_of(unit, toolchain, allowed):
+        return "compiler or options changed" if report.source_sha256 == unit.source_sha256 else "source changed"
+    try:
+        intact = hashlib.sha256(stem.with_suffix(".cubin").read_bytes()).hexdigest() == report.cubin_sha256
+    except FileNotFoundError:
+        intact = False
+    return "" if intact else "cubin missing or damaged"
+
+
 def write_result(stem: Path, cubin: bytes, report: Report) -> None:
     """Write the cubin, then the report that vouches for it. ``stem`` is the path without suffix."""
     write_atomic(stem.with_suffix(".cubin"), cubin)

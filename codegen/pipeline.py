@@ -7,7 +7,6 @@ else, from an edited header to a file that a killed build left half done, is com
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from . import emit, matrix, metadata, ninja_file, ptxas
-from .compile import Report, key_of, read_report
+from .compile import Report, read_report, stale_reason
 from .errors import BuildError
 from .files import TEMPORARY, locked, write_if_changed
 from .spec import KernelSpec
@@ -88,17 +87,7 @@ class Build:
         return Plan(units, {spec: reason for spec, reason in reasons.items() if reason})
 
     def _stale(self, spec: KernelSpec, unit: Unit, toolchain: Toolchain) -> str:
-        stem = self.folder / stem_of(spec)
-        report = read_report(stem.with_suffix(".json"))
-        if report is None:
-            return "not built"
-        if report.content_key != key_of(unit, toolchain, ptxas.allowed(spec)):
-            return "compiler or options changed" if report.source_sha256 == unit.source_sha256 else "source changed"
-        try:
-            intact = hashlib.sha256(stem.with_suffix(".cubin").read_bytes()).hexdigest() == report.cubin_sha256
-        except FileNotFoundError:
-            intact = False
-        return "" if intact else "cubin missing or damaged"
+        return stale_reason(self.folder / stem_of(spec), unit, toolchain, ptxas.allowed(spec))
 
     def estimate(self, count: int, jobs: int) -> float:
         """Seconds that compiling ``count`` kernels should take, from what earlier builds here took."""
