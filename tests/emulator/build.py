@@ -1,0 +1,141 @@
+"""Compiles rendered kernels for the emulator. Results are cached by content and shared between processes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from skimattn.codegen.emit import HEADERS, render_header, render_kernel, templates_root
+from skimattn.codegen.files import locked
+from skimattn.codegen.spec import KernelSpec
+from skimattn.codegen.unit import Headers, from_folders
+
+from .run import EmulatedKernel
+
+HERE = Path(__file__).parent
+CACHE_VARIABLE = "SKIMATTN_EMULATOR_CACHE"
+_COMMON = ("-std=c++20", "-march=native", "-fno-math-errno", "-U_FORTIFY_SOURCE", "-fPIC", "-shared", "-w")
+_RUNTIME_OPTIONS = (*_COMMON, "-O2", "-ffp-contract=fast")
+# Kernels say fmaf where they mean it; the compiler must not contract on its own.
+_KERNEL_OPTIONS = (*_COMMON, "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-DSKIM_HOST")
+_ENTRY = """{source}
+extern "C" void skim_emulator_entry(const void* block) {{
+  {name}(*static_cast<const skimattn::Params*>(block));
+}}
+"""
+
+HeaderPatch = Callable[[str, str], str]  # (include name such as "skimattn/sm90/consumer.cuh", text) -> text
+
+
+class EmulatorBuildError(Exception):
+    """The host compiler refused a kernel; the message holds its output."""
+
+
+def compile_kernel(spec: KernelSpec, *, source_override: HeaderPatch | None = None) -> EmulatedKernel:
+    """The kernel of ``spec``; ``source_override`` may change the text of any header of ``templates/include``."""
+    return compile_source(spec.name, render_kernel(spec), source_override=source_override)
+
+
+def compile_source(name: str, source: str, *, source_override: HeaderPatch | None = None) -> EmulatedKernel:
+    """A kernel from its ``.cu`` text, whose entry ``name`` takes ``skimattn::Params`` by value."""
+    headers = _closure(source, source_override)
+    host = (HERE / "include/skimattn_host/platform.h", HERE / "include/skimattn_host/machine.h")
+    parts = [source, *_KERNEL_OPTIONS, _machine(), *(f"{key}\n{text}" for key, text in headers.items())]
+    digest = _digest([*parts, *(path.read_text() for path in host)])
+    target = _cache_folder() / f"{name}-{digest}.so"
+
+    def build(folder: Path, output: Path) -> None:
+        for include, text in headers.items():
+            (folder / include).parent.mkdir(parents=True, exist_ok=True)
+            (folder / include).write_text(text)
+        unit = folder / f"{name}.cu"
+        unit.write_text(_ENTRY.format(source=source, name=name))
+        _run(["-x", "c++", *_KERNEL_OPTIONS, f"-I{folder}", f"-I{HERE / 'include'}", str(unit), "-o", str(output)])
+
+    _build_once(target, build)
+    return EmulatedKernel(name, runtime_library(), target)
+
+
+@cache
+def runtime_library() -> Path:
+    """The emulator itself, compiled when its sources changed."""
+    sources = sorted((HERE / "src").glob("*.cpp"))
+    headers = [HERE / "src/state.h", HERE / "include/skimattn_host/machine.h"]
+    digest = _digest([*_RUNTIME_OPTIONS, _machine(), *(path.read_text() for path in (*sources, *headers))])
+    target = _cache_folder() / f"emulator-{digest}.so"
+
+    def build(folder: Path, output: Path) -> None:
+        _run([*_RUNTIME_OPTIONS, f"-I{HERE / 'include'}", *map(str, sources), "-o", str(output)])
+
+    _build_once(target, build)
+    return target
+
+
+def _closure(source: str, override: HeaderPatch | None) -> dict[str, str]:
+    rendered = {f"skimattn/{name}": render_header(name) for name in HEADERS}
+    emulated, real = from_folders([HERE / "include"]), from_folders([templates_root() / "include"])
+
+    def resolve(name: str) -> str | None:
+        if (text := emulated(name)) is not None:
+            return text
+        text = rendered[name] if name in rendered else real(name)
+        return override(name, text) if text is not None and override is not None else text
+
+    return Headers(resolve).closure(source)
+
+
+def _cache_folder() -> Path:
+    chosen = os.environ.get(CACHE_VARIABLE)
+    folder = Path(chosen) if chosen else HERE.parents[1] / "generated" / "emulator"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@cache
+def _compiler() -> str:
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        raise EmulatorBuildError("expected a C++20 compiler: set CXX, or install g++")
+    return compiler
+
+
+@cache
+def _machine() -> str:
+    """What a compiled file depends on besides its text: the compiler, and the CPU for ``-march=native``."""
+    version = subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+    try:
+        flags = re.search(r"^(flags|Features)\s*:.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        flags = None
+    return "\n".join([version, platform.machine(), flags.group(0) if flags else ""])
+
+
+def _digest(parts: list[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+
+
+def _build_once(target: Path, build: Callable[[Path, Path], None]) -> None:
+    """Make ``target`` unless it exists. Parallel processes wait for the one that builds it."""
+    if target.exists():
+        return
+    with locked(target.with_suffix(".lock")):
+        if target.exists():
+            return
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix="build-") as scratch:
+            output = Path(scratch) / target.name
+            build(Path(scratch), output)
+            output.replace(target)
+
+
+def _run(arguments: list[str]) -> None:
+    result = subprocess.run([_compiler(), *arguments], capture_output=True, text=True)
+    if result.returncode != 0:
+        raise EmulatorBuildError(result.stderr or f"compiler ended with {result.returncode}")

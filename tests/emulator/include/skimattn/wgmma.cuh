@@ -1,0 +1,24 @@
+// The host version of the rendered wgmma operand lists.
+#pragma once
+#include <skimattn/core/platform.cuh>
+#include <skimattn_host/machine.h>
+
+namespace skimattn::ptx {
+
+template <class T>
+constexpr skim_emulator::Element kHostElement = skim_emulator::Element::kBf16;
+template <>
+inline constexpr skim_emulator::Element kHostElement<ElementFp16> = skim_emulator::Element::kFp16;
+
+template <class T, int N>
+struct Wgmma {
+  static_assert(N % 8 == 0 && N >= 8 && N <= 256, "wgmma: N is a multiple of 8, at most 256");
+  static void ss(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
+    skim_emulator::wgmma(d, N, kHostElement<T>, nullptr, a, b, accumulate, false);
+  }
+  static void rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) {
+    skim_emulator::wgmma(d, N, kHostElement<T>, a, 0, b, true, true);
+  }
+};
+
+}  // namespace skimattn::ptx

@@ -1,0 +1,53 @@
+// What the emulator's runtime offers to the host version of ptx.cuh. One call per instruction; the runtime decides
+// when the calling fibre (one per CUDA thread) goes on. Addresses in shared memory are plain host pointers here.
+#pragma once
+#include <cstdint>
+
+namespace skim_emulator {
+
+struct ThreadIds {
+  int thread, block, grid;
+};
+// The running thread. Written by the scheduler at every switch.
+extern ThreadIds running;
+
+enum class Collective { kSync, kShuffle, kBallot, kBarrierArrive, kBarrierSync, kBarrierAnd, kSetRegisters };
+
+// Blocks until all live lanes of the warp have come, then returns this lane's view of it. For shuffles `argument` is
+// the source lane.
+uint32_t warp_collective(Collective kind, uint32_t value, int argument);
+
+void barrier_arrive(int id, int threads);
+bool barrier_sync(int id, int threads, bool predicate, bool reduce);
+void cta_sync();
+void set_registers(int count, bool increase);
+
+uint8_t* dynamic_smem();
+uint32_t smem_address(const void* pointer);
+void shared_access(const void* pointer, int bytes, bool write);
+void fence_proxy_async();
+
+void mbarrier_init(uint64_t* barrier, uint32_t count);
+void fence_mbarrier_init();
+void mbarrier_arrive(uint64_t* barrier, uint32_t expect_bytes);
+void mbarrier_wait_parity(uint64_t* barrier, uint32_t parity);
+
+void tma_load(void* to, const void* map, uint64_t* barrier, const int (&at)[4]);
+void tma_store(const void* map, const void* from, const int (&at)[4]);
+void tma_store_commit();
+void tma_store_wait(int pending, bool read_only);
+
+enum class Element { kBf16, kFp16 };
+// One wgmma m64nNk16; `a` null means that A comes from shared memory through `a_descriptor`.
+void wgmma(float* d, int n, Element element, const uint32_t* a, uint64_t a_descriptor, uint64_t b_descriptor,
+           bool accumulate, bool b_mn_major);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int pending);
+
+void global_access(const void* address, int bytes, bool write);
+
+uint32_t to_bf16(float value);
+uint32_t to_fp16(float value);
+
+}  // namespace skim_emulator

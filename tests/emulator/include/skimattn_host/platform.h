@@ -1,0 +1,12 @@
+// The host's side of core/platform.cuh: what the device compiler provides and a C++20 host compiler does not.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define SKIM_DEVICE inline
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__

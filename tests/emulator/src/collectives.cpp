@@ -1,0 +1,167 @@
+// What the lanes of a warp, or the warps of a CTA, do together: shuffles, votes, named barriers, register counts.
+#include <cstdio>
+
+#include "state.h"
+
+namespace skim_emulator {
+namespace {
+
+constexpr int kRegisterFile = 65536;
+
+void wake_lanes(Warp& warp, uint32_t lanes) { warp.ready |= lanes; }
+
+// One warp arrives. With `waits` its lanes sleep until the barrier completes.
+void arrive(Warp& warp, uint32_t lanes, int id, int threads, bool waits, bool reduce, bool all) {
+  Cta& cta = *warp.cta;
+  NamedBarrier& barrier = cta.named[id];
+  const int warp_index = static_cast<int>(&warp - cta.warps.data());
+  const uint32_t bit = 1u << warp_index;
+  if (barrier.arrived == 0) {
+    barrier.threads = threads;
+    barrier.reduce = waits && reduce;
+    barrier.all = true;
+  }
+  if (barrier.threads != threads) {
+    fail("barrier", "named barrier %d used with %d threads, but others of this phase said %d", id, threads,
+         barrier.threads);
+  }
+  if ((barrier.warps & bit) != 0) fail("barrier", "warp %d arrived twice in one phase of named barrier %d", warp_index, id);
+  barrier.warps |= bit;
+  if (waits) barrier.waiting |= bit;
+  if (reduce) barrier.reduce = true;
+  barrier.all = barrier.all && all;
+  barrier.arrived += kWarp;
+  if (waits) {
+    for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
+      Wait& wait = warp.lanes[__builtin_ctz(rest)]->wait;
+      wait.kind = Wait::kNamedBarrier;
+      wait.id = id;
+    }
+  }
+  if (barrier.arrived < barrier.threads) return;
+  for (uint32_t rest = barrier.waiting; rest != 0; rest &= rest - 1) {
+    Warp& waiter = cta.warps[__builtin_ctz(rest)];
+    for (int lane = 0; lane < kWarp; ++lane) waiter.lanes[lane]->result = barrier.all;
+    wake_lanes(waiter, waiter.live);
+  }
+  barrier = NamedBarrier{};
+}
+
+void set_warp_registers(Warp& warp, int count, bool increase) {
+  if (count % 8 != 0 || count < 24 || count > 256) {
+    fail("register", "setmaxnreg: expected a multiple of 8 in 24..256 (got %d)", count);
+  }
+  if (increase ? count < warp.registers : count > warp.registers) {
+    fail("register", "setmaxnreg.%s to %d, but the warp has %d registers", increase ? "inc" : "dec", count,
+         warp.registers);
+  }
+  warp.registers = count;
+}
+
+// The whole collective has come together: compute every lane's result and let the lanes go on.
+void finish(Warp& warp) {
+  const uint32_t lanes = warp.arrived;
+  const int first = __builtin_ctz(lanes);
+  const uint32_t first_value = warp.values[first];
+  const int argument = warp.arguments[first];
+  warp.arrived = 0;
+  uint32_t ballot = 0;
+  bool all = true;
+  for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
+    const int lane = __builtin_ctz(rest);
+    if (warp.values[lane] != 0) ballot |= 1u << lane;
+    all = all && warp.values[lane] != 0;
+    if (warp.kind > Collective::kBallot && warp.arguments[lane] != argument) {
+      fail("barrier", "lanes of one warp disagree on a barrier or register count (%d and %d)", argument,
+           warp.arguments[lane]);
+    }
+  }
+  switch (warp.kind) {
+    case Collective::kSync: break;
+    case Collective::kShuffle:
+      for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
+        const int lane = __builtin_ctz(rest), source = warp.arguments[lane];
+        if ((lanes >> source & 1) == 0) fail("barrier", "shuffle reads lane %d, which has exited", source);
+        warp.lanes[lane]->result = warp.values[source];
+      }
+      break;
+    case Collective::kBallot:
+      for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) warp.lanes[__builtin_ctz(rest)]->result = ballot;
+      break;
+    case Collective::kSetRegisters: set_warp_registers(warp, argument, first_value != 0); break;
+    case Collective::kBarrierArrive: arrive(warp, lanes, argument & 15, argument >> 4, false, false, true); break;
+    case Collective::kBarrierSync:
+    case Collective::kBarrierAnd:
+      arrive(warp, lanes, argument & 15, argument >> 4, true, warp.kind == Collective::kBarrierAnd, all);
+      return;  // the barrier wakes them
+  }
+  wake_lanes(warp, lanes);
+}
+
+void check_barrier(int id, int threads) {
+  const int cta_threads = machine.current->cta->threads;
+  if (id < 0 || id >= kNamedBarriers) fail("barrier", "named barrier: expected an id in 0..15 (got %d)", id);
+  if (threads <= 0 || threads % kWarp != 0 || threads > cta_threads) {
+    fail("barrier", "named barrier %d: expected a multiple of 32 threads, at most %d (got %d)", id, cta_threads,
+         threads);
+  }
+}
+
+}  // namespace
+
+uint32_t warp_collective(Collective kind, uint32_t value, int argument) {
+  Fibre& fibre = *machine.current;
+  Warp& warp = *fibre.warp;
+  const uint32_t bit = 1u << fibre.lane;
+  if (warp.arrived == 0) warp.kind = kind;
+  if (warp.kind != kind) fail("barrier", "lanes of one warp are at different warp-wide instructions");
+  warp.values[fibre.lane] = value;
+  warp.arguments[fibre.lane] = argument;
+  warp.arrived |= bit;
+  Wait wait{Wait::kCollective};
+  if (warp.arrived == warp.live) {
+    finish(warp);
+    if ((warp.ready & bit) != 0) {
+      warp.ready &= ~bit;
+      return fibre.result;
+    }
+    wait = fibre.wait;
+  }
+  block(wait);
+  return fibre.result;
+}
+
+void lane_exited(Fibre& fibre) {
+  Warp& warp = *fibre.warp;
+  warp.live &= ~(1u << fibre.lane);
+  if (warp.arrived != 0 && warp.arrived == warp.live) finish(warp);
+}
+
+void barrier_arrive(int id, int threads) {
+  check_barrier(id, threads);
+  warp_collective(Collective::kBarrierArrive, 1, id | threads << 4);
+}
+
+bool barrier_sync(int id, int threads, bool predicate, bool reduce) {
+  check_barrier(id, threads);
+  return warp_collective(reduce ? Collective::kBarrierAnd : Collective::kBarrierSync, predicate, id | threads << 4) != 0;
+}
+
+void cta_sync() { barrier_sync(0, machine.current->cta->threads, true, false); }
+
+void set_registers(int count, bool increase) {
+  warp_collective(Collective::kSetRegisters, increase, count);
+  // The pool is only known to hold once every warp has said what it wants; until then the device would wait.
+  const Cta& cta = *machine.current->cta;
+  const int at_launch = kRegisterFile / cta.threads / 8 * 8;
+  int sum = 0;
+  for (const Warp& warp : cta.warps) {
+    if (warp.registers == at_launch) return;
+    sum += warp.registers * kWarp;
+  }
+  if (sum > kRegisterFile) {
+    fail("register", "setmaxnreg: the warps of a CTA want %d registers, expected at most %d", sum, kRegisterFile);
+  }
+}
+
+}  // namespace skim_emulator

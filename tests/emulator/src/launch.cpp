@@ -1,0 +1,130 @@
+// The C interface: run one grid, give back an error text.
+#include <signal.h>
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstring>
+#include <memory>
+
+#include "state.h"
+
+namespace skim_emulator {
+namespace {
+
+void build_cta(Cta& cta, int index, int grid, int threads, int smem_bytes, uint8_t* smem) {
+  cta.index = index;
+  cta.threads = cta.live = threads;
+  cta.smem_bytes = smem_bytes;
+  cta.smem = smem;
+  std::memset(smem, 0xff, static_cast<size_t>(smem_bytes));  // NaN: what nobody wrote should show
+  cta.fibres.assign(static_cast<size_t>(threads), Fibre{});
+  cta.warps.assign(static_cast<size_t>(threads / kWarp), Warp{});
+  cta.groups.assign(static_cast<size_t>((threads + kGroup - 1) / kGroup), Warpgroup{});
+  cta.granules.assign(static_cast<size_t>(smem_bytes / kGranule + 1), Granule{});
+  cta.mbarriers.reserve(256);
+  for (int t = 0; t < threads; ++t) {
+    Fibre& fibre = cta.fibres[static_cast<size_t>(t)];
+    Warp& warp = cta.warps[static_cast<size_t>(t / kWarp)];
+    fibre.ids = {t, index, grid};
+    fibre.lane = t % kWarp;
+    fibre.warp = &warp;
+    fibre.cta = &cta;
+    warp.cta = &cta;
+    warp.lanes[fibre.lane] = &fibre;
+    warp.live = warp.ready = ~0u;
+    warp.registers = 65536 / threads / 8 * 8;
+    warp.priority = random_number();
+  }
+}
+
+void clean_up() {
+  for (Cta& cta : machine.ctas) {
+    for (Warpgroup& group : cta.groups) {
+      for (Wgmma* op : group.ops) delete op;
+      for (AccumulatorTile* tile : group.tiles) delete tile;
+    }
+  }
+  machine.ctas.clear();
+  machine.warps.clear();
+  machine.loads.clear();
+  machine.stores.clear();
+  machine.ranges.clear();
+}
+
+// A kernel that leaves its memory becomes an error of the launch instead of the end of the process.
+void on_fault(int, siginfo_t* info, void*) { fail("out-of-bounds", "memory fault at %p", info->si_addr); }
+
+class FaultHandler {
+ public:
+  FaultHandler() {
+    static char stack[64 * 1024];
+    stack_t own{};
+    own.ss_sp = stack;
+    own.ss_size = sizeof stack;
+    sigaltstack(&own, &old_stack_);
+    struct sigaction action {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &action, &old_[i]);
+  }
+  ~FaultHandler() {
+    for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &old_[i], nullptr);
+    sigaltstack(&old_stack_, nullptr);
+  }
+
+ private:
+  static constexpr int kSignals[3] = {SIGSEGV, SIGBUS, SIGFPE};
+  struct sigaction old_[3];
+  stack_t old_stack_;
+};
+
+void run() {
+  // Nothing with a destructor may live between here and the fibres.
+  if (_setjmp(machine.abort_point) == 0) run_grid();
+}
+
+}  // namespace
+}  // namespace skim_emulator
+
+// `entry` takes the parameter block; `ranges` are (base, bytes) pairs of global memory the kernel may touch, none =
+// not checked. Returns 0, or 1 with "kind\nmessage" in `error`.
+extern "C" int skim_emulator_launch(void (*entry)(const void*), const void* block, int grid, int threads,
+                                    int smem_bytes, int schedule, uint64_t seed, const uint64_t* ranges, int range_count,
+                                    char* error, int error_bytes) {
+  using namespace skim_emulator;
+  machine.kind.clear();
+  machine.message.clear();
+  machine.schedule = static_cast<Schedule>(schedule);
+  machine.seed = machine.random_state = seed;
+  machine.current = nullptr;
+  machine.entry = entry;
+  machine.block = block;
+  machine.last_warp = 0;
+  machine.live = grid * threads;
+  for (int i = 0; i < range_count; ++i) machine.ranges.push_back({ranges[2 * i], ranges[2 * i + 1]});
+  if (smem_bytes > kMaxSmem) {
+    snprintf(error, static_cast<size_t>(error_bytes), "resource\nexpected at most %d bytes of shared memory (got %d)",
+             kMaxSmem, smem_bytes);
+    return 1;
+  }
+  const size_t per_cta = static_cast<size_t>(smem_bytes + 1023) / 1024 * 1024;
+  const size_t total = per_cta * static_cast<size_t>(grid) + 1024;
+  const std::unique_ptr<uint8_t[]> memory(new uint8_t[total]);
+  uint8_t* base = memory.get() + (1024 - reinterpret_cast<uintptr_t>(memory.get()) % 1024) % 1024;
+  machine.ctas = std::vector<Cta>(static_cast<size_t>(grid));
+  for (int c = 0; c < grid; ++c) {
+    build_cta(machine.ctas[static_cast<size_t>(c)], c, grid, threads, smem_bytes, base + per_cta * static_cast<size_t>(c));
+  }
+  for (Cta& cta : machine.ctas) {
+    for (Warp& warp : cta.warps) machine.warps.push_back(&warp);
+  }
+  {
+    const FaultHandler handler;
+    run();
+  }
+  machine.current = nullptr;
+  clean_up();
+  if (machine.kind.empty()) return 0;
+  snprintf(error, static_cast<size_t>(error_bytes), "%s\n%s", machine.kind.c_str(), machine.message.c_str());
+  return 1;
+}

@@ -1,0 +1,89 @@
+// mbarriers with transaction counts. Their state lives beside shared memory; only their address is in it.
+#include "state.h"
+
+namespace skim_emulator {
+namespace {
+
+constexpr int64_t kMaxTx = (1 << 20) - 1;
+constexpr uint32_t kMaxCount = (1 << 20) - 1;
+
+void complete_phase(Mbarrier& barrier) {
+  if (barrier.pending != 0 || barrier.tx != 0) return;
+  ++barrier.phase;
+  barrier.pending = barrier.count;
+  for (Fibre* fibre : barrier.waiters) wake(*fibre);
+  barrier.waiters.clear();
+}
+
+}  // namespace
+
+Mbarrier& find_mbarrier(Cta& cta, uint32_t offset, const char* what) {
+  for (Mbarrier& barrier : cta.mbarriers) {
+    if (barrier.offset != offset) continue;
+    if (barrier.owner != machine.current && machine.current != nullptr &&
+        barrier.owner->init_fences == barrier.owner_fences) {
+      fail("fence", "%s on mbarrier smem+%u, whose initialisation no fence_mbarrier_init followed", what, offset);
+    }
+    return barrier;
+  }
+  fail("barrier", "%s on smem+%u, which is no initialised mbarrier", what, offset);
+}
+
+Mbarrier& find_mbarrier(Cta& cta, const void* pointer, const char* what) {
+  return find_mbarrier(cta, smem_offset(cta, pointer, 8, what), what);
+}
+
+void mbarrier_init(uint64_t* pointer, uint32_t count) {
+  Cta& cta = *machine.current->cta;
+  const uint32_t offset = smem_offset(cta, pointer, 8, "mbarrier_init");
+  if (offset % 8 != 0) fail("alignment", "mbarrier_init: expected an 8-byte aligned address (got smem+%u)", offset);
+  if (count == 0 || count > kMaxCount) fail("barrier", "mbarrier_init: expected a count in 1..2^20-1 (got %u)", count);
+  for (const Mbarrier& barrier : cta.mbarriers) {
+    if (barrier.offset == offset) fail("barrier", "mbarrier_init on the live mbarrier smem+%u", offset);
+  }
+  // A waiter keeps a pointer to its barrier, so the table must not move.
+  if (cta.mbarriers.size() == cta.mbarriers.capacity()) fail("barrier", "too many mbarriers in one CTA");
+  cta.granules[offset / kGranule].barrier = 1;
+  cta.mbarriers.push_back({offset, count, count, 0, 0, machine.current, machine.current->init_fences, {}});
+}
+
+void fence_mbarrier_init() { ++machine.current->init_fences; }
+
+void mbarrier_arrive(uint64_t* pointer, uint32_t expect_bytes) {
+  Mbarrier& barrier = find_mbarrier(*machine.current->cta, pointer, "mbarrier_arrive");
+  barrier.tx += expect_bytes;
+  if (barrier.tx > kMaxTx) {
+    fail("barrier", "mbarrier smem+%u expects %lld bytes, more than 2^20-1", barrier.offset,
+         static_cast<long long>(barrier.tx));
+  }
+  if (barrier.pending == 0) {
+    fail("barrier", "mbarrier smem+%u: more arrivals than the %u it was initialised with (phase %llu)", barrier.offset,
+         barrier.count, static_cast<unsigned long long>(barrier.phase));
+  }
+  --barrier.pending;
+  complete_phase(barrier);
+}
+
+void complete_tx(Cta&, Mbarrier& barrier, uint32_t bytes) {
+  barrier.tx -= bytes;
+  if (barrier.tx < 0) {
+    fail("barrier", "mbarrier smem+%u: a copy completed %u bytes, %lld more than it expects (phase %llu)",
+         barrier.offset, bytes, static_cast<long long>(-barrier.tx), static_cast<unsigned long long>(barrier.phase));
+  }
+  complete_phase(barrier);
+}
+
+void mbarrier_wait_parity(uint64_t* pointer, uint32_t parity) {
+  if (parity > 1) fail("barrier", "mbarrier_wait_parity: expected parity 0 or 1 (got %u)", parity);
+  Mbarrier& barrier = find_mbarrier(*machine.current->cta, pointer, "mbarrier_wait_parity");
+  // Tested again after waking: like the device, a thread that sleeps through two phases goes on waiting.
+  while ((barrier.phase & 1) == parity) {
+    barrier.waiters.push_back(machine.current);
+    Wait wait{Wait::kMbarrier};
+    wait.barrier = &barrier;
+    wait.id = static_cast<int>(parity);
+    block(wait);
+  }
+}
+
+}  // namespace skim_emulator

@@ -1,0 +1,125 @@
+// Shared memory as threads see it, the checks on it, global ranges, and the 16-bit formats.
+#include <cstring>
+
+#include "state.h"
+
+namespace skim_emulator {
+
+uint8_t* dynamic_smem() { return machine.current->cta->smem; }
+
+uint32_t smem_address(const void* pointer) {
+  Cta& cta = *machine.current->cta;
+  return kSmemBase + smem_offset(cta, pointer, 0, "smem_address");
+}
+
+uint32_t smem_offset(Cta& cta, const void* pointer, uint32_t bytes, const char* what) {
+  const auto offset = static_cast<const uint8_t*>(pointer) - cta.smem;
+  if (offset < 0 || offset + static_cast<int64_t>(bytes) > cta.smem_bytes) {
+    fail("out-of-bounds", "%s at smem%+lld, %u bytes, outside the %d bytes of the CTA", what,
+         static_cast<long long>(offset), bytes, cta.smem_bytes);
+  }
+  return static_cast<uint32_t>(offset);
+}
+
+void shared_access(const void* pointer, int bytes, bool write) {
+  Fibre& fibre = *machine.current;
+  Cta& cta = *fibre.cta;
+  const char* what = write ? "st_shared" : "ld_shared";
+  const uint32_t offset = smem_offset(cta, pointer, bytes, what);
+  if (offset % bytes != 0) fail("alignment", "%s of %d bytes at smem+%u", what, bytes, offset);
+  Granule& granule = cta.granules[offset / kGranule];
+  if (granule.barrier != 0) {
+    for (const Mbarrier& barrier : cta.mbarriers) {
+      if (offset < barrier.offset + 8 && barrier.offset < offset + bytes) {
+        fail("barrier", "%s at smem+%u touches a live mbarrier", what, offset);
+      }
+    }
+  }
+  if (granule.loads != 0) {
+    fail(write ? "early-overwrite" : "early-read", "%s at smem+%u, where a tma_load has not landed", what, offset);
+  }
+  if (!write) return;
+  if (granule.mma_reads != 0) fail("early-overwrite", "st_shared at smem+%u, which a wgmma still reads", offset);
+  if (granule.store_reads != 0) fail("early-overwrite", "st_shared at smem+%u, which a tma_store still reads", offset);
+  granule.writer = &fibre;
+  granule.writer_fences = fibre.proxy_fences;
+}
+
+void fence_proxy_async() { ++machine.current->proxy_fences; }
+
+void check_async_read(Fibre&, Granule& granule, uint32_t offset, const char* what) {
+  if (granule.loads != 0) fail("early-read", "%s reads smem+%u, where a tma_load has not landed", what, offset);
+  if (granule.writer != nullptr && granule.writer->proxy_fences == granule.writer_fences) {
+    fail("fence", "%s reads smem+%u, written by thread %d without a fence_proxy_async since", what, offset,
+         granule.writer->ids.thread);
+  }
+}
+
+void check_global(const void* address, uint64_t bytes, const char* what) {
+  if (machine.ranges.empty()) return;
+  const auto at = reinterpret_cast<uint64_t>(address);
+  for (const Range& range : machine.ranges) {
+    if (at >= range.base && at + bytes <= range.base + range.size) return;
+  }
+  fail("out-of-bounds", "%s of %llu bytes at %p, in no known tensor", what, static_cast<unsigned long long>(bytes),
+       address);
+}
+
+void global_access(const void* address, int bytes, bool write) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
+    fail("alignment", "global access of %d bytes at %p", bytes, address);
+  }
+  check_global(address, bytes, write ? "global store" : "global load");
+}
+
+// ---- 16-bit formats, round to nearest even
+
+uint32_t to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if (value != value) return 0x7fff;
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+float from_bf16(uint16_t half) {
+  const uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+uint32_t to_fp16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) return 0x7fff;
+  if (magnitude >= 0x477ff000) return sign | 0x7c00;  // 65520 and up round to infinity
+  if (magnitude < 0x38800000) {                       // subnormal: adding 0.5 makes the FPU round at 2^-24
+    float shifted;
+    std::memcpy(&shifted, &magnitude, 4);
+    shifted += 0.5f;
+    uint32_t rounded;
+    std::memcpy(&rounded, &shifted, 4);
+    return sign | (rounded - 0x3f000000);
+  }
+  return sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13);
+}
+
+float from_fp16(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, exponent = half >> 10 & 31, mantissa = half & 0x3ff;
+  uint32_t bits;
+  if (exponent == 0) {
+    const float value = static_cast<float>(mantissa) * 0x1p-24f;
+    std::memcpy(&bits, &value, 4);
+  } else if (exponent == 31) {
+    bits = 0x7f800000 | mantissa << 13;
+  } else {
+    bits = (exponent + 112) << 23 | mantissa << 13;
+  }
+  bits |= sign;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+}  // namespace skim_emulator

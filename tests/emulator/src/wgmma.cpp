@@ -1,0 +1,265 @@
+// Warpgroup matrix products. Operands come through the descriptor bits from swizzled shared memory; accumulators are
+// out of reach (poisoned) from issue until the wait that retires the group.
+#include <cstring>
+
+#include "state.h"
+
+namespace skim_emulator {
+namespace {
+
+constexpr int kM = 64, kK = 16;
+constexpr uint32_t kPoisonBits = 0x7fd5a5a5;  // a NaN nobody computes
+
+// Decoded matrix descriptor (PTX ISA, "Matrix-descriptor-format").
+struct Descriptor {
+  uint32_t start, leading, stride;
+};
+
+Descriptor decode(uint64_t bits, const char* operand) {
+  constexpr uint64_t kReserved = 3ull << 14 | 3ull << 30 | 0x3full << 46 | 0x3ffull << 52;
+  if (bits >> 62 != 1) {
+    fail("descriptor", "%s: expected layout type 1, the 128-byte swizzle (got %d)", operand, static_cast<int>(bits >> 62));
+  }
+  if ((bits & kReserved) != 0) fail("descriptor", "%s: reserved bits are set in %016llx", operand, static_cast<unsigned long long>(bits));
+  const auto field = [&](int shift) { return static_cast<uint32_t>(bits >> shift & 0x3fff) << 4; };
+  return {field(0), field(16), field(32)};
+}
+
+// Shared-memory address of the 16-byte piece that holds 8 consecutive elements. K-major: row is m or n and `column`
+// counts along k. MN-major: row is k and `column` counts along n.
+uint32_t piece_address(const Descriptor& d, bool mn_major, int row, int column) {
+  const int panel = mn_major ? column / 64 : 0;
+  uint32_t address = d.start + panel * d.leading + row / 8 * d.stride + row % 8 * 128 + column % 64 * 2;
+  return address ^ (address >> 7 & 7) << 4;
+}
+
+void check_descriptor(const Descriptor& d, bool mn_major, const char* operand) {
+  const uint32_t within = d.start % 1024;
+  if (mn_major ? within != 0 : within > 96) {
+    fail("descriptor", "%s starts at smem address %u, which is %u bytes into a swizzle atom", operand, d.start, within);
+  }
+}
+
+// Visits the 16-byte pieces of an operand: visit(offset in shared memory, first element of `out`, element step).
+template <class Visit>
+void for_each_piece(Cta& cta, uint64_t bits, bool mn_major, int extent, const char* operand, Visit visit) {
+  const Descriptor d = decode(bits, operand);
+  check_descriptor(d, mn_major, operand);
+  const int rows = mn_major ? kK : extent, columns = mn_major ? extent : kK;
+  for (int row = 0; row < rows; ++row) {
+    for (int column = 0; column < columns; column += 8) {
+      const int64_t offset = static_cast<int64_t>(piece_address(d, mn_major, row, column)) - kSmemBase;
+      if (offset < 0 || offset + kGranule > cta.smem_bytes) {
+        fail("out-of-bounds", "%s reads smem%+lld, outside the %d bytes of the CTA (descriptor %016llx)", operand,
+             static_cast<long long>(offset), cta.smem_bytes, static_cast<unsigned long long>(bits));
+      }
+      visit(static_cast<uint32_t>(offset), row * columns + column);
+    }
+  }
+}
+
+// Operands as stored: A [64][16] first (absent if it comes from registers), then B [n][16] or, MN-major, [16][n].
+void gather(Cta& cta, const Wgmma& op, uint16_t* out) {
+  if (!op.registers) {
+    for_each_piece(cta, op.a_descriptor, false, kM, "operand A",
+                   [&](uint32_t offset, int at) { std::memcpy(out + at, cta.smem + offset, kGranule); });
+  }
+  for_each_piece(cta, op.b_descriptor, op.b_mn_major, op.n, "operand B", [&](uint32_t offset, int at) {
+    std::memcpy(out + kM * kK + at, cta.smem + offset, kGranule);
+  });
+}
+
+void count_reads(Cta& cta, const Wgmma& op, int step, bool check) {
+  const auto visit = [&](uint32_t offset, int) {
+    Granule& granule = cta.granules[offset / kGranule];
+    if (check) check_async_read(*machine.current, granule, offset, "wgmma");
+    granule.mma_reads = static_cast<uint16_t>(granule.mma_reads + step);
+  };
+  if (!op.registers) for_each_piece(cta, op.a_descriptor, false, kM, "operand A", visit);
+  for_each_piece(cta, op.b_descriptor, op.b_mn_major, op.n, "operand B", visit);
+}
+
+float to_float(Element element, uint16_t bits) {
+  return element == Element::kBf16 ? from_bf16(bits) : from_fp16(bits);
+}
+
+// Element i of thread t's fragment lies in this row and column of the 64 x n tile.
+int fragment_row(int t, int i) { return t / 32 * 16 + t % 32 / 4 + (i >> 1 & 1) * 8; }
+int fragment_column(int t, int i) { return (i >> 2) * 8 + t % 4 * 2 + (i & 1); }
+
+void multiply(const float* a, const float* b, float* c, int n) {
+  for (int row = 0; row < kM; ++row) {
+    float* __restrict line = c + row * n;
+    for (int k = 0; k < kK; ++k) {
+      const float x = a[row * kK + k];
+      const float* __restrict y = b + k * n;
+      for (int j = 0; j < n; ++j) line[j] += x * y[j];
+    }
+  }
+}
+
+void compute(Wgmma& op) {
+  static float a[kM * kK], b[kK * kMaxN];
+  const uint16_t* bits = op.operands.data();
+  if (op.registers) {
+    for (int t = 0; t < kGroup; ++t) {
+      for (int i = 0; i < 8; ++i) {
+        const int row = t / 32 * 16 + t % 32 / 4 + (i >> 1 & 1) * 8, k = (i >> 2) * 8 + t % 4 * 2 + (i & 1);
+        a[row * kK + k] = to_float(op.element, static_cast<uint16_t>(op.a_values[t][i / 2] >> (i & 1) * 16));
+      }
+    }
+  } else {
+    for (int i = 0; i < kM * kK; ++i) a[i] = to_float(op.element, bits[i]);
+  }
+  for (int k = 0; k < kK; ++k) {
+    for (int j = 0; j < op.n; ++j) {
+      b[k * op.n + j] = to_float(op.element, bits[kM * kK + (op.b_mn_major ? k * op.n + j : j * kK + k)]);
+    }
+  }
+  if (!op.accumulate) std::memset(op.tile->c, 0, sizeof(float) * kM * op.n);
+  multiply(a, b, op.tile->c, op.n);
+  op.computed = true;
+}
+
+AccumulatorTile* find_tile(Warpgroup& group, int t, const float* d) {
+  for (AccumulatorTile* tile : group.tiles) {
+    if (tile->taken[t] && tile->d[t] == d) return tile;
+  }
+  return nullptr;
+}
+
+// Copies the accumulators of thread t into the tile and poisons them.
+void take(AccumulatorTile& tile, int t, float* d) {
+  for (int i = 0; i < tile.n / 2; ++i) {
+    tile.c[fragment_row(t, i) * tile.n + fragment_column(t, i)] = d[i];
+    std::memcpy(&d[i], &kPoisonBits, 4);
+  }
+  tile.d[t] = d;
+  tile.taken[t] = true;
+}
+
+void give_back(AccumulatorTile& tile, Cta& cta, int first_thread) {
+  for (int t = 0; t < kGroup; ++t) {
+    float* d = tile.d[t];
+    for (int i = 0; i < tile.n / 2; ++i) {
+      if (std::memcmp(&d[i], &kPoisonBits, 4) != 0) {
+        machine.current = &cta.fibres[static_cast<size_t>(first_thread + t)];
+        fail("register", "accumulator register %d was written between a wgmma and its wgmma_wait", i);
+      }
+      d[i] = tile.c[fragment_row(t, i) * tile.n + fragment_column(t, i)];
+    }
+  }
+}
+
+void retire(Cta& cta, Warpgroup& group, int first_thread) {
+  Wgmma* op = group.ops.front();
+  static std::vector<uint16_t> now;
+  now.assign(op->operands.size(), 0);
+  gather(cta, *op, now.data());
+  if (now != op->operands) fail("early-overwrite", "shared memory operands of a wgmma changed before its wgmma_wait");
+  for (int t = 0; op->registers && t < kGroup; ++t) {
+    if (std::memcmp(op->a[t], op->a_values[t], 16) != 0) {
+      machine.current = &cta.fibres[static_cast<size_t>(first_thread + t)];
+      fail("register", "A registers of a wgmma were written before its wgmma_wait");
+    }
+  }
+  if (!op->computed) compute(*op);
+  count_reads(cta, *op, -1, false);
+  AccumulatorTile* tile = op->tile;
+  if (--tile->pending == 0) {
+    give_back(*tile, cta, first_thread);
+    std::erase(group.tiles, tile);
+    delete tile;
+  }
+  delete op;
+  group.ops.erase(group.ops.begin());
+  ++group.retired;
+}
+
+// All 128 threads have issued it: from here on the hardware may read its operands.
+void issue(Cta& cta, Wgmma& op) {
+  op.operands.assign(static_cast<size_t>(kM * kK + kK * op.n), 0);
+  count_reads(cta, op, 1, true);
+  gather(cta, op, op.operands.data());
+  if (machine.schedule == Schedule::kEarly || (machine.schedule == Schedule::kRandom && chance(2))) {
+    for (Wgmma* earlier : cta.groups[static_cast<size_t>(machine.current->ids.thread / kGroup)].ops) {
+      if (!earlier->computed) compute(*earlier);
+      if (earlier == &op) break;
+    }
+  }
+}
+
+}  // namespace
+
+void wgmma(float* d, int n, Element element, const uint32_t* a, uint64_t a_descriptor, uint64_t b_descriptor,
+           bool accumulate, bool b_mn_major) {
+  Fibre& fibre = *machine.current;
+  Cta& cta = *fibre.cta;
+  const int t = fibre.ids.thread % kGroup;
+  Warpgroup& group = cta.groups[static_cast<size_t>(fibre.ids.thread / kGroup)];
+  if (!fibre.wgmma_fenced) fail("fence", "wgmma without a wgmma_fence since its registers were last free to be written");
+  AccumulatorTile* const in_flight = find_tile(group, t, d);
+  const size_t index = fibre.wgmma_issued++ - group.retired;
+  if (index == group.ops.size()) {
+    AccumulatorTile* tile = in_flight;
+    if (tile == nullptr) {
+      tile = new AccumulatorTile{};
+      tile->n = n;
+      group.tiles.push_back(tile);
+    }
+    ++tile->pending;
+    group.ops.push_back(new Wgmma{n, 0, fibre.wgmma_groups, element, a != nullptr, accumulate, b_mn_major, false,
+                                  a_descriptor, b_descriptor, tile, {}, {}, {}});
+  }
+  Wgmma& op = *group.ops[index];
+  if (op.n != n || op.element != element || op.registers != (a != nullptr) || op.accumulate != accumulate ||
+      op.b_mn_major != b_mn_major || op.a_descriptor != a_descriptor || op.b_descriptor != b_descriptor ||
+      op.group != fibre.wgmma_groups) {
+    fail("wgmma", "the threads of a warpgroup disagree on a wgmma (descriptors %016llx %016llx, others %016llx %016llx)",
+         static_cast<unsigned long long>(a_descriptor), static_cast<unsigned long long>(b_descriptor),
+         static_cast<unsigned long long>(op.a_descriptor), static_cast<unsigned long long>(op.b_descriptor));
+  }
+  if (in_flight == nullptr) {
+    if (op.tile->taken[t]) fail("wgmma", "the threads of a warpgroup disagree on the accumulators of a wgmma");
+    take(*op.tile, t, d);
+  } else if (in_flight != op.tile || op.tile->n != n) {
+    fail("wgmma", "the threads of a warpgroup disagree on the accumulators of a wgmma");
+  }
+  if (a != nullptr) {
+    op.a[t] = a;
+    std::memcpy(op.a_values[t], a, sizeof op.a_values[t]);
+  }
+  if (++op.issued == kGroup) issue(cta, op);
+}
+
+void wgmma_fence() { machine.current->wgmma_fenced = true; }
+
+void wgmma_commit() { ++machine.current->wgmma_groups; }
+
+void wgmma_wait(int pending) {
+  Fibre& fibre = *machine.current;
+  Cta& cta = *fibre.cta;
+  const int group_index = fibre.ids.thread / kGroup;
+  Warpgroup& group = cta.groups[static_cast<size_t>(group_index)];
+  fibre.wgmma_fenced = false;
+  if (group.waiting++ == 0) group.wait_pending = pending;
+  if (group.wait_pending != pending) fail("wgmma", "the threads of a warpgroup wait with different counts");
+  if (group.waiting < kGroup) {
+    Wait wait{Wait::kWgmma};
+    wait.id = pending;
+    return block(wait);
+  }
+  group.waiting = 0;
+  while (!group.ops.empty() && group.ops.front()->group + pending < fibre.wgmma_groups) {
+    if (group.ops.front()->issued != kGroup) {
+      fail("wgmma", "wgmma_wait, but only %d threads of the warpgroup issued the wgmma", group.ops.front()->issued);
+    }
+    retire(cta, group, group_index * kGroup);
+  }
+  for (int t = 0; t < kGroup; ++t) {
+    Fibre& other = cta.fibres[static_cast<size_t>(group_index * kGroup + t)];
+    if (&other != &fibre) wake(other);
+  }
+}
+
+}  // namespace skim_emulator
