@@ -16,7 +16,6 @@ from pathlib import Path
 from skimattn.codegen.emit import HEADERS, render_header, render_kernel, templates_root
 from skimattn.codegen.files import locked
 from skimattn.codegen.spec import KernelSpec
-from skimattn.codegen.unit import Headers, from_folders
 
 from .run import EmulatedKernel
 
@@ -31,6 +30,8 @@ extern "C" void skim_emulator_entry(const void* block) {{
   {name}(*static_cast<const skimattn::Params*>(block));
 }}
 """
+
+_INCLUDE = re.compile(r"^\s*#\s*include\s*<(skimattn/[^>]+)>", re.MULTILINE)
 
 HeaderPatch = Callable[[str, str], str]  # (include name such as "skimattn/sm90/consumer.cuh", text) -> text
 
@@ -68,7 +69,7 @@ def compile_source(name: str, source: str, *, source_override: HeaderPatch | Non
 def runtime_library() -> Path:
     """The emulator itself, compiled when its sources changed."""
     sources = sorted((HERE / "src").glob("*.cpp"))
-    headers = [HERE / "src/state.h", HERE / "include/skimattn_host/machine.h"]
+    headers = [*sorted((HERE / "src").glob("*.h")), HERE / "include/skimattn_host/machine.h"]
     digest = _digest([*_RUNTIME_OPTIONS, _machine(), *(path.read_text() for path in (*sources, *headers))])
     target = _cache_folder() / f"emulator-{digest}.so"
 
@@ -80,16 +81,22 @@ def runtime_library() -> Path:
 
 
 def _closure(source: str, override: HeaderPatch | None) -> dict[str, str]:
+    """Every header that ``source`` reaches. The emulator's own come first, so they stand in for the real ones."""
     rendered = {f"skimattn/{name}": render_header(name) for name in HEADERS}
-    emulated, real = from_folders([HERE / "include"]), from_folders([templates_root() / "include"])
-
-    def resolve(name: str) -> str | None:
-        if (text := emulated(name)) is not None:
-            return text
-        text = rendered[name] if name in rendered else real(name)
-        return override(name, text) if text is not None and override is not None else text
-
-    return Headers(resolve).closure(source)
+    found: dict[str, str] = {}
+    pending = _INCLUDE.findall(source)
+    while pending:
+        name = pending.pop()
+        if name in found:
+            continue
+        emulated = HERE / "include" / name
+        if emulated.is_file():
+            found[name] = emulated.read_text()
+        else:
+            text = rendered.get(name) or (templates_root() / "include" / name).read_text()
+            found[name] = text if override is None else override(name, text)
+        pending += _INCLUDE.findall(found[name])
+    return dict(sorted(found.items()))
 
 
 def _cache_folder() -> Path:

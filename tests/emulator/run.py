@@ -17,6 +17,7 @@ Range = tuple[int, int]  # address and bytes of memory that a kernel may touch
 ELEMENT_BYTES = 2
 _MAP_MAGIC = 0x50414D4D494B53
 _MAP_FORMAT = "<QQ3Q4I2II20s"  # struct Map in src/state.h
+TIMEOUT = 120.0
 _ERROR_BYTES = 1 << 16
 _LAUNCHING = threading.Lock()  # the emulator has one global machine
 
@@ -91,6 +92,7 @@ class EmulatedKernel:
         schedule: str = "late",
         seed: int = 0,
         ranges: Sequence[Range] | None = None,
+        timeout: float = TIMEOUT,
     ) -> None:
         """Run the whole grid; all its CTAs take turns.
 
@@ -103,6 +105,7 @@ class EmulatedKernel:
                 allow, "random" anywhere between.
             seed: 0 runs warps in turn; other seeds draw the order of warps and lanes, and what is random.
             ranges: global memory the kernel may touch; None = anything.
+            timeout: seconds after which the launch is stopped.
 
         Raises:
             EmulatorError: the kernel broke a rule, or no thread could go on.
@@ -120,6 +123,7 @@ class EmulatedKernel:
                 smem_bytes,
                 SCHEDULES.index(schedule),
                 ctypes.c_uint64(seed),
+                ctypes.c_double(timeout),
                 (ctypes.c_uint64 * len(flat))(*flat),
                 len(flat) // 2,
                 error,

@@ -1,11 +1,9 @@
 // The C interface: run one grid, give back an error text.
-#include <signal.h>
-#include <sys/mman.h>
-
 #include <cstdio>
 #include <cstring>
 #include <memory>
 
+#include "guard.h"
 #include "state.h"
 
 namespace skim_emulator {
@@ -51,33 +49,6 @@ void clean_up() {
   machine.ranges.clear();
 }
 
-// A kernel that leaves its memory becomes an error of the launch instead of the end of the process.
-void on_fault(int, siginfo_t* info, void*) { fail("out-of-bounds", "memory fault at %p", info->si_addr); }
-
-class FaultHandler {
- public:
-  FaultHandler() {
-    static char stack[64 * 1024];
-    stack_t own{};
-    own.ss_sp = stack;
-    own.ss_size = sizeof stack;
-    sigaltstack(&own, &old_stack_);
-    struct sigaction action {};
-    action.sa_sigaction = on_fault;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &action, &old_[i]);
-  }
-  ~FaultHandler() {
-    for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &old_[i], nullptr);
-    sigaltstack(&old_stack_, nullptr);
-  }
-
- private:
-  static constexpr int kSignals[3] = {SIGSEGV, SIGBUS, SIGFPE};
-  struct sigaction old_[3];
-  stack_t old_stack_;
-};
-
 void run() {
   // Nothing with a destructor may live between here and the fibres.
   if (_setjmp(machine.abort_point) == 0) run_grid();
@@ -89,8 +60,8 @@ void run() {
 // `entry` takes the parameter block; `ranges` are (base, bytes) pairs of global memory the kernel may touch, none =
 // not checked. Returns 0, or 1 with "kind\nmessage" in `error`.
 extern "C" int skim_emulator_launch(void (*entry)(const void*), const void* block, int grid, int threads,
-                                    int smem_bytes, int schedule, uint64_t seed, const uint64_t* ranges, int range_count,
-                                    char* error, int error_bytes) {
+                                    int smem_bytes, int schedule, uint64_t seed, double seconds, const uint64_t* ranges,
+                                    int range_count, char* error, int error_bytes) {
   using namespace skim_emulator;
   machine.kind.clear();
   machine.message.clear();
@@ -100,6 +71,7 @@ extern "C" int skim_emulator_launch(void (*entry)(const void*), const void* bloc
   machine.entry = entry;
   machine.block = block;
   machine.last_warp = 0;
+  machine.expired = false;
   machine.live = grid * threads;
   for (int i = 0; i < range_count; ++i) machine.ranges.push_back({ranges[2 * i], ranges[2 * i + 1]});
   if (smem_bytes > kMaxSmem) {
@@ -119,7 +91,8 @@ extern "C" int skim_emulator_launch(void (*entry)(const void*), const void* bloc
     for (Warp& warp : cta.warps) machine.warps.push_back(&warp);
   }
   {
-    const FaultHandler handler;
+    const FaultGuard faults;
+    const TimeGuard time(seconds);
     run();
   }
   machine.current = nullptr;

@@ -116,6 +116,7 @@ void wake(Fibre& fibre) { fibre.warp->ready |= 1u << fibre.lane; }
 
 void run_grid() {
   while (machine.live > 0) {
+    if (machine.expired) fail("timeout", "the time limit has passed");
     if (machine.schedule == Schedule::kRandom && !machine.loads.empty() && chance(64)) deliver_load();
     Warp* warp = pick_warp();
     if (warp == nullptr) {

@@ -169,6 +169,7 @@ struct Machine {
   std::string kind, message;
   void (*entry)(const void*);
   const void* block;
+  volatile bool expired;  // the time limit has passed
 };
 extern Machine machine;
 
