@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from .call import Problem
+from .call import Params
 from .plan import Buffers
 from .validate_options import pack_mask
 
 
-def make_buffers(problem: Problem) -> Buffers:
-    """Allocate what the caller did not give. New outputs are contiguous and not initialised."""
-    params = problem.params
+def make_buffers(params: Params, out_shape: tuple[int, ...]) -> Buffers:
+    """Allocate what the caller did not give, on torch's current stream. New outputs are not initialised."""
     out, lse, mask = params.out, params.lse, params.custom_mask
     if out is None:
-        out = params.q.new_empty(problem.out_shape)
+        out = params.q.new_empty(out_shape)
     if lse is None and params.return_lse:
-        lse = params.q.new_empty(problem.lse_shape, dtype=torch.float32)
+        lse = params.q.new_empty(out_shape[:-1], dtype=torch.float32)
     if mask is not None and mask.dtype == torch.bool:
         mask = pack_mask(mask)
     return Buffers(out, lse, mask)

@@ -92,9 +92,10 @@ def integer(name: str, value: object, low: int, high: int = _MAX_DIM - 1) -> int
     """``value`` as an int in ``[low, high]``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise expected(name, "an int", f"{type(value).__name__} {value!r}")
-    if not low <= value <= high:
-        raise expected(name, f"an int from {low} to {high}", value)
-    return int(value)
+    result = int(value)
+    if not low <= result <= high:
+        raise expected(name, f"an int from {low} to {high}", result)
+    return result
 
 
 def number(name: str, value: object, wanted: str, low: float, high: float = math.inf, *, above: bool = False) -> float:

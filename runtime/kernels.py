@@ -35,7 +35,7 @@ def describe(spec: KernelSpec) -> Kernel:
 
 
 def folder() -> Path | None:
-    """The folder of built kernels: ``SKIMATTN_KERNELS``, or ``generated`` of the checkout that this is imported from."""
+    """The folder of built kernels: ``SKIMATTN_KERNELS``, or ``generated`` of the checkout that this runs from."""
     named = os.environ.get(FOLDER_VARIABLE)
     if named:
         return Path(named)
@@ -84,6 +84,6 @@ def obtain(spec: KernelSpec) -> tuple[Kernel, bytes]:
         return located.kernel, metadata.read_cubin(located.kernel, located.folder)
     if not jit_enabled():
         raise not_built(spec, built(), f"and {JIT_VARIABLE}=0 forbids compiling it now")
-    from skimattn.codegen.jit import compile_spec  # noqa: PLC0415  (needs the compiler; most processes never do)
+    from skimattn.codegen.jit import compile_spec  # imports the compiler, which most processes never need
 
     return compile_spec(spec)

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.tiles import GROUP_ROWS, PANEL_COLUMNS
 
@@ -37,7 +36,8 @@ MAP_TENSORS = {"tma_q": "q", "tma_k": "k", "tma_v": "v", "tma_o": "out"}
 class TensorMapSpec:
     """A 4-D TMA tensor map, innermost dimension first; 128-byte swizzle, zero fill outside.
 
-    ``dims`` are (columns, rows, heads, requests or pages), ``strides`` bytes of the last three, ``box`` (columns, rows).
+    ``dims`` are (columns, rows, heads, requests or pages), ``strides`` the bytes of the last three, ``box`` is
+    (columns, rows).
     """
 
     address: int
@@ -113,10 +113,7 @@ def section(problem: Problem) -> int:
 
 def argument(problem: Problem, buffers: Buffers, name: str) -> torch.Tensor | None:
     """The tensor behind an argument's name, as the kernel sees it; None where there is none."""
-    if name in ("out", "lse", "custom_mask"):
-        value = getattr(buffers, name)
-    else:
-        value = getattr(problem.params, name)
+    value = getattr(buffers if name in ("out", "lse", "custom_mask") else problem.params, name)
     return value if isinstance(value, torch.Tensor) else None
 
 
@@ -133,7 +130,8 @@ def _row_head_batch(tensor: torch.Tensor, ragged: bool) -> tuple[int, int, int]:
 
 
 def _strides(problem: Problem, buffers: Buffers) -> dict[str, int]:
-    params, result = problem.params, {}
+    params = problem.params
+    result: dict[str, int] = {}
     for name, tensor in (("out", buffers.out), ("lse", buffers.lse)):
         row, head, batch = (0, 0, 0) if tensor is None else _row_head_batch(tensor, problem.ragged)
         result |= {f"{name}_stride_row": row, f"{name}_stride_head": head, f"{name}_stride_batch": batch}

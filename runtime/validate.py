@@ -7,9 +7,9 @@ lie on the CPU. ``max_seqlen_q`` and ``max_seqlen_k`` are believed for the same 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
-
 from skimattn.codegen.features import BY_NAME
 
 from . import validate_options as options
@@ -84,16 +84,16 @@ def validate(params: Params) -> Problem:
     options.check_head_vectors(problem)
     options.check_custom_mask(problem)
     outputs.check_outputs(problem)
-    check_addresses(problem)
+    check_addresses(params)
     if q.device.type == "cpu":
         _check_values(problem)
     return problem
 
 
-def check_addresses(problem: Problem) -> None:
+def check_addresses(params: Params) -> None:
     """What depends on where the tensors lie rather than on their shapes: alignment and overlap."""
-    options.check_alignment(problem)
-    outputs.check_overlap(problem)
+    options.check_alignment(params)
+    outputs.check_overlap(params)
 
 
 def _check_types(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -230,7 +230,7 @@ def _check_offsets(name: str, offsets: torch.Tensor | None, total: int, longest:
     values = offsets.tolist()
     if values[0] != 0 or values[-1] != total:
         raise expected(name, f"offsets from 0 to {total}, the number of rows", f"{values[0]} to {values[-1]}")
-    lengths = [end - start for start, end in zip(values, values[1:], strict=False)]
+    lengths = [end - start for start, end in pairwise(values)]
     if any(length < 0 for length in lengths):
         raise expected(name, "offsets that never fall", values)
     if max(lengths, default=0) > longest:

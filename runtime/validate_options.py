@@ -71,7 +71,7 @@ def skip_kind(params: Params) -> str:
 
 
 def check_threshold(params: Params, device: torch.device, batch: int, heads: int) -> float:
-    """A host threshold as a float in [0, 1]; a tensor is checked and gives 0, since its values are read on the device."""
+    """A host threshold as a float in [0, 1]; a tensor gives 0, since its values are read on the device."""
     value = params.skip_softmax_threshold
     name, wanted = "skip_softmax_threshold", "None, a float from 0 to 1, or a float32 tensor [B] or [B, Hq]"
     if value is None:
@@ -106,7 +106,7 @@ def mask_bytes(keys: int) -> int:
 
 
 def check_custom_mask(problem: Problem) -> None:
-    """Shape, dtype and strides of the custom mask; for ragged or paged keys ``max_seqlen_k`` says how wide it must be."""
+    """Form of the custom mask; for ragged or paged keys ``max_seqlen_k`` says how wide it must be."""
     if problem.mask != "custom":
         return
     name, keys = "custom_mask", problem.len_k
@@ -136,9 +136,8 @@ def _check_packed_strides(tensor: torch.Tensor) -> None:
             raise expected("custom_mask", "packed rows whose strides are multiples of 4 bytes", f"{stride} bytes")
 
 
-def check_alignment(problem: Problem) -> None:
+def check_alignment(params: Params) -> None:
     """Addresses of everything that TMA or wide loads read."""
-    params = problem.params
     for name, tensor in (("q", params.q), ("k", params.k), ("v", params.v), ("out", params.out)):
         if tensor is not None:
             require_aligned(name, tensor.data_ptr())

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-
 from skimattn.codegen.tiles import GROUP_ROWS
 
-from .call import Problem
+from .call import Params, Problem
 from .checks import (
     refuse_overlap,
     require_device,
@@ -88,9 +87,8 @@ def check_skip_map_tiles(problem: Problem, tile_n: int) -> None:
         )
 
 
-def check_overlap(problem: Problem) -> None:
+def check_overlap(params: Params) -> None:
     """Outputs that the caller gave share no memory with an input or with each other."""
-    params = problem.params
     given = [(name, getattr(params, name)) for name in OUTPUTS if getattr(params, name) is not None]
     if not given:
         return

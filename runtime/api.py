@@ -1,0 +1,55 @@
+"""``attention``: the call in one line, with the argument names of flash-attn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .call import Params
+from .errors import expected
+from .launcher import Result, launch
+from .validate_options import UNLIMITED
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool = False,
+    window_size: tuple[int, int] = UNLIMITED,
+    stream: Any = None,
+    **arguments: Any,
+) -> Result:
+    """Compute attention; :class:`~skimattn.Params` describes the arguments.
+
+    Args:
+        q: queries.
+        k: keys, or their pages.
+        v: values, or their pages.
+        causal: the causal mask; with ``window_size=(left, -1)`` or ``(left, 0)`` the sliding causal one.
+        window_size: keys to the left and right of the diagonal; anything but ``(-1, -1)`` selects the window mask.
+        stream: as in :func:`skimattn.launch`.
+        arguments: every other argument of :class:`~skimattn.Params`.
+
+    Returns:
+        ``out``, or ``(out, lse)`` with ``return_lse=True``.
+    """
+    if "mask" not in arguments:
+        if tuple(window_size) != UNLIMITED:
+            if causal:
+                window_size = _causal_window(window_size)
+            arguments["mask"] = "window"
+        else:
+            arguments["mask"] = "causal" if causal else "full"
+    elif causal:
+        raise expected("mask", "no mask with causal=True", repr(arguments["mask"]))
+    return launch(Params(q, k, v, window_size=window_size, **arguments), stream)
+
+
+def _causal_window(window_size: tuple[int, int]) -> tuple[int, int]:
+    left, right = window_size
+    if right not in (-1, 0):
+        raise expected("window_size", "(left, -1) or (left, 0) with causal=True", window_size)
+    return left, 0

@@ -1,0 +1,134 @@
+"""What exists and why a call gets the kernel it gets: ``variants()`` and ``explain()``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from skimattn.codegen import matrix, metadata
+from skimattn.codegen.spec import KernelSpec
+
+from . import kernels
+from .call import Params, Problem
+from .device import device
+from .dispatch import CPU_ARCH, arch_of, spec_of
+from .errors import ArgumentError, NoKernelError
+from .validate import validate
+from .validate_outputs import check_skip_map_tiles
+
+PATHS = ("cuda", "reference", "none")
+
+
+def variants() -> list[dict[str, Any]]:
+    """Every kernel of the matrix as a row like those of ``build.py --list --json``, with ``built`` true or false."""
+    built = kernels.built()
+    return [metadata.listing(spec, built[spec].kernel if spec in built else None) for spec in matrix.all_specs()]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a call, or a description of a kernel, is accepted or refused.
+
+    ``path`` is ``"cuda"`` (a kernel), ``"reference"`` (CPU tensors) or ``"none"`` (refused). ``kernel`` is the kernel's
+    name; the reference computes what that kernel would. ``tile`` is (rows, keys). ``trace`` tells every step.
+    """
+
+    accepted: bool
+    reason: str
+    path: str
+    kernel: str | None
+    spec: KernelSpec | None
+    tile: tuple[int, int] | None
+    group_rows: int | None
+    order: str | None
+    built: bool
+    trace: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """The trace, a line per step."""
+        return "\n".join(self.trace)
+
+
+def explain(params: Params | None = None, /, **fields: object) -> Explanation:
+    """Say what ``launch(params)`` would run, or whether the kernel that ``fields`` describe exists; runs nothing.
+
+    Args:
+        params: a call; nothing is launched and nothing is written.
+        fields: instead of a call, features of a kernel, such as ``mask="causal", head_dim=128, skip="stat"``.
+    """
+    if (params is None) == (not fields):
+        raise ArgumentError("explain: expected either a skimattn.Params or fields of a kernel (got both or neither)")
+    return _explain_fields(fields) if params is None else _explain_call(params)
+
+
+def _explain_fields(fields: dict[str, object]) -> Explanation:
+    try:
+        verdict = matrix.explain(fields)
+    except ValueError as error:
+        raise ArgumentError(f"explain: {error}") from error
+    if isinstance(verdict, matrix.Rejected):
+        return _refused(f"rule {verdict.rule}: {verdict.reason}", [])
+    return _accepted(verdict.spec, "cuda", [])
+
+
+def _explain_call(params: Params) -> Explanation:
+    trace: list[str] = []
+    try:
+        problem = validate(params)
+        trace.append(f"arguments: accepted ({_summary(problem)})")
+        on_gpu = problem.device.type == "cuda"
+        arch = arch_of(device(problem.device.index or 0).capability) if on_gpu else CPU_ARCH
+        spec = spec_of(problem, arch)
+        check_skip_map_tiles(problem, kernels.describe(spec).tile_n)
+    except (ArgumentError, NoKernelError) as error:
+        return _refused(str(error), trace)
+    trace.append(f"head_dim: {problem.head_dim}, {problem.head_dim_v} run on {spec.head_dim}, {spec.head_dim_v}")
+    trace.append(f"kind: {_kind_reason(problem)}")
+    return _accepted(spec, "cuda" if on_gpu else "reference", trace)
+
+
+def _summary(problem: Problem) -> str:
+    layout = "paged" if problem.paged else "ragged" if problem.ragged else "batched"
+    heads = f"{problem.heads_q} query heads on {problem.heads_kv}"
+    return f"{layout}, {problem.batch} requests, {heads}, {problem.dtype}, mask {problem.mask} on {problem.device}"
+
+
+def _kind_reason(problem: Problem) -> str:
+    reasons = {
+        "dense": "dense, since skip_softmax_threshold is None",
+        "skip": "skip, since skip_softmax_threshold is given",
+        "stat": "stat, since skip_softmax_threshold and stats are given",
+    }
+    return reasons[problem.skip]
+
+
+def _refused(reason: str, trace: list[str]) -> Explanation:
+    return Explanation(False, reason, "none", None, None, None, None, None, False, (*trace, f"rejected: {reason}"))
+
+
+def _accepted(spec: KernelSpec, path: str, trace: list[str]) -> Explanation:
+    located = kernels.find(spec)
+    row = located.kernel if located else kernels.describe(spec)
+    trace.append(f"kernel: {row.name}, tile {row.tile_m}x{row.tile_n}, groups of {row.group_rows}, {row.order} order")
+    if path == "reference":
+        trace.append("path: reference, since the tensors are on the CPU; it computes what the kernel would")
+    elif located:
+        trace.append(f"path: cuda, built in {located.folder}")
+    elif kernels.jit_enabled():
+        trace.append("path: cuda, not built: compiled on first use")
+    else:
+        why = f"and {kernels.JIT_VARIABLE}=0 forbids compiling it"
+        trace.append(f"path: none, not built {why}; to add it: {matrix.build_command(spec)}")
+        return _refused(f"{spec.name} is not built {why}", trace)
+    return Explanation(
+        True,
+        "accepted",
+        path,
+        row.name,
+        spec,
+        (row.tile_m, row.tile_n),
+        row.group_rows,
+        row.order,
+        located is not None,
+        tuple(trace),
+    )

@@ -1,0 +1,74 @@
+"""The CUDA driver through ``cuda.bindings``, imported at first use: errors as exceptions, contexts, capture modes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .errors import CudaError
+
+_lock = threading.Lock()
+_module: Any = None
+
+
+def bindings() -> Any:
+    """The module ``cuda.bindings.driver``, initialised; :class:`CudaError` without a usable driver."""
+    global _module
+    if _module is None:
+        with _lock:
+            if _module is None:
+                _module = _initialise()
+    return _module
+
+
+def _initialise() -> Any:
+    from cuda.bindings import driver  # a CPU-only process never needs it
+
+    try:
+        _raise_for("cuInit", driver, driver.cuInit(0)[0])
+    except RuntimeError as error:
+        raise CudaError(f"cuInit: the CUDA driver cannot be used here ({error})") from error
+    return driver
+
+
+def _raise_for(call: str, driver: Any, status: Any) -> None:
+    if status != driver.CUresult.CUDA_SUCCESS:
+        _, name = driver.cuGetErrorName(status)
+        _, text = driver.cuGetErrorString(status)
+        raise CudaError(f"{call}: {(name or b'unknown error').decode()} ({(text or b'').decode()}, code {int(status)})")
+
+
+def raise_for(call: str, status: Any) -> None:
+    """Raise :class:`CudaError`, with the driver's name and text, unless ``status`` is success."""
+    _raise_for(call, bindings(), status)
+
+
+def call(name: str, *arguments: Any) -> Any:
+    """Call the driver function ``name``; returns its value (a tuple if several, None if none) or raises."""
+    driver = bindings()
+    status, *values = getattr(driver, name)(*arguments)
+    _raise_for(name, driver, status)
+    return values[0] if len(values) == 1 else tuple(values) or None
+
+
+@contextmanager
+def current_context(context: int) -> Iterator[None]:
+    """Make ``context`` current in this thread, and the previous one again afterwards."""
+    call("cuCtxPushCurrent", bindings().CUcontext(context))
+    try:
+        yield
+    finally:
+        call("cuCtxPopCurrent")
+
+
+@contextmanager
+def outside_capture() -> Iterator[None]:
+    """Allow allocation and loading in this thread while a stream is being captured; they do not become part of it."""
+    relaxed = bindings().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    previous = call("cuThreadExchangeStreamCaptureMode", relaxed)
+    try:
+        yield
+    finally:
+        call("cuThreadExchangeStreamCaptureMode", previous)

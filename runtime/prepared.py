@@ -1,0 +1,109 @@
+"""Prepared launches: the parameter block and launch configuration of one kind of call, patched for every launch.
+
+Host time is spent once per kind of call (shapes, strides, dtypes, options). A launch then compares a few addresses,
+rewrites what moved, and calls the driver.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any
+
+from skimattn.codegen.params import OFFSETS, TENSOR_MAP_BYTES, aligned_block
+
+from . import driver, streams, tensormap
+from .call import Problem
+from .device import Device, Loaded
+from .plan import BLOCK_TENSORS, MAP_TENSORS, Buffers, argument, make_plan
+
+_FIELDS_OF: dict[str, tuple[list[str], list[str]]] = {}  # argument -> (tensor maps, pointers) that hold its address
+for _field, _name in MAP_TENSORS.items():
+    _FIELDS_OF.setdefault(_name, ([], []))[0].append(_field)
+for _field, _name in BLOCK_TENSORS.items():
+    _FIELDS_OF.setdefault(_name, ([], []))[1].append(_field)
+
+
+class Prepared:
+    """One kind of call on one device. Launches of it take turns: they share the block, which the driver copies."""
+
+    def __init__(self, problem: Problem, buffers: Buffers, device: Device, loaded: Loaded) -> None:
+        """Keeps sizes and addresses of the tensors, never the tensors."""
+        plan = make_plan(problem, loaded.kernel, buffers, sm_count=device.sm_count, work_counter_address=0)
+        cuda = driver.bindings()
+        self.device, self.kernel, self.out_shape = device, loaded.kernel, problem.out_shape
+        self._function, self._context = loaded.function, device.context
+        self._lock = threading.Lock()
+        self._counter = 0
+        self._block, self._owner = aligned_block()
+        for name, value in plan.scalars.items():
+            setattr(self._block, name, value)
+        start = ctypes.addressof(self._block)
+        self._maps = {}
+        for name, spec in plan.maps.items():
+            ctypes.memmove(start + OFFSETS[name], int(tensormap.encode(spec).getPtr()), TENSOR_MAP_BYTES)
+            self._maps[name] = cuda.CUtensorMap(_ptr=start + OFFSETS[name])
+        self._argv = (ctypes.c_void_p * 1)(start)
+        self._argv_address = ctypes.addressof(self._argv)
+        self._config, self._stream = self._configuration(plan.grid), streams.LEGACY
+        self._addresses = {name: self._address(argument(problem, buffers, name)) for name in _FIELDS_OF}
+        self._launch = cuda.cuLaunchKernelEx
+        self._current = cuda.cuCtxGetCurrent
+        self._replace = cuda.cuTensorMapReplaceAddress
+
+    def _configuration(self, grid: int) -> Any:
+        config = driver.bindings().CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = self.kernel.threads, 1, 1
+        config.sharedMemBytes = self.kernel.smem_bytes
+        config.hStream = streams.LEGACY
+        config.numAttrs = 0
+        return config
+
+    @staticmethod
+    def _address(tensor: Any) -> int:
+        return 0 if tensor is None else int(tensor.data_ptr())
+
+    def launch(self, addresses: dict[str, int], stream: int) -> None:
+        """Enqueue on ``stream``; ``addresses`` holds, by argument name, every tensor that this kind of call has."""
+        status, context = self._current()
+        if status or int(context) != self._context:
+            with driver.current_context(self._context):
+                self._enqueue(addresses, stream)
+        else:
+            self._enqueue(addresses, stream)
+
+    def _enqueue(self, addresses: dict[str, int], stream: int) -> None:
+        counter = self._counter_for(stream)
+        with self._lock:
+            known = self._addresses
+            for name, address in addresses.items():
+                if known[name] != address:
+                    self._move(name, address)
+            if counter != self._counter:
+                self._block.work_counter = self._counter = counter
+            if stream != self._stream:
+                self._config.hStream = self._stream = stream
+            (status,) = self._launch(self._config, self._function, self._argv_address, 0)
+        if status:
+            driver.raise_for(f"cuLaunchKernelEx of {self.kernel.name}", status)
+
+    def _move(self, name: str, address: int) -> None:
+        """Point the block to a tensor's new address."""
+        maps, pointers = _FIELDS_OF[name]
+        for field in maps:
+            (status,) = self._replace(self._maps[field], address)
+            if status:
+                driver.raise_for(f"cuTensorMapReplaceAddress of {field}", status)
+        for field in pointers:
+            setattr(self._block, field, address)
+        self._addresses[name] = address
+
+    def _counter_for(self, stream: int) -> int:
+        """Address of the work counter: the stream's own, or a fresh one in a capture (see :mod:`.counters`)."""
+        counters = self.device.counters
+        if stream == streams.LEGACY:  # cannot be captured, and has no other handle
+            return counters.of_stream(-1)
+        if int(driver.call("cuStreamIsCapturing", stream)):
+            return counters.of_captured_launch()
+        return counters.of_stream(int(driver.call("cuStreamGetId", stream)))
