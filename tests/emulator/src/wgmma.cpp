@@ -8,7 +8,8 @@ namespace skim_emulator {
 namespace {
 
 constexpr int kM = 64, kK = 16;
-constexpr uint32_t kPoisonBits = 0x7fd5a5a5;  // a NaN nobody computes
+// A signalling NaN: any arithmetic on it leaves a quiet one, so even `d *= x` shows.
+constexpr uint32_t kPoisonBits = 0x7f85a5a5;
 
 // Decoded matrix descriptor (PTX ISA, "Matrix-descriptor-format").
 struct Descriptor {
