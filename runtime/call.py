@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from .binding import Bound
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +72,7 @@ class Params:
     lse: torch.Tensor | None = None
     return_lse: bool = False
     # What the launcher prepared for this object; never part of the meaning of the call.
-    _prepared: object = field(default=None, init=False, repr=False)
+    _prepared: Bound | None = field(default=None, init=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from . import reference, streams
-from .buffers import make_buffers
+from .binding import Bound, Scan
+from .buffers import allocate_out, make_buffers
 from .call import Params, Problem
+from .checks import TMA_BYTES
 from .device import device
 from .dispatch import CPU_ARCH, arch_of, spec_of
 from .errors import expected
@@ -18,15 +20,12 @@ from .kernels import describe
 from .plan import Buffers
 from .prepared import Prepared
 from .validate import check_addresses, validate
-from .validate_outputs import INPUTS, OUTPUTS, check_skip_map_tiles
+from .validate_outputs import check_skip_map_tiles
 
 LOGGER = logging.getLogger("skimattn")
-MAX_KINDS = 4096  # prepared launches kept (about 3 KB each); the oldest goes first
+MAX_KINDS = 4096  # prepared launches kept, a few KB each; the oldest goes first
 Result = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
-_TENSORS = INPUTS + OUTPUTS
-_PACKED_LATER = "custom_mask"
-_OPTIONAL_TENSORS = tuple(name for name in _TENSORS if name not in ("q", "k", "v"))
 _kinds: dict[tuple[Any, ...], Prepared] = {}
 _kinds_lock = threading.Lock()
 
@@ -47,58 +46,33 @@ def launch(params: Params, stream: Any = None) -> Result:
         BuildError: the kernel had to be compiled and could not be, or its files are damaged.
         CudaError: the driver refused.
     """
-    bound = params._prepared if isinstance(params, Params) else None
-    if not isinstance(bound, Bound) or not bound.holds():
-        if not isinstance(params, Params) or not isinstance(params.q, torch.Tensor) or params.q.device.type != "cuda":
-            return _without_gpu(validate(params), stream)
-        found = _bind(params)
-        if found is None:
-            return _result(params, make_buffers(params, (*params.q.shape[:-1], params.v.shape[-1])))
-        object.__setattr__(params, "_prepared", found)
-        bound = found
-    return bound.launch(params, stream)
+    if isinstance(params, Params):
+        bound = params._prepared
+        if bound is not None and bound.holds():
+            return _enqueue(bound, params, stream)
+        if isinstance(params.q, torch.Tensor) and params.q.device.type == "cuda":
+            return _first_launch(params, stream)
+    return _without_gpu(validate(params), stream)
 
 
-class Bound:
-    """A call object tied to a prepared launch: where its tensors were and how they looked when it was validated."""
-
-    __slots__ = ("_addresses", "_forms", "_prepared", "_tensors")
-
-    def __init__(self, params: Params, prepared: Prepared) -> None:
-        """Holds the tensors of ``params``, not ``params`` itself, which holds this."""
-        named = {name: getattr(params, name) for name in _TENSORS if isinstance(getattr(params, name), torch.Tensor)}
-        self._prepared = prepared
-        self._tensors = tuple(named.values())
-        self._forms = tuple((tensor.data_ptr(), tensor.shape, tensor.stride()) for tensor in self._tensors)
-        self._addresses = {name: tensor.data_ptr() for name, tensor in named.items()}
-
-    def holds(self) -> bool:
-        """Whether no tensor was moved, resized or made to require a gradient since."""
-        for tensor, form in zip(self._tensors, self._forms, strict=True):
-            if (tensor.data_ptr(), tensor.shape, tensor.stride()) != form:
-                return False
-        return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self._tensors))
-
-    def launch(self, params: Params, stream: Any) -> Result:
-        """Allocate what is missing and enqueue."""
-        prepared = self._prepared
-        if stream is None:
-            handle = streams.current(prepared.device.ordinal)
+def _enqueue(bound: Bound, params: Params, stream: Any) -> Result:
+    """Allocate what is missing, on the stream that writes it, and launch."""
+    prepared = bound.prepared
+    if stream is None:
+        handle = streams.current(prepared.ordinal)
+        if prepared.only_out:  # the common case, without what it does not need
+            out = allocate_out(params, prepared.out_shape)
+            prepared.launch(bound.addresses, (("out", out.data_ptr()),), handle)
+            return out
+        buffers = make_buffers(params, prepared.out_shape)
+    else:
+        handle = streams.handle_of(stream, prepared.ordinal)
+        with streams.allocating_on(handle, params.q.device):
             buffers = make_buffers(params, prepared.out_shape)
-        else:
-            handle = streams.handle_of(stream, prepared.device.ordinal)
-            with streams.allocating_on(handle, params.q.device):
-                buffers = make_buffers(params, prepared.out_shape)
-        addresses = self._addresses
-        if params.out is None or buffers.lse is not params.lse or buffers.custom_mask is not params.custom_mask:
-            addresses = {**addresses, **_addresses(buffers)}
-        prepared.launch(addresses, handle)
-        return _result(params, buffers)
-
-
-def _addresses(buffers: Buffers) -> dict[str, int]:
-    given = {"out": buffers.out, "lse": buffers.lse, _PACKED_LATER: buffers.custom_mask}
-    return {name: tensor.data_ptr() for name, tensor in given.items() if tensor is not None}
+    tensors = (("out", buffers.out), ("lse", buffers.lse), ("custom_mask", buffers.custom_mask))
+    fresh = tuple((name, tensor.data_ptr()) for name, tensor in tensors if tensor is not None)
+    prepared.launch(bound.addresses, fresh, handle)
+    return _result(params, buffers)
 
 
 def _result(params: Params, buffers: Buffers) -> Result:
@@ -108,65 +82,46 @@ def _result(params: Params, buffers: Buffers) -> Result:
     return buffers.out, buffers.lse
 
 
-def _kind(params: Params) -> tuple[Any, ...]:
-    """Everything that validation, dispatch and the plan look at, except addresses and device values."""
-    q, k, v = params.q, params.k, params.v
-    key: list[Any] = [q.dtype, q.device, k.dtype, k.device, v.dtype, v.device]
-    key += [q.shape, q.stride(), k.shape, k.stride(), v.shape, v.stride()]
-    key += [params.kv_layout, params.max_seqlen_q, params.max_seqlen_k, params.mask, params.window_size]
-    key += [params.chunk_size, params.softmax_scale, params.softcap, params.return_lse]
-    for name in _OPTIONAL_TENSORS:
-        value = getattr(params, name)
-        key.append(
-            (value.dtype, value.device, value.shape, value.stride()) if isinstance(value, torch.Tensor) else value
-        )
-    return tuple(key)
-
-
-def _bind(params: Params) -> Bound | None:
-    """Find or make the prepared launch of a GPU call; None if there is no row to write."""
+def _first_launch(params: Params, stream: Any) -> Result:
+    """Launch a GPU call object that was not launched before, or whose tensors changed."""
     try:
-        kind = _kind(params)
-        prepared = _kinds.get(kind)
-    except (AttributeError, TypeError):  # not tensors, or values that cannot be hashed: validation says what is wrong
-        kind, prepared = (), None
-    if prepared is None or _needs_gradient(params):
+        scan = Scan(params)
+        prepared = _kinds.get(scan.key)
+    except (AttributeError, TypeError):  # not a tensor, or a value that cannot be hashed
+        validate(params)  # says what is wrong
+        raise
+    if prepared is None:
         problem = validate(params)
-        spec = spec_of(problem, arch_of(device(_ordinal(problem)).capability))
-        check_skip_map_tiles(problem, describe(spec).tile_n)
-        if problem.empty:
-            return None
-        prepared = _prepare(problem, kind)
-    else:
+        prepared = _prepare(problem, scan.key)
+        if prepared is None:
+            return _result(params, make_buffers(params, problem.out_shape))
+    bound = Bound(scan, prepared)
+    if torch.is_grad_enabled() and bound.needs_gradient():
+        validate(params)
+    addresses = scan.addresses
+    if scan.given or (addresses["q"] | addresses["k"] | addresses["v"]) % TMA_BYTES:
         check_addresses(params)
-    return Bound(params, prepared)
+    object.__setattr__(params, "_prepared", bound)
+    return _enqueue(bound, params, stream)
 
 
-def _needs_gradient(params: Params) -> bool:
-    values = (getattr(params, name) for name in _TENSORS)
-    return torch.is_grad_enabled() and any(isinstance(v, torch.Tensor) and v.requires_grad for v in values)
-
-
-def _ordinal(problem: Problem) -> int:
-    assert problem.device.index is not None  # a tensor's device has an index
-    return problem.device.index
-
-
-def _prepare(problem: Problem, kind: tuple[Any, ...]) -> Prepared:
-    gpu = device(_ordinal(problem))
-    loaded = gpu.kernel(spec_of(problem, arch_of(gpu.capability)))
+def _prepare(problem: Problem, key: tuple[Any, ...]) -> Prepared | None:
+    """Choose and load the kernel of a new kind of call; None if there is no row to write."""
+    ordinal = problem.device.index
+    assert ordinal is not None  # a tensor's device has an index
+    gpu = device(ordinal)
+    spec = spec_of(problem, arch_of(gpu.capability))
+    check_skip_map_tiles(problem, describe(spec).tile_n)
+    if problem.empty:
+        return None
+    loaded = gpu.kernel(spec)
     prepared = Prepared(problem, make_buffers(problem.params, problem.out_shape), gpu, loaded)
-    LOGGER.debug("prepared %s for q %s, k %s", loaded.kernel.name, *(list(t.shape) for t in _qk(problem)))
+    LOGGER.debug("prepared %s for q %s", loaded.kernel.name, list(problem.params.q.shape))
     with _kinds_lock:
         if len(_kinds) >= MAX_KINDS:
             del _kinds[next(iter(_kinds))]
-        if kind:
-            _kinds[kind] = prepared
+        _kinds[key] = prepared
     return prepared
-
-
-def _qk(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
-    return problem.params.q, problem.params.k
 
 
 def _without_gpu(problem: Problem, stream: Any) -> Result:

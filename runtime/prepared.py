@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 from skimattn.codegen.params import OFFSETS, TENSOR_MAP_BYTES, aligned_block
@@ -17,6 +18,7 @@ from .call import Problem
 from .device import Device, Loaded
 from .plan import BLOCK_TENSORS, MAP_TENSORS, Buffers, argument, make_plan
 
+_LEGACY_ID = -1  # of the default stream, which cannot be captured and has no other handle
 _FIELDS_OF: dict[str, tuple[list[str], list[str]]] = {}  # argument -> (tensor maps, pointers) that hold its address
 for _field, _name in MAP_TENSORS.items():
     _FIELDS_OF.setdefault(_name, ([], []))[0].append(_field)
@@ -31,10 +33,14 @@ class Prepared:
         """Keeps sizes and addresses of the tensors, never the tensors."""
         plan = make_plan(problem, loaded.kernel, buffers, sm_count=device.sm_count, work_counter_address=0)
         cuda = driver.bindings()
-        self.device, self.kernel, self.out_shape = device, loaded.kernel, problem.out_shape
+        self.kernel, self.ordinal, self.out_shape = loaded.kernel, device.ordinal, problem.out_shape
+        params = problem.params
+        self.only_out = params.out is None and not params.return_lse and params.custom_mask is None
+        self._counters = device.counters
         self._function, self._context = loaded.function, device.context
         self._lock = threading.Lock()
         self._counter = 0
+        self._last: dict[str, int] | None = None
         self._block, self._owner = aligned_block()
         for name, value in plan.scalars.items():
             setattr(self._block, name, value)
@@ -64,20 +70,31 @@ class Prepared:
     def _address(tensor: Any) -> int:
         return 0 if tensor is None else int(tensor.data_ptr())
 
-    def launch(self, addresses: dict[str, int], stream: int) -> None:
-        """Enqueue on ``stream``; ``addresses`` holds, by argument name, every tensor that this kind of call has."""
+    def launch(self, addresses: dict[str, int], fresh: Iterable[tuple[str, int]], stream: int) -> None:
+        """Enqueue on ``stream``.
+
+        Args:
+            addresses: by argument name, the tensors that the call holds; never changed once it was passed.
+            fresh: name and address of the tensors made for this launch; they win.
+            stream: the driver's handle.
+        """
         status, context = self._current()
         if status or int(context) != self._context:
             with driver.current_context(self._context):
-                self._enqueue(addresses, stream)
+                self._enqueue(addresses, fresh, stream)
         else:
-            self._enqueue(addresses, stream)
+            self._enqueue(addresses, fresh, stream)
 
-    def _enqueue(self, addresses: dict[str, int], stream: int) -> None:
-        counter = self._counter_for(stream)
+    def _enqueue(self, addresses: dict[str, int], fresh: Iterable[tuple[str, int]], stream: int) -> None:
+        counter = self._counters.of_stream(_LEGACY_ID) if stream == streams.LEGACY else self._counter_for(stream)
         with self._lock:
             known = self._addresses
-            for name, address in addresses.items():
+            if addresses is not self._last:
+                for name, address in addresses.items():
+                    if known[name] != address:
+                        self._move(name, address)
+                self._last = addresses
+            for name, address in fresh:
                 if known[name] != address:
                     self._move(name, address)
             if counter != self._counter:
@@ -101,9 +118,6 @@ class Prepared:
 
     def _counter_for(self, stream: int) -> int:
         """Address of the work counter: the stream's own, or a fresh one in a capture (see :mod:`.counters`)."""
-        counters = self.device.counters
-        if stream == streams.LEGACY:  # cannot be captured, and has no other handle
-            return counters.of_stream(-1)
         if int(driver.call("cuStreamIsCapturing", stream)):
-            return counters.of_captured_launch()
-        return counters.of_stream(int(driver.call("cuStreamGetId", stream)))
+            return self._counters.of_captured_launch()
+        return self._counters.of_stream(int(driver.call("cuStreamGetId", stream)))

@@ -26,7 +26,6 @@ _announced: set[str] = set()
 
 def attention(problem: Problem, kernel: Kernel, buffers: Buffers) -> None:
     """Compute a validated call on CPU tensors into ``buffers``, as ``kernel`` would on a GPU."""
-    assert kernel.order == "reverse", kernel.order
     if kernel.name not in _announced:
         _announced.add(kernel.name)
         LOGGER.info("CPU tensors: the reference computes what %s would (slow, for trying things out)", kernel.name)
@@ -125,17 +124,19 @@ def _visible(problem: Problem, request: _Request, rows: torch.Tensor) -> torch.T
     return seen.unsqueeze(0)
 
 
-def _tiles(problem: Problem, visible: torch.Tensor, tile_n: int) -> range:
-    """The tiles a group visits, in order: from the last to the first that holds a key some row of it may see."""
+def _tiles(problem: Problem, visible: torch.Tensor, kernel: Kernel) -> list[int]:
+    """The tiles a group visits, in the kernel's order: those between the first and the last key its rows may see."""
+    tile_n = kernel.tile_n
     len_k = visible.shape[-1]
     if problem.mask in ("full", "custom"):
         first, last = 0, -(-len_k // tile_n)
     else:
         keys = visible.any(dim=0).any(dim=0).nonzero()
         if not len(keys):
-            return range(0)
+            return []
         first, last = int(keys[0]) // tile_n, int(keys[-1]) // tile_n + 1
-    return range(last - 1, first - 1, -1)
+    falling = list(range(last - 1, first - 1, -1))
+    return falling[-1:] + falling[:-1] if kernel.order == "sink_first" else falling
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _compute_group(problem: Problem, kernel: Kernel, request: _Request, first_ro
     visible = _visible(problem, request, rows)
     softmax = _Softmax(heads, len(rows), problem.head_dim_v, _Units.of(problem))
     limit = _log2_threshold(problem, request.index)
-    for tile in _tiles(problem, visible, kernel.tile_n):
+    for tile in _tiles(problem, visible, kernel):
         keys = slice(tile * kernel.tile_n, min((tile + 1) * kernel.tile_n, request.len_k))
         seen = visible[..., keys]
         scores = _scores(problem, request, rows, keys).masked_fill(~seen, -math.inf)

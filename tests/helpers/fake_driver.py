@@ -1,0 +1,205 @@
+"""A CUDA driver that computes nothing and remembers everything, so that the launch path runs without a GPU.
+
+Types and enums are those of ``cuda.bindings``; functions are the ones below. Tensors that claim to be on a GPU are CPU
+tensors of the class :class:`OnGpu`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from cuda.bindings import driver as real
+from skimattn import device as device_module
+from skimattn import driver, kernels, launcher, streams, tensormap
+from skimattn.codegen.params import SIZE, ParamsBlock
+
+SUCCESS = real.CUresult.CUDA_SUCCESS
+CONTEXT = 0x1000  # of device 0; device i has CONTEXT + i
+
+
+class OnGpu(torch.Tensor):
+    """A CPU tensor that says it is on ``cuda:ordinal``."""
+
+    ordinal = 0
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", self.ordinal)
+
+
+class OnOtherGpu(OnGpu):
+    ordinal = 1
+
+
+def on_gpu(tensor: torch.Tensor, ordinal: int = 0) -> torch.Tensor:
+    return tensor.as_subclass(OnOtherGpu if ordinal else OnGpu)
+
+
+@dataclass
+class Launch:
+    """What one cuLaunchKernelEx was given; ``block`` is a copy taken at the call, as the driver takes one."""
+
+    stream: int
+    grid: int
+    threads: int
+    smem: int
+    function: int
+    context: int
+    block: ParamsBlock
+
+    def map_address(self, name: str) -> int:
+        return struct.unpack_from("<Q", bytes(getattr(self.block, name)))[0]
+
+
+@dataclass
+class FakeDriver:
+    """Stands for the module ``cuda.bindings.driver``."""
+
+    capability: tuple[int, int] = (9, 0)
+    sm_count: int = 132
+    calls: list[str] = field(default_factory=list)
+    launches: list[Launch] = field(default_factory=list)
+    capturing: set[int] = field(default_factory=set)
+    failing: dict[str, Any] = field(default_factory=dict)
+    stream_ids: dict[int, int] = field(default_factory=dict)
+    libraries: list[bytes] = field(default_factory=list)
+    _state: Any = field(default_factory=threading.local)
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("cu") or name in ("cuuint64_t", "cuuint32_t"):
+            return object.__getattribute__(self, name)
+        if name in self.failing:
+            return lambda *_: (self.failing[name],)
+        self.calls.append(name)
+        return object.__getattribute__(self, name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(real, name)  # types and enums
+
+    @property
+    def contexts(self) -> list[int]:
+        if not hasattr(self._state, "contexts"):
+            self._state.contexts = [CONTEXT]
+        return self._state.contexts
+
+    def cuInit(self, _flags: int) -> Any:
+        return (SUCCESS,)
+
+    def cuGetErrorName(self, status: Any) -> Any:
+        return SUCCESS, status.name.encode()
+
+    def cuGetErrorString(self, _status: Any) -> Any:
+        return SUCCESS, b"as the test wished"
+
+    def cuDeviceGet(self, ordinal: int) -> Any:
+        return SUCCESS, ordinal
+
+    def cuDevicePrimaryCtxRetain(self, device: int) -> Any:
+        return SUCCESS, real.CUcontext(CONTEXT + device)
+
+    def cuDeviceGetAttribute(self, attribute: Any, _device: int) -> Any:
+        values = {
+            "CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT": self.sm_count,
+            "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR": self.capability[0],
+            "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR": self.capability[1],
+        }
+        return SUCCESS, values[attribute.name]
+
+    def cuCtxGetCurrent(self) -> Any:
+        return SUCCESS, real.CUcontext(self.contexts[-1])
+
+    def cuCtxPushCurrent(self, context: Any) -> Any:
+        self.contexts.append(int(context))
+        return (SUCCESS,)
+
+    def cuCtxPopCurrent(self) -> Any:
+        return SUCCESS, real.CUcontext(self.contexts.pop())
+
+    def cuThreadExchangeStreamCaptureMode(self, _mode: Any) -> Any:
+        return SUCCESS, real.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
+
+    def cuMemAlloc(self, _size: int) -> Any:
+        return SUCCESS, real.CUdeviceptr(0x10000000 * (1 + self.calls.count("cuMemAlloc")))
+
+    def cuStreamCreate(self, _flags: int) -> Any:
+        return SUCCESS, real.CUstream(0xABC)
+
+    def cuMemsetD32Async(self, _address: Any, value: int, _count: int, _stream: Any) -> Any:
+        assert value == 0
+        return (SUCCESS,)
+
+    def cuStreamSynchronize(self, stream: Any) -> Any:
+        assert int(stream) == 0xABC, "only the private set-up stream may be waited for"
+        return (SUCCESS,)
+
+    def cuStreamDestroy(self, _stream: Any) -> Any:
+        return (SUCCESS,)
+
+    def cuStreamIsCapturing(self, stream: Any) -> Any:
+        states = real.CUstreamCaptureStatus
+        active = int(stream) in self.capturing
+        return SUCCESS, states.CU_STREAM_CAPTURE_STATUS_ACTIVE if active else states.CU_STREAM_CAPTURE_STATUS_NONE
+
+    def cuStreamGetId(self, stream: Any) -> Any:
+        return SUCCESS, self.stream_ids.get(int(stream), int(stream) + 100)
+
+    def cuLibraryLoadData(self, code: bytes, *_options: Any) -> Any:
+        self.libraries.append(code)
+        return SUCCESS, real.CUlibrary(len(self.libraries))
+
+    def cuLibraryGetKernel(self, library: Any, _name: bytes) -> Any:
+        return SUCCESS, real.CUkernel(0x100 + int(library))
+
+    def cuKernelSetAttribute(self, *_arguments: Any) -> Any:
+        return (SUCCESS,)
+
+    def cuKernelGetFunction(self, kernel: Any) -> Any:
+        return SUCCESS, real.CUfunction(int(kernel) + (self.contexts[-1] << 16))
+
+    def cuFuncLoad(self, _function: Any) -> Any:
+        return (SUCCESS,)
+
+    def cuTensorMapEncodeTiled(self, _type: Any, rank: int, address: int, *_layout: Any) -> Any:
+        assert rank == 4 and address % 16 == 0
+        encoded = real.CUtensorMap()
+        ctypes.memmove(int(encoded.getPtr()), struct.pack("<Q", address), 8)
+        return SUCCESS, encoded
+
+    def cuTensorMapReplaceAddress(self, encoded: Any, address: int) -> Any:
+        ctypes.memmove(int(encoded.getPtr()), struct.pack("<Q", address), 8)
+        return (SUCCESS,)
+
+    def cuLaunchKernelEx(self, config: Any, function: Any, argv: int, _extra: int) -> Any:
+        start = ctypes.c_void_p.from_address(argv).value
+        assert start is not None and start % 64 == 0
+        block = ParamsBlock.from_buffer_copy(ctypes.string_at(start, SIZE))
+        self.launches.append(
+            Launch(
+                int(config.hStream),
+                config.gridDimX,
+                config.blockDimX,
+                config.sharedMemBytes,
+                int(function),
+                self.contexts[-1],
+                block,
+            )
+        )
+        return (SUCCESS,)
+
+
+def install(monkeypatch: Any, fake: FakeDriver | None = None) -> FakeDriver:
+    """Make the runtime use a fake driver, with nothing prepared or loaded, and kernels that need no compiler."""
+    fake = fake or FakeDriver()
+    monkeypatch.setattr(driver, "_module", fake)
+    monkeypatch.setattr(device_module, "_devices", {})
+    monkeypatch.setattr(device_module, "_libraries", {})
+    monkeypatch.setattr(launcher, "_kinds", {})
+    monkeypatch.setattr(kernels, "obtain", lambda spec: (kernels.describe(spec), spec.name.encode()))
+    monkeypatch.setattr(streams, "current", lambda _ordinal: 0)
+    tensormap._constants.cache_clear()
+    return fake
