@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from .api import attention
-from .call import Params
-from .catalog import Explanation, explain, variants
-from .errors import ArgumentError, BuildError, CudaError, NoKernelError
-from .launcher import launch
-from .stats import sparsity
-from .thresholds import threshold_from_scale_factor
-from .validate_options import pack_mask
+if TYPE_CHECKING:
+    from .api import attention
+    from .call import Params
+    from .catalog import Explanation, explain, variants
+    from .errors import ArgumentError, BuildError, CudaError, NoKernelError
+    from .launcher import launch
+    from .stats import sparsity
+    from .thresholds import threshold_from_scale_factor
+    from .validate_options import pack_mask
 
-try:
-    __version__ = version("skimattn")
-except PackageNotFoundError:  # a source tree on the path, not installed
-    __version__ = "unknown"
+    __version__: str
+
+# Where each public name lives. They are imported on first use: the build imports skimattn.codegen, once in every
+# compiler process, and must not pay seconds for torch.
+_HOMES = {
+    "ArgumentError": "errors",
+    "BuildError": "errors",
+    "CudaError": "errors",
+    "Explanation": "catalog",
+    "NoKernelError": "errors",
+    "Params": "call",
+    "attention": "api",
+    "explain": "catalog",
+    "launch": "launcher",
+    "pack_mask": "validate_options",
+    "sparsity": "stats",
+    "threshold_from_scale_factor": "thresholds",
+    "variants": "catalog",
+}
 
 __all__ = [
     "ArgumentError",
@@ -34,3 +51,29 @@ __all__ = [
     "threshold_from_scale_factor",
     "variants",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name, or read the installed version, when it is first asked for."""
+    if name == "__version__":
+        value = _version()
+    elif name in _HOMES:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("skimattn")
+    except PackageNotFoundError:  # a source tree on the path, not installed
+        return "unknown"
