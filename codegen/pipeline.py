@@ -148,10 +148,11 @@ class Build:
         for spec in matrix.all_specs():
             if spec.name not in names or (report := self._report(spec)) is None:
                 continue
-            chosen = spec in plan.units
-            unit = plan.units[spec] if chosen else self.sources.unit(spec)
-            toolchain = self.toolchain if chosen else Toolchain.from_id(report.compiler)
-            if self._stale(spec, unit, toolchain):
+            if spec in plan.units:  # those that were not stale before have been checked a moment ago
+                stale = spec in plan.stale and self._stale(spec, plan.units[spec], self.toolchain)
+            else:
+                stale = self._stale(spec, self.sources.unit(spec), Toolchain.from_id(report.compiler))
+            if stale:
                 dropped.append(spec.name)
             else:
                 reports[spec] = report

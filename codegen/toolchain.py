@@ -92,8 +92,8 @@ def _run_nvrtc(unit: Unit, toolchain: Toolchain) -> tuple[bytes, str]:
     if toolchain.version.split(".")[:2] != [str(part) for part in version]:
         raise BuildError(f"NVRTC: expected the library of package version {toolchain.version} (got {version})")
     # Headers go in by name and content: no path can reach the cubin, and what is hashed is what is compiled.
-    texts = [text.encode() for text in unit.headers.values()]
-    names = [name.encode() for name in unit.headers]
+    texts = [text.encode() for text in unit.closure.texts.values()]
+    names = [name.encode() for name in unit.closure.texts]
     source, title = unit.source.encode(), f"{unit.name}.cu".encode()
     status, program = nvrtc.nvrtcCreateProgram(source, title, len(names), texts, names)
     _check(status)
@@ -128,7 +128,7 @@ def _check(status: object, value: int = 0) -> int:
 def _run_nvcc(unit: Unit, toolchain: Toolchain) -> tuple[bytes, str]:
     with tempfile.TemporaryDirectory(prefix="skimattn-") as folder:
         root = Path(folder)
-        for name, text in (unit.headers | {f"{unit.name}.cu": unit.source}).items():
+        for name, text in (unit.closure.texts | {f"{unit.name}.cu": unit.source}).items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(text)
         command = [nvcc_path(), *toolchain.options(unit.arch), "-I.", f"{unit.name}.cu", "-o", "kernel.cubin"]

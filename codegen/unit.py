@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*[<"](skimattn/[^>"\n]+)[>"]', re.MULTILINE)
@@ -14,23 +15,39 @@ Resolver = Callable[[str], str | None]  # "skimattn/params.cuh" -> its text, Non
 
 
 @dataclass(frozen=True)
+class Closure:
+    """Every header that a source reaches: include name to text, in the order of the names."""
+
+    texts: dict[str, str]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of names and texts."""
+        return _digest(*(part for item in self.texts.items() for part in item))
+
+
+@dataclass(frozen=True)
 class Unit:
-    """What one compiler run reads. ``headers`` maps include names to texts, in the order of their names."""
+    """What one compiler run reads."""
 
     name: str
     arch: str
     source: str
-    headers: dict[str, str]
+    closure: Closure
 
-    @property
+    @cached_property
     def source_sha256(self) -> str:
         """Hash of everything that is compiled: the source and all its headers."""
-        digest = hashlib.sha256()
-        for name, text in ((f"{self.name}.cu", self.source), *self.headers.items()):
-            for part in (name, text):
-                data = part.encode()
-                digest.update(len(data).to_bytes(8, "little") + data)
-        return digest.hexdigest()
+        return _digest(self.name, self.source, self.closure.sha256)
+
+
+def _digest(*parts: str) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
 
 
 def includes_of(text: str) -> list[str]:
@@ -45,6 +62,7 @@ class Headers:
         """Take texts from ``resolve``."""
         self._resolve = resolve
         self._known: dict[str, tuple[str, list[str]] | None] = {}
+        self._closures: dict[tuple[str, ...], Closure] = {}
 
     def _lookup(self, name: str) -> tuple[str, list[str]] | None:
         if name not in self._known:
@@ -52,17 +70,23 @@ class Headers:
             self._known[name] = None if text is None else (text, includes_of(text))
         return self._known[name]
 
-    def closure(self, source: str) -> dict[str, str]:
-        """Every header that ``source`` reaches, sorted by name. A missing one is left to the compiler to report."""
+    def closure(self, source: str) -> Closure:
+        """Every header that ``source`` reaches. A missing one is left to the compiler to report."""
+        roots = tuple(includes_of(source))
+        if roots not in self._closures:
+            self._closures[roots] = self._reach(roots)
+        return self._closures[roots]
+
+    def _reach(self, roots: tuple[str, ...]) -> Closure:
         found: dict[str, str] = {}
-        pending = includes_of(source)
+        pending = list(roots)
         while pending:
             name = pending.pop()
             if name in found or (entry := self._lookup(name)) is None:
                 continue
             found[name] = entry[0]
             pending += entry[1]
-        return dict(sorted(found.items()))
+        return Closure(dict(sorted(found.items())))
 
     def unit(self, name: str, arch: str, source: str) -> Unit:
         """The unit of ``source``."""
@@ -84,5 +108,4 @@ def from_folders(roots: Iterable[Path]) -> Resolver:
 
 def content_key(source_sha256: str, toolchain_id: str, options: Iterable[str], allowed: Iterable[str]) -> str:
     """Identity of a build's result: what was compiled, by which compiler, how, and which findings were accepted."""
-    parts = (source_sha256, toolchain_id, *options, "allow", *allowed)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return _digest(source_sha256, toolchain_id, *options, "allow", *allowed)
