@@ -91,9 +91,13 @@ def explain(values: Mapping[str, object]) -> Accepted | Rejected:
     """
     full = complete({name: _typed(feature_of(name), value) for name, value in values.items()})
     for feature in FEATURES:
-        if full[feature.name] not in feature.values:
+        if not _is_value(feature, full[feature.name]):
             return Rejected(f"{feature.name}-values", _unknown_value(feature, full[feature.name]))
     return judge(KernelSpec(**full))  # type: ignore[arg-type]
+
+
+def _is_value(feature: Feature, value: object) -> bool:
+    return any(type(known) is type(value) and known == value for known in feature.values)
 
 
 def _unknown_value(feature: Feature, value: object) -> str:
@@ -115,7 +119,7 @@ def parse_value(feature: Feature, text: str) -> Value:
     """The value that ``text`` spells, such as ``128``, ``bf16`` or ``true``; ``ValueError`` lists the legal ones."""
     value = _typed(feature, text)
     for known in feature.values:
-        if known == value and type(known) is type(value):
+        if type(known) is type(value) and known == value:
             return known
     raise ValueError(f"{feature.name}: expected one of {_spelled(feature)} (got {text!r})")
 

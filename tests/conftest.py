@@ -1,0 +1,43 @@
+"""Marks what needs a GPU and skips it, saying so, where there is none."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+_GPU_FOLDER = Path(__file__).parent / "gpu"
+
+
+@cache
+def missing_gpu() -> str:
+    """Why GPU tests cannot run here; empty if they can."""
+    from cuda.bindings import driver
+
+    try:
+        (status,) = driver.cuInit(0)
+    except RuntimeError as error:  # no driver library on this machine
+        return str(error).splitlines()[0]
+    if status != driver.CUresult.CUDA_SUCCESS:
+        return f"cuInit: {status.name}"
+    status, count = driver.cuDeviceGetCount()
+    return "" if count else "the driver sees no GPU"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every test under ``tests/gpu`` the ``gpu`` marker, and skip those with it if there is no GPU."""
+    for item in items:
+        if _GPU_FOLDER in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if needing and (reason := missing_gpu()):
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason=f"no GPU: {reason}"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End with one line that says how many tests did not run for want of a GPU."""
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "gpu" in report.keywords]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} GPU TESTS DID NOT RUN: {missing_gpu()}", yellow=True, bold=True)
