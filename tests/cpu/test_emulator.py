@@ -162,6 +162,13 @@ def test_registers() -> None:
         Bench().run("register_sum", threads=512)
 
 
+@every_schedule
+def test_same_value_from_many_threads(schedule: str, seed: int) -> None:
+    bench = Bench()
+    bench.run("same_value", schedule, seed)
+    assert (bench.words.view(torch.int32)[:128] == 5).all()
+
+
 BROKEN = {  # kernel -> (kind, what the message must say)
     "nobody_arrives": ("deadlock", r"CTA 0 thread 7 waits for mbarrier smem\+16384 parity 0 .*pending arrivals 1 of 2"),
     "expect_too_much": ("deadlock", r"thread 0 waits .* pending tx 16 bytes"),
@@ -186,7 +193,7 @@ BROKEN = {  # kernel -> (kind, what the message must say)
     "load_misaligned": ("alignment", r"aligned to 1024 bytes.*smem\+128"),
     "load_out_of_bounds": ("out-of-bounds", r"tma_load at smem\+16384, 8192 bytes, outside the 17408 bytes"),
     "read_early": ("early-read", r"ld_shared at smem\+0, where a tma_load has not landed"),
-    "load_twice": ("early-overwrite", r"tma_load of tma_q to smem\+0, where another has not landed"),
+    "load_twice": ("early-overwrite", r"tma_load of tma_q at smem\+0, where another has not landed"),
     "load_and_leave": ("exit", r"the CTA ends before its tma_load of tma_q"),
     "store_without_fence": ("fence", r"tma_store reads smem\+\d+, written by thread \d+ without a fence_proxy_async"),
     "overwrite_store": ("early-overwrite", r"st_shared at smem\+0, which a tma_store still reads"),
@@ -200,7 +207,7 @@ BROKEN = {  # kernel -> (kind, what the message must say)
     "mma_write_early": ("register", r"accumulator register 3 was written between"),
     "mma_change_a": ("register", r"A registers of a wgmma were written"),
     "mma_overwrite": ("early-overwrite", r"thread 130 .*st_shared at smem\+8192, which a wgmma still reads"),
-    "mma_overwrite_by_load": ("early-overwrite", r"tma_load of tma_q to smem\+0, which a wgmma still reads"),
+    "mma_overwrite_by_load": ("early-overwrite", r"tma_load of tma_q at smem\+0, which a wgmma still reads"),
     "mma_unfenced_write": ("fence", r"wgmma reads smem\+\d+, written by thread \d+ without a fence_proxy_async"),
     "descriptor_layout": ("descriptor", r"operand B: expected layout type 1, .*\(got 0\)"),
     "descriptor_reserved": ("descriptor", r"reserved bits"),
@@ -212,6 +219,15 @@ BROKEN = {  # kernel -> (kind, what the message must say)
     "shared_misaligned": ("alignment", r"st_shared of 16 bytes at smem\+8"),
     "shared_out_of_bounds": ("out-of-bounds", r"ld_shared at smem\+17408, 4 bytes, outside"),
     "null_pointer": ("out-of-bounds", r"thread 3 .*memory fault at 0x8"),
+    "read_without_barrier": ("race", r"thread 1 .*ld_shared at smem\+16408, written by thread 0: no barrier"),
+    "overwrite_without_barrier": ("race", r"thread 0 .*st_shared at smem\+16408, read by thread 1: no barrier"),
+    "write_twice": ("race", r"st_shared at smem\+16408, written by thread \d+: no barrier"),
+    "arrive_without_warp_sync": ("race", r"ld_shared at smem\+\d+, written by thread \d+: no barrier"),
+    "init_without_sync": ("race", r"thread 1 .*no barrier since thread 0 initialised it"),
+    "mma_by_one_informed_warp": ("race", r"wgmma uses smem\+\d+, filled by a tma_load whose mbarrier smem\+16384"),
+    "mma_fence_after_barrier": ("race", r"no barrier after its fence_proxy_async"),
+    "load_after_one_warps_wait": ("race", r"tma_load of tma_q at smem\+0, read by a wgmma: no barrier since thread 1 "),
+    "overwrite_after_store_wait": ("race", r"st_shared at smem\+0, read by a tma_store: no barrier since thread 0"),
     "deep_recursion": ("out-of-bounds", r"thread 0 .*memory fault"),
 }
 
@@ -220,13 +236,14 @@ BROKEN = {  # kernel -> (kind, what the message must say)
 def test_broken_rule_is_reported(name: str) -> None:
     kind, message = BROKEN[name]
     with pytest.raises(EmulatorError) as caught:
-        Bench().run(name)
+        Bench().run(name, "early" if kind == "race" else "late")
     assert caught.value.kind == kind, caught.value
     assert re.search(message, caught.value.message, re.S), caught.value
 
 
 def test_every_rule_kernel_is_used() -> None:
     right = {"copy", "product", "product_registers", "warp_exchange", "hand_over", "registers", "store_written"}
+    right |= {"same_value"}
     own_test = {"mma_read_early", "global_out_of_bounds", "endless_loop", "register_sum"}
     assert set(names()) == right | own_test | set(BROKEN)
 

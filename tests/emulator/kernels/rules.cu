@@ -477,4 +477,96 @@ KERNEL(endless_loop) {
   }
 }
 
+// ---- order: each of these takes the right path in this run, and only luck makes it so
+
+KERNEL(read_without_barrier) {
+  if (leader()) ptx::st_shared(&s.words[0], 1);
+  ptx::shfl(0, 0);  // brings the lanes together, but orders no memory
+  if (thread() == 1) ptx::ld_shared(&s.words[0]);
+}
+KERNEL(overwrite_without_barrier) {
+  if (leader()) ptx::st_shared(&s.words[0], 1);
+  ptx::cta_sync();
+  if (thread() == 1) ptx::ld_shared(&s.words[0]);
+  ptx::shfl(0, 0);
+  if (leader()) ptx::st_shared(&s.words[0], 2);
+}
+KERNEL(write_twice) {
+  if (thread() % 32 == 0) ptx::st_shared(&s.words[0], thread());
+}
+KERNEL(arrive_without_warp_sync) {
+  init(s);
+  if (thread() < 32) {
+    ptx::st_shared(&s.words[thread()], 1);
+    if (leader()) ptx::mbarrier_arrive(&s.full);
+  } else {
+    ptx::mbarrier_wait_parity(&s.full, 0);
+    ptx::ld_shared(&s.words[thread() % 32]);
+  }
+}
+KERNEL(init_without_sync) {
+  if (leader()) {
+    ptx::mbarrier_init(&s.full, 1);
+    ptx::fence_mbarrier_init();
+  }
+  ptx::shfl(0, 0);
+  if (thread() == 1) ptx::mbarrier_arrive(&s.full);
+}
+KERNEL(mma_by_one_informed_warp) {
+  init(s);
+  if (leader()) {
+    ptx::mbarrier_arrive_expect_tx(&s.full, 2 * kTile);
+    load(p, s, s.a);
+    load(p, s, s.b);
+  }
+  if (!in_group()) return;
+  if (thread() < 32) ptx::mbarrier_wait_parity(&s.full, 0);
+  float d[kN / 2];
+  ptx::wgmma_fence();
+  issue(s, d);
+  finish(d);
+}
+KERNEL(mma_fence_after_barrier) {
+  fill(s.a);
+  fill(s.b);
+  ptx::cta_sync();
+  ptx::fence_proxy_async();
+  if (!in_group()) return;
+  float d[kN / 2];
+  ptx::wgmma_fence();
+  issue(s, d);
+  finish(d);
+}
+KERNEL(load_after_one_warps_wait) {
+  load_both(p, s);
+  if (!in_group()) return;
+  float d[kN / 2];
+  ptx::wgmma_fence();
+  issue(s, d);
+  finish(d);
+  if (leader()) {
+    ptx::mbarrier_arrive_expect_tx(&s.full, kTile);
+    load(p, s, s.a);
+    ptx::mbarrier_wait_parity(&s.full, 1);
+  }
+}
+KERNEL(overwrite_after_store_wait) {
+  fill(s.a);
+  ptx::fence_proxy_async();
+  ptx::cta_sync();
+  if (leader()) {
+    store(p, s);
+    ptx::tma_store_commit();
+    ptx::tma_store_wait_read<0>();
+  }
+  ptx::shfl(0, 0);
+  if (thread() == 1) ptx::st_shared(s.a, 5);
+}
+// Right: everybody says the same, then everybody may read it.
+KERNEL(same_value) {
+  if (thread() % 32 == 0) ptx::st_shared(&s.words[0], 5);
+  ptx::cta_sync();
+  if (thread() < 128) ptx::st_global(static_cast<uint32_t*>(p.out) + thread(), ptx::ld_shared(&s.words[0]));
+}
+
 }  // namespace rules

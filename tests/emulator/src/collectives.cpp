@@ -31,6 +31,9 @@ void arrive(Warp& warp, uint32_t lanes, int id, int threads, bool waits, bool re
   if (reduce) barrier.reduce = true;
   barrier.all = barrier.all && all;
   barrier.arrived += kWarp;
+  for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
+    release(barrier.meeting, *warp.lanes[__builtin_ctz(rest)]);
+  }
   if (waits) {
     for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
       Wait& wait = warp.lanes[__builtin_ctz(rest)]->wait;
@@ -39,9 +42,13 @@ void arrive(Warp& warp, uint32_t lanes, int id, int threads, bool waits, bool re
     }
   }
   if (barrier.arrived < barrier.threads) return;
+  const Clock clock = end_phase(barrier.meeting);
   for (uint32_t rest = barrier.waiting; rest != 0; rest &= rest - 1) {
     Warp& waiter = cta.warps[__builtin_ctz(rest)];
-    for (int lane = 0; lane < kWarp; ++lane) waiter.lanes[lane]->result = barrier.all;
+    for (Fibre* fibre : waiter.lanes) {
+      fibre->result = barrier.all;
+      acquire(*fibre, clock);
+    }
     wake_lanes(waiter, waiter.live);
   }
   barrier = NamedBarrier{};
@@ -77,7 +84,7 @@ void finish(Warp& warp) {
     }
   }
   switch (warp.kind) {
-    case Collective::kSync: break;
+    case Collective::kSync: meet(warp, lanes); break;
     case Collective::kShuffle:
       for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
         const int lane = __builtin_ctz(rest), source = warp.arguments[lane];

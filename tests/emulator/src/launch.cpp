@@ -19,7 +19,8 @@ void build_cta(Cta& cta, int index, int grid, int threads, int smem_bytes, uint8
   cta.warps.assign(static_cast<size_t>(threads / kWarp), Warp{});
   cta.groups.assign(static_cast<size_t>((threads + kGroup - 1) / kGroup), Warpgroup{});
   cta.granules.assign(static_cast<size_t>(smem_bytes / kGranule + 1), Granule{});
-  cta.mbarriers.reserve(256);
+  cta.words.assign(static_cast<size_t>(smem_bytes / 4 + 4), Word{});
+  cta.mbarriers.reserve(kMaxMbarriers);  // never moves: waiters point into it
   for (int t = 0; t < threads; ++t) {
     Fibre& fibre = cta.fibres[static_cast<size_t>(t)];
     Warp& warp = cta.warps[static_cast<size_t>(t / kWarp)];
@@ -27,6 +28,7 @@ void build_cta(Cta& cta, int index, int grid, int threads, int smem_bytes, uint8
     fibre.lane = t % kWarp;
     fibre.warp = &warp;
     fibre.cta = &cta;
+    fibre.time = 1;
     warp.cta = &cta;
     warp.lanes[fibre.lane] = &fibre;
     warp.live = warp.ready = ~0u;

@@ -7,9 +7,13 @@ namespace {
 constexpr int64_t kMaxTx = (1 << 20) - 1;
 constexpr uint32_t kMaxCount = (1 << 20) - 1;
 
-void complete_phase(Mbarrier& barrier) {
+int index_of(const Cta& cta, const Mbarrier& barrier) { return static_cast<int>(&barrier - cta.mbarriers.data()); }
+
+void complete_phase(Cta& cta, Mbarrier& barrier) {
   if (barrier.pending != 0 || barrier.tx != 0) return;
   ++barrier.phase;
+  barrier.meeting.known[static_cast<size_t>(cta.threads + index_of(cta, barrier))] = static_cast<uint32_t>(barrier.phase);
+  barrier.completed = end_phase(barrier.meeting);
   barrier.pending = barrier.count;
   for (Fibre* fibre : barrier.waiters) wake(*fibre);
   barrier.waiters.clear();
@@ -20,9 +24,13 @@ void complete_phase(Mbarrier& barrier) {
 Mbarrier& find_mbarrier(Cta& cta, uint32_t offset, const char* what) {
   for (Mbarrier& barrier : cta.mbarriers) {
     if (barrier.offset != offset) continue;
-    if (barrier.owner != machine.current && machine.current != nullptr &&
-        barrier.owner->init_fences == barrier.owner_fences) {
+    if (barrier.owner == machine.current || machine.current == nullptr) return barrier;
+    if (barrier.owner->init_fences == barrier.owner_fences) {
       fail("fence", "%s on mbarrier smem+%u, whose initialisation no fence_mbarrier_init followed", what, offset);
+    }
+    if (!knows(machine.current->clock, barrier.owner->ids.thread, barrier.owner_time)) {
+      fail("race", "%s on mbarrier smem+%u: no barrier since thread %d initialised it", what, offset,
+           barrier.owner->ids.thread);
     }
     return barrier;
   }
@@ -41,16 +49,18 @@ void mbarrier_init(uint64_t* pointer, uint32_t count) {
   for (const Mbarrier& barrier : cta.mbarriers) {
     if (barrier.offset == offset) fail("barrier", "mbarrier_init on the live mbarrier smem+%u", offset);
   }
-  // A waiter keeps a pointer to its barrier, so the table must not move.
-  if (cta.mbarriers.size() == cta.mbarriers.capacity()) fail("barrier", "too many mbarriers in one CTA");
+  if (cta.mbarriers.size() == kMaxMbarriers) fail("barrier", "too many mbarriers in one CTA");
   cta.granules[offset / kGranule].barrier = 1;
-  cta.mbarriers.push_back({offset, count, count, 0, 0, machine.current, machine.current->init_fences, {}});
+  const Fibre& fibre = *machine.current;
+  cta.mbarriers.push_back(
+      {offset, count, count, 0, 0, machine.current, fibre.time, fibre.init_fences, {}, nullptr, {}});
 }
 
 void fence_mbarrier_init() { ++machine.current->init_fences; }
 
 void mbarrier_arrive(uint64_t* pointer, uint32_t expect_bytes) {
-  Mbarrier& barrier = find_mbarrier(*machine.current->cta, pointer, "mbarrier_arrive");
+  Cta& cta = *machine.current->cta;
+  Mbarrier& barrier = find_mbarrier(cta, pointer, "mbarrier_arrive");
   barrier.tx += expect_bytes;
   if (barrier.tx > kMaxTx) {
     fail("barrier", "mbarrier smem+%u expects %lld bytes, more than 2^20-1", barrier.offset,
@@ -61,16 +71,17 @@ void mbarrier_arrive(uint64_t* pointer, uint32_t expect_bytes) {
          barrier.count, static_cast<unsigned long long>(barrier.phase));
   }
   --barrier.pending;
-  complete_phase(barrier);
+  release(barrier.meeting, *machine.current);
+  complete_phase(cta, barrier);
 }
 
-void complete_tx(Cta&, Mbarrier& barrier, uint32_t bytes) {
+void complete_tx(Cta& cta, Mbarrier& barrier, uint32_t bytes) {
   barrier.tx -= bytes;
   if (barrier.tx < 0) {
     fail("barrier", "mbarrier smem+%u: a copy completed %u bytes, %lld more than it expects (phase %llu)",
          barrier.offset, bytes, static_cast<long long>(-barrier.tx), static_cast<unsigned long long>(barrier.phase));
   }
-  complete_phase(barrier);
+  complete_phase(cta, barrier);
 }
 
 void mbarrier_wait_parity(uint64_t* pointer, uint32_t parity) {
@@ -84,6 +95,7 @@ void mbarrier_wait_parity(uint64_t* pointer, uint32_t parity) {
     wait.id = static_cast<int>(parity);
     block(wait);
   }
+  acquire(*machine.current, barrier.completed);
 }
 
 }  // namespace skim_emulator

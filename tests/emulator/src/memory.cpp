@@ -21,39 +21,28 @@ uint32_t smem_offset(Cta& cta, const void* pointer, uint32_t bytes, const char* 
   return static_cast<uint32_t>(offset);
 }
 
-void shared_access(const void* pointer, int bytes, bool write) {
-  Fibre& fibre = *machine.current;
-  Cta& cta = *fibre.cta;
-  const char* what = write ? "st_shared" : "ld_shared";
-  const uint32_t offset = smem_offset(cta, pointer, bytes, what);
-  if (offset % bytes != 0) fail("alignment", "%s of %d bytes at smem+%u", what, bytes, offset);
-  Granule& granule = cta.granules[offset / kGranule];
-  if (granule.barrier != 0) {
-    for (const Mbarrier& barrier : cta.mbarriers) {
-      if (offset < barrier.offset + 8 && barrier.offset < offset + bytes) {
-        fail("barrier", "%s at smem+%u touches a live mbarrier", what, offset);
-      }
-    }
-  }
-  if (granule.loads != 0) {
-    fail(write ? "early-overwrite" : "early-read", "%s at smem+%u, where a tma_load has not landed", what, offset);
-  }
-  if (!write) return;
-  if (granule.mma_reads != 0) fail("early-overwrite", "st_shared at smem+%u, which a wgmma still reads", offset);
-  if (granule.store_reads != 0) fail("early-overwrite", "st_shared at smem+%u, which a tma_store still reads", offset);
-  granule.writer = &fibre;
-  granule.writer_fences = fibre.proxy_fences;
+namespace {
+
+uint32_t aligned_offset(const void* pointer, int bytes, const char* what) {
+  const uint32_t offset = smem_offset(*machine.current->cta, pointer, static_cast<uint32_t>(bytes), what);
+  if (offset % static_cast<uint32_t>(bytes) != 0) fail("alignment", "%s of %d bytes at smem+%u", what, bytes, offset);
+  return offset;
 }
 
-void fence_proxy_async() { ++machine.current->proxy_fences; }
+}  // namespace
 
-void check_async_read(Fibre&, Granule& granule, uint32_t offset, const char* what) {
-  if (granule.loads != 0) fail("early-read", "%s reads smem+%u, where a tma_load has not landed", what, offset);
-  if (granule.writer != nullptr && granule.writer->proxy_fences == granule.writer_fences) {
-    fail("fence", "%s reads smem+%u, written by thread %d without a fence_proxy_async since", what, offset,
-         granule.writer->ids.thread);
-  }
+void shared_write(void* pointer, const void* value, int bytes) {
+  generic_write(*machine.current, aligned_offset(pointer, bytes, "st_shared"), static_cast<uint32_t>(bytes), value);
+  std::memcpy(pointer, value, static_cast<size_t>(bytes));
 }
+
+void shared_read(void* value, const void* pointer, int bytes) {
+  generic_read(*machine.current, aligned_offset(pointer, bytes, "ld_shared"), static_cast<uint32_t>(bytes));
+  std::memcpy(value, pointer, static_cast<size_t>(bytes));
+}
+
+// Comes after every write so far and before every later one, in the thread's own time.
+void fence_proxy_async() { machine.current->fence_times.push_back(++machine.current->time); }
 
 void check_global(const void* address, uint64_t bytes, const char* what) {
   if (machine.ranges.empty()) return;

@@ -4,8 +4,11 @@
 #include <skimattn_host/machine.h>
 #include <ucontext.h>
 
+#include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 namespace skim_emulator {
@@ -17,12 +20,24 @@ constexpr uint32_t kSmemBase = 0x400;  // shared addresses do not start at zero 
 constexpr int kMaxSmem = 232448;
 constexpr int kNamedBarriers = 16;
 constexpr int kMaxN = 256;
+constexpr int kMaxMbarriers = 64;
+constexpr int kMaxGroups = 8;
 
 enum class Schedule { kEarly, kLate, kRandom };
 
 struct Cta;
 struct Warp;
 struct Mbarrier;
+
+// Vector clock: for each thread of the CTA, up to which of its own times everything it did is known; then, for each
+// mbarrier, how many of its phases are known to have completed. Shared, never changed; null = knows nothing.
+using Clock = std::shared_ptr<const std::vector<uint32_t>>;
+
+// Where threads meet: what those who arrived knew, until the phase ends.
+struct Meeting {
+  std::vector<uint32_t> known;
+  Clock last;  // already merged
+};
 
 // Why a fibre is not running; kept for the deadlock report.
 struct Wait {
@@ -41,7 +56,11 @@ struct Fibre {
   bool started, done;
   Wait wait;
   uint32_t result;  // of the last collective
-  uint32_t proxy_fences, init_fences;
+  Clock clock;    // what it knows of others
+  uint32_t time;  // its own, starts at 1; rises with every release and every proxy fence
+  std::vector<uint32_t> fence_times;       // of its proxy fences, rising
+  std::vector<uint32_t> store_read_times;  // per committed bulk group: when a wait covered it, 0 = not yet
+  uint32_t init_fences;
   uint32_t store_groups;  // committed bulk stores
   bool wgmma_fenced;
   uint64_t wgmma_issued;
@@ -64,14 +83,17 @@ struct NamedBarrier {
   int threads = 0, arrived = 0;
   uint32_t warps = 0, waiting = 0;  // masks of warps
   bool reduce = false, all = true;
+  Meeting meeting;
 };
 
 struct Mbarrier {
   uint32_t offset, count, pending;
   int64_t tx;
   uint64_t phase;
-  Fibre* owner;  // who initialised it, and how many init fences it had run by then
-  uint32_t owner_fences;
+  Fibre* owner;  // who initialised it, when, and how many init fences it had run by then
+  uint32_t owner_time, owner_fences;
+  Meeting meeting;
+  Clock completed;  // what whoever sees the last completed phase knows
   std::vector<Fibre*> waiters;
 };
 
@@ -79,8 +101,20 @@ struct Mbarrier {
 struct Granule {
   uint16_t loads, store_reads, mma_reads;  // in flight
   uint16_t barrier;                        // holds a live mbarrier
-  Fibre* writer;                           // last generic writer, null once the async proxy overwrote it
-  uint32_t writer_fences;                  // how many proxy fences it had run by then
+  bool written;                            // by threads, since the last tma_load: its words say by whom
+  bool loaded;                             // by TMA; whoever uses it must have seen `load_phases` of the mbarrier
+  uint16_t load_barrier;
+  uint32_t load_phases;
+  Fibre* storer;  // thread of the last tma_store that read it, and its bulk group
+  uint32_t store_group;
+  uint32_t mma_waits[kMaxGroups];  // 1 + ordinal of the wait that ended the last wgmma of each warpgroup, 0 = none
+};
+
+// State of 4 bytes of shared memory: who wrote it last, and when by the writer's time.
+struct Word {
+  uint16_t writer;  // thread + 1, 0 = none
+  bool read;        // by threads; Cta::readers says when
+  uint32_t time;
 };
 
 // What encode_map() in Python writes into the 128 bytes of a tensor map.
@@ -130,6 +164,7 @@ struct Wgmma {
   const uint32_t* a[kGroup];
   uint32_t a_values[kGroup][4];
   std::vector<uint16_t> operands;  // A then B, as they were at issue
+  std::vector<Clock> clocks;       // what the threads knew when they issued it, without repetitions
 };
 
 struct Warpgroup {
@@ -137,6 +172,7 @@ struct Warpgroup {
   std::vector<Wgmma*> ops;    // issued by at least one thread, oldest first
   std::vector<AccumulatorTile*> tiles;
   int waiting = 0, wait_pending = 0;
+  std::vector<std::array<uint32_t, kGroup>> wait_times;  // per wait, the time of each thread
 };
 
 struct Cta {
@@ -146,6 +182,8 @@ struct Cta {
   std::vector<Warp> warps;
   std::vector<Warpgroup> groups;
   std::vector<Granule> granules;
+  std::vector<Word> words;
+  std::unordered_map<uint32_t, std::vector<uint32_t>> readers;  // word -> last time each thread read it
   std::vector<Mbarrier> mbarriers;
   NamedBarrier named[kNamedBarriers];
 };
@@ -187,6 +225,23 @@ void run_grid();
 [[noreturn]] void report_deadlock();
 char* stack_of(size_t index, size_t* size);
 
+// Order of events (order.cpp): who knows of what
+void release(Meeting& meeting, Fibre& fibre);
+Clock end_phase(Meeting& meeting);
+void acquire(Fibre& fibre, const Clock& clock);
+void meet(Warp& warp, uint32_t lanes);
+bool knows(const Clock& clock, int thread, uint32_t time);
+bool knows_phases(const Cta& cta, const Clock& clock, int barrier, uint32_t phases);
+
+// Accesses to shared memory (hazards.cpp): each checks what must have happened before it, and is remembered
+void generic_read(Fibre& fibre, uint32_t offset, uint32_t bytes);
+void generic_write(Fibre& fibre, uint32_t offset, uint32_t bytes, const void* value);
+void async_write_begins(Fibre& fibre, uint32_t offset, uint32_t bytes, const char* map);
+void async_write_lands(Cta& cta, uint32_t offset, uint32_t bytes, int barrier, uint32_t phases);
+// For one granule; `clocks` are those of the threads that ask for the read, `alone` the thread if it is only one.
+void check_async_read(Cta& cta, uint32_t offset, const std::vector<Clock>& clocks, const char* what,
+                      const Fibre* alone = nullptr);
+
 // What lives where
 void lane_exited(Fibre& fibre);
 Mbarrier& find_mbarrier(Cta& cta, const void* pointer, const char* what);
@@ -194,7 +249,6 @@ Mbarrier& find_mbarrier(Cta& cta, uint32_t offset, const char* what);
 void complete_tx(Cta& cta, Mbarrier& barrier, uint32_t bytes);
 uint32_t smem_offset(Cta& cta, const void* pointer, uint32_t bytes, const char* what);
 void check_global(const void* address, uint64_t bytes, const char* what);
-void check_async_read(Fibre& reader, Granule& granule, uint32_t offset, const char* what);
 bool deliver_load();         // one, chosen by the schedule; false if none is in flight
 void finish_stores();        // at the end of the grid
 void check_exit(Fibre& fibre);

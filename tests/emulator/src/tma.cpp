@@ -76,11 +76,10 @@ void land(const Load& load) {
     std::memset(cta.smem + smem, 0, kGranule);
     if (valid > 0) std::memcpy(cta.smem + smem, global, valid);
   });
-  for (uint32_t g = load.to / kGranule; g < (load.to + load.bytes) / kGranule; ++g) {
-    --cta.granules[g].loads;
-    cta.granules[g].writer = nullptr;
-  }
-  complete_tx(cta, find_mbarrier(cta, load.barrier, "tma_load"), load.bytes);
+  Mbarrier& barrier = find_mbarrier(cta, load.barrier, "tma_load");
+  async_write_lands(cta, load.to, load.bytes, static_cast<int>(&barrier - cta.mbarriers.data()),
+                    static_cast<uint32_t>(barrier.phase + 1));
+  complete_tx(cta, barrier, load.bytes);
 }
 
 void land_at(size_t index) {
@@ -118,17 +117,7 @@ void tma_load(void* to, const void* pointer, uint64_t* barrier, const int (&at)[
   if (map.box[0] * map.element_bytes != kSwizzleBytes) {
     fail("tensor-map", "tma_load: the emulator only knows boxes 128 bytes wide (%s)", map.name);
   }
-  for (uint32_t g = load.to / kGranule; g < (load.to + bytes) / kGranule; ++g) {
-    Granule& granule = cta.granules[g];
-    const uint32_t at_byte = g * kGranule;
-    if (granule.barrier != 0) fail("barrier", "tma_load over the live mbarrier in smem+%u", at_byte);
-    if (granule.loads != 0) fail("early-overwrite", "tma_load of %s to smem+%u, where another has not landed", map.name, at_byte);
-    if (granule.mma_reads != 0) fail("early-overwrite", "tma_load of %s to smem+%u, which a wgmma still reads", map.name, at_byte);
-    if (granule.store_reads != 0) {
-      fail("early-overwrite", "tma_load of %s to smem+%u, which a tma_store still reads", map.name, at_byte);
-    }
-    granule.loads = 1;
-  }
+  async_write_begins(fibre, load.to, bytes, map.name);
   const Schedule schedule = machine.schedule;
   if (schedule == Schedule::kEarly || (schedule == Schedule::kRandom && chance(4))) return land(load);
   std::memset(cta.smem + load.to, kPoison, bytes);
@@ -159,9 +148,13 @@ void tma_store(const void* pointer, const void* from, const int (&at)[4]) {
   const Map& map = checked_map(pointer, "tma_store");
   const uint32_t bytes = map.box[1] * kSwizzleBytes;
   const uint32_t offset = checked_smem(cta, from, bytes, "tma_store");
-  for (uint32_t g = offset / kGranule; g < (offset + bytes) / kGranule; ++g) {
-    check_async_read(fibre, cta.granules[g], g * kGranule, "tma_store");
-    ++cta.granules[g].store_reads;
+  const std::vector<Clock> clocks{fibre.clock};
+  for (uint32_t byte = offset; byte < offset + bytes; byte += kGranule) {
+    check_async_read(cta, byte, clocks, "tma_store", &fibre);
+    Granule& granule = cta.granules[byte / kGranule];
+    ++granule.store_reads;
+    granule.storer = &fibre;
+    granule.store_group = fibre.store_groups;
   }
   machine.stores.push_back({&cta, &fibre, map, offset, bytes, fibre.store_groups, false, {at[0], at[1], at[2], at[3]},
                             std::vector<uint8_t>(cta.smem + offset, cta.smem + offset + bytes)});
@@ -185,6 +178,11 @@ void tma_store_commit() {
 
 void tma_store_wait(int pending, bool read_only) {
   Fibre& fibre = *machine.current;
+  fibre.store_read_times.resize(fibre.store_groups, 0);
+  for (uint32_t group = 0; group + static_cast<uint32_t>(pending) < fibre.store_groups; ++group) {
+    uint32_t& time = fibre.store_read_times[group];
+    if (time == 0) time = fibre.time;
+  }
   for (size_t i = 0; i < machine.stores.size();) {
     Store& store = machine.stores[i];
     if (store.thread != &fibre || store.group + pending >= fibre.store_groups) {

@@ -70,14 +70,27 @@ void gather(Cta& cta, const Wgmma& op, uint16_t* out) {
   });
 }
 
-void count_reads(Cta& cta, const Wgmma& op, int step, bool check) {
-  const auto visit = [&](uint32_t offset, int) {
+template <class Visit>
+void for_each_operand_piece(Cta& cta, const Wgmma& op, Visit visit) {
+  const auto piece = [&](uint32_t offset, int) { visit(offset); };
+  if (!op.registers) for_each_piece(cta, op.a_descriptor, false, kM, "operand A", piece);
+  for_each_piece(cta, op.b_descriptor, op.b_mn_major, op.n, "operand B", piece);
+}
+
+// Marks the operands as being read, or, with the wait that ended it, as read.
+void begin_reads(Cta& cta, const Wgmma& op) {
+  for_each_operand_piece(cta, op, [&](uint32_t offset) {
+    check_async_read(cta, offset, op.clocks, "wgmma");
+    ++cta.granules[offset / kGranule].mma_reads;
+  });
+}
+void end_reads(Cta& cta, const Wgmma& op, size_t group) {
+  const auto wait = static_cast<uint32_t>(cta.groups[group].wait_times.size());
+  for_each_operand_piece(cta, op, [&](uint32_t offset) {
     Granule& granule = cta.granules[offset / kGranule];
-    if (check) check_async_read(*machine.current, granule, offset, "wgmma");
-    granule.mma_reads = static_cast<uint16_t>(granule.mma_reads + step);
-  };
-  if (!op.registers) for_each_piece(cta, op.a_descriptor, false, kM, "operand A", visit);
-  for_each_piece(cta, op.b_descriptor, op.b_mn_major, op.n, "operand B", visit);
+    --granule.mma_reads;
+    granule.mma_waits[group] = wait;
+  });
 }
 
 float to_float(Element element, uint16_t bits) {
@@ -165,7 +178,7 @@ void retire(Cta& cta, Warpgroup& group, int first_thread) {
     }
   }
   if (!op->computed) compute(*op);
-  count_reads(cta, *op, -1, false);
+  end_reads(cta, *op, static_cast<size_t>(first_thread / kGroup));
   AccumulatorTile* tile = op->tile;
   if (--tile->pending == 0) {
     give_back(*tile, cta, first_thread);
@@ -180,7 +193,7 @@ void retire(Cta& cta, Warpgroup& group, int first_thread) {
 // All 128 threads have issued it: from here on the hardware may read its operands.
 void issue(Cta& cta, Wgmma& op) {
   op.operands.assign(static_cast<size_t>(kM * kK + kK * op.n), 0);
-  count_reads(cta, op, 1, true);
+  begin_reads(cta, op);
   gather(cta, op, op.operands.data());
   if (machine.schedule == Schedule::kEarly || (machine.schedule == Schedule::kRandom && chance(2))) {
     for (Wgmma* earlier : cta.groups[static_cast<size_t>(machine.current->ids.thread / kGroup)].ops) {
@@ -210,7 +223,7 @@ void wgmma(float* d, int n, Element element, const uint32_t* a, uint64_t a_descr
     }
     ++tile->pending;
     group.ops.push_back(new Wgmma{n, 0, fibre.wgmma_groups, element, a != nullptr, accumulate, b_mn_major, false,
-                                  a_descriptor, b_descriptor, tile, {}, {}, {}});
+                                  a_descriptor, b_descriptor, tile, {}, {}, {}, {}});
   }
   Wgmma& op = *group.ops[index];
   if (op.n != n || op.element != element || op.registers != (a != nullptr) || op.accumulate != accumulate ||
@@ -230,6 +243,7 @@ void wgmma(float* d, int n, Element element, const uint32_t* a, uint64_t a_descr
     op.a[t] = a;
     std::memcpy(op.a_values[t], a, sizeof op.a_values[t]);
   }
+  if (op.clocks.empty() || op.clocks.back() != fibre.clock) op.clocks.push_back(fibre.clock);
   if (++op.issued == kGroup) issue(cta, op);
 }
 
@@ -251,6 +265,8 @@ void wgmma_wait(int pending) {
     return block(wait);
   }
   group.waiting = 0;
+  auto& times = group.wait_times.emplace_back();
+  for (int t = 0; t < kGroup; ++t) times[static_cast<size_t>(t)] = cta.fibres[static_cast<size_t>(group_index * kGroup + t)].time;
   while (!group.ops.empty() && group.ops.front()->group + pending < fibre.wgmma_groups) {
     if (group.ops.front()->issued != kGroup) {
       fail("wgmma", "wgmma_wait, but only %d threads of the warpgroup issued the wgmma", group.ops.front()->issued);

@@ -24,7 +24,8 @@ void set_registers(int count, bool increase);
 
 uint8_t* dynamic_smem();
 uint32_t smem_address(const void* pointer);
-void shared_access(const void* pointer, int bytes, bool write);
+void shared_write(void* pointer, const void* value, int bytes);
+void shared_read(void* value, const void* pointer, int bytes);
 void fence_proxy_async();
 
 void mbarrier_init(uint64_t* barrier, uint32_t count);

@@ -50,18 +50,14 @@ inline bool bar_red_and(int id, int threads, bool predicate) { return emu::barri
 // ---- shared memory
 inline uint8_t* dynamic_smem() { return emu::dynamic_smem(); }
 inline uint32_t smem_address(const void* pointer) { return emu::smem_address(pointer); }
-inline void st_shared(void* pointer, uint32_t value) {
-  emu::shared_access(pointer, 4, true);
-  std::memcpy(pointer, &value, 4);
-}
+inline void st_shared(void* pointer, uint32_t value) { emu::shared_write(pointer, &value, 4); }
 inline void st_shared_zero16(void* pointer) {
-  emu::shared_access(pointer, 16, true);
-  std::memset(pointer, 0, 16);
+  const uint32_t zero[4] = {};
+  emu::shared_write(pointer, zero, 16);
 }
 inline uint32_t ld_shared(const void* pointer) {
-  emu::shared_access(pointer, 4, false);
   uint32_t value;
-  std::memcpy(&value, pointer, 4);
+  emu::shared_read(&value, pointer, 4);
   return value;
 }
 inline void fence_proxy_async() { emu::fence_proxy_async(); }
