@@ -22,7 +22,7 @@ from .run import EmulatedKernel
 HERE = Path(__file__).parent
 CACHE_VARIABLE = "SKIMATTN_EMULATOR_CACHE"
 _COMMON = ("-std=c++20", "-march=native", "-fno-math-errno", "-U_FORTIFY_SOURCE", "-fPIC", "-shared", "-w")
-_RUNTIME_OPTIONS = (*_COMMON, "-O2", "-ffp-contract=fast")
+_RUNTIME_OPTIONS = (*_COMMON, "-O3", "-ffp-contract=fast", "-fno-semantic-interposition")
 # Kernels say fmaf where they mean it; the compiler must not contract on its own.
 _KERNEL_OPTIONS = (*_COMMON, "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-DSKIM_HOST")
 _ENTRY = """{source}

@@ -66,12 +66,4 @@ void meet(Warp& warp, uint32_t lanes) {
   for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) acquire(*warp.lanes[__builtin_ctz(rest)], clock);
 }
 
-bool knows(const Clock& clock, int thread, uint32_t time) {
-  return clock != nullptr && (*clock)[static_cast<size_t>(thread)] >= time;
-}
-
-bool knows_phases(const Cta& cta, const Clock& clock, int barrier, uint32_t phases) {
-  return clock != nullptr && (*clock)[static_cast<size_t>(cta.threads + barrier)] >= phases;
-}
-
 }  // namespace skim_emulator

@@ -230,8 +230,12 @@ void release(Meeting& meeting, Fibre& fibre);
 Clock end_phase(Meeting& meeting);
 void acquire(Fibre& fibre, const Clock& clock);
 void meet(Warp& warp, uint32_t lanes);
-bool knows(const Clock& clock, int thread, uint32_t time);
-bool knows_phases(const Cta& cta, const Clock& clock, int barrier, uint32_t phases);
+inline bool knows(const Clock& clock, int thread, uint32_t time) {
+  return clock != nullptr && (*clock)[static_cast<size_t>(thread)] >= time;
+}
+inline bool knows_phases(const Cta& cta, const Clock& clock, int barrier, uint32_t phases) {
+  return knows(clock, cta.threads + barrier, phases);
+}
 
 // Accesses to shared memory (hazards.cpp): each checks what must have happened before it, and is remembered
 void generic_read(Fibre& fibre, uint32_t offset, uint32_t bytes);
