@@ -1,0 +1,72 @@
+"""The cases themselves: they cover what they claim to, and planted tiles are really there to be skipped."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import torch
+from tests.helpers.build import BAD_PAGE, build
+from tests.helpers.cases import Case, answers, contents
+from tests.helpers.catalogue import DIMS, MASKS, pairwise_cases
+from tests.helpers.oracle import KEPT, SKIPPED
+from tests.helpers.pairwise import covering
+
+
+def test_covering_arrays_cover() -> None:
+    factors = {"a": (1, 2, 3), "b": ("x", "y"), "c": (True, False), "d": (0, 1, 2, 3)}
+    rows = covering(factors, lambda row: not (row["a"] == 2 and row["b"] == "x"), seed=5)
+    seen = {(p, row[p], q, row[q]) for row in rows for p, q in combinations(factors, 2)}
+    wanted = {(p, a, q, b) for p, q in combinations(factors, 2) for a in factors[p] for b in factors[q]}
+    assert wanted - seen == {("a", 2, "b", "x")}
+    assert len(rows) < 24 and rows == covering(factors, lambda row: not (row["a"] == 2 and row["b"] == "x"), seed=5)
+
+
+def test_pairwise_cases_really_skip() -> None:
+    """Most of the skipping cases do both keep and skip, and so do all masks and nearly all patterns."""
+    both, lone, masks, patterns = 0, 0, set(), set()
+    for case in pairwise_cases():
+        if case.skip == "dense":
+            continue
+        given = answers(case, contents(case))
+        kept = any((answer.skip_map == KEPT).any() for answer in given)
+        skipped = any((answer.skip_map == SKIPPED).any() for answer in given)
+        both, lone = both + (kept and skipped), lone + (not (kept and skipped))
+        if kept and skipped:
+            masks.add(case.mask)
+            patterns.add(case.pattern)
+    assert masks == set(MASKS)
+    assert len(patterns) >= 10, patterns
+    assert both > lone, (both, lone)
+
+
+def test_pairwise_cases_meet_every_option() -> None:
+    cases = pairwise_cases()
+    dims = {(case.head_dim, case.head_dim_v) for case in cases}
+    assert dims >= {(d, d) for d in (64, 72, 80, 96, 112, 128, 160, 256)} | {(192, 128)}, dims
+    assert {case.spec.head_dim for case in cases} == {dim for dim, _ in DIMS}
+    assert {case.page_size for case in cases if case.paged} >= {16, 48, 64, 128, 256}
+    assert {case.kv_layout for case in cases} == {"batched", "ragged", "nhd", "hnd"}
+    assert {case.custom for case in cases} >= {"bool2", "bool3", "packed2", "packed3"}
+    assert any(case.softcap for case in cases) and any(case.alibi for case in cases)
+
+
+def test_unowned_memory_is_hostile() -> None:
+    case = Case("hostile", lens=((70, 300), (70, 37)), kv_layout="nhd", page_size=48, memory="gaps")
+    held = contents(case)
+    built = build(case, held)
+    owned = sum(one.k.numel() for one in held)
+    storage = torch.empty(0, dtype=torch.bfloat16).set_(built.tensors["k"].untyped_storage())
+    assert int(storage.isfinite().sum()) == owned
+    assert int((built.tensors["page_table"] == BAD_PAGE).sum()) == built.tensors["page_table"].numel() - 7 - 1
+    ragged = Case("r", q_layout="ragged", kv_layout="ragged", seqused=True, lens=((3, 9), (5, 2)), fill=math.inf)
+    keys = build(ragged, contents(ragged)).tensors["k"]
+    assert keys.isinf().all(dim=-1).all(dim=-1).tolist() == [False] * 9 + [True] * 40 + [False] * 2 + [True] * 40
+
+
+def test_requests_do_not_depend_on_their_batch() -> None:
+    case = Case("batch", q_layout="ragged", kv_layout="ragged", lens=((10, 20), (70, 300)), mask="custom", custom="bool3")
+    alone = contents(case.alone(1))[0]
+    inside = contents(case)[1]
+    assert torch.equal(alone.q, inside.q) and torch.equal(alone.k, inside.k)
+    assert alone.custom is not None and inside.custom is not None and (alone.custom == inside.custom).all()

@@ -1,0 +1,252 @@
+"""Tensors of a case, laid out as a caller would hold them, in memory that is hostile wherever nobody owns it.
+
+Keys past a request's length, unused pages and gaps between strides hold ``Case.fill`` (NaN or Inf), page
+numbers past a request's length are out of range, and outputs start as a sentinel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from .cases import DTYPES, Case, Content, sinks_of, slopes_of
+
+SENTINEL = -7424.0  # exact in both 16-bit types, and no output comes near it
+MAP_SENTINEL = 99
+BAD_PAGE = 0x7FFFFFF0
+SPARE_KEYS = 40
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class Built:
+    """A call's tensors by argument name, and its plain arguments. ``tensors`` are views of the storages they share."""
+
+    case: Case
+    tensors: Tensors
+    values: dict[str, object]
+
+    def rows(self, name: str, index: int) -> torch.Tensor:
+        """The rows of request ``index`` in ``q``, ``out`` or ``lse``."""
+        return rows_of(self.case, self.tensors[name], index)
+
+    def to(self, device: torch.device | str) -> Built:
+        """The same call with every storage copied to ``device``; views keep their strides and offsets."""
+        moved: dict[int, torch.Tensor] = {}
+        return replace(self, tensors={name: _move(tensor, device, moved) for name, tensor in self.tensors.items()})
+
+
+def _move(tensor: torch.Tensor, device: torch.device | str, moved: dict[int, torch.Tensor]) -> torch.Tensor:
+    storage = tensor.untyped_storage()
+    if storage.data_ptr() not in moved:
+        moved[storage.data_ptr()] = whole(tensor).to(device, copy=True)
+    base = moved[storage.data_ptr()].view(tensor.dtype)
+    return base.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All bytes of a tensor's storage, the gaps included, as uint8."""
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
+
+
+def rows_of(case: Case, tensor: torch.Tensor, index: int) -> torch.Tensor:
+    """The rows of request ``index`` in a tensor laid out like q."""
+    if case.q_layout == "batched":
+        return tensor[index]
+    first = sum(len_q for len_q, _ in case.lens[:index])
+    return tensor[first : first + case.lens[index][0]]
+
+
+def _full(shape: tuple[int, ...], dtype: torch.dtype, fill: float) -> torch.Tensor:
+    """A filled tensor amid more of the same: 8 further rows (or one further request or page) on either side."""
+    spare = 8 if len(shape) == 3 else 1
+    return torch.full((shape[0] + 2 * spare, *shape[1:]), fill, dtype=dtype)[spare:-spare]
+
+
+def _empty(case: Case, shape: tuple[int, ...], dtype: torch.dtype, fill: float) -> torch.Tensor:
+    """A tensor of ``shape`` (..., rows, heads, columns), filled, in the case's kind of memory."""
+    if case.memory == "gaps":
+        return _full((*shape[:-2], shape[-2] + 1, shape[-1] + 16), dtype, fill)[..., : shape[-2], 8 : 8 + shape[-1]]
+    if case.memory == "transposed":
+        return _full((*shape[:-3], shape[-2], shape[-3], shape[-1]), dtype, fill).transpose(-2, -3)
+    return _full(shape, dtype, fill)
+
+
+def _sequence(case: Case, side: int) -> tuple[int, ...]:
+    """Leading shape of an unpaged q (side 0) or k and v (side 1)."""
+    lens = [pair[side] for pair in case.lens]
+    spare = SPARE_KEYS if side == 1 and case.seqused else 0  # keys that the request does not use
+    if (case.q_layout, case.kv_layout)[side] == "ragged":
+        return (sum(lens) + (case.extra_rows if side == 0 else spare * len(lens)),)
+    return (len(lens), max(lens) + spare)
+
+
+def _allocate(case: Case) -> Tensors:
+    dtype, fill = DTYPES[case.dtype], case.fill
+    q_shape, kv_shape = _sequence(case, 0), _sequence(case, 1)
+    hq, hkv, d, dv = case.heads_q, case.heads_kv, case.head_dim, case.head_dim_v
+    if case.memory == "packed_qkv":
+        assert q_shape == kv_shape and d == dv, "packed qkv wants equal shapes"
+        q, k, v = _full((*q_shape, hq + 2 * hkv, d), dtype, fill).split((hq, hkv, hkv), dim=-2)
+        return {"q": q, "k": k, "v": v}
+    q = _empty(case, (*q_shape, hq, d), dtype, fill)
+    if case.paged:
+        return {"q": q}
+    if case.memory == "packed_kv":
+        assert d == dv, "packed kv wants equal head dims"
+        k, v = _full((*kv_shape, 2 * hkv, d), dtype, fill).unflatten(-2, (2, hkv)).unbind(-3)
+    else:
+        k, v = (_empty(case, (*kv_shape, hkv, columns), dtype, fill) for columns in (d, dv))
+    return {"q": q, "k": k, "v": v}
+
+
+def _place(case: Case, tensors: Tensors, held: list[Content]) -> None:
+    """Write the requests into allocated, unpaged tensors."""
+    at_k = 0
+    for index, one in enumerate(held):
+        rows_of(case, tensors["q"], index).copy_(one.q)
+        if case.paged:
+            continue
+        for name, source in (("k", one.k), ("v", one.v)):
+            rows = tensors[name][at_k:] if case.kv_layout == "ragged" else tensors[name][index]
+            rows[: len(source)].copy_(source)
+        at_k += len(one.k) + SPARE_KEYS * case.seqused
+
+
+def _pages(case: Case, held: list[Content]) -> Tensors:
+    """Paged k and v with their page table: pages in random order, some unused, some table entries out of range."""
+    size = case.page_size
+    needed = [-(-len(one.k) // size) for one in held]
+    rng = np.random.default_rng([case.seed, 77])
+    order = [int(page) for page in rng.permutation(sum(needed) + 3)]
+    table = torch.full((len(held), max(needed) + 2), BAD_PAGE, dtype=torch.int32)
+    dtype, heads = DTYPES[case.dtype], case.heads_kv
+    caches = {}
+    for name, columns in (("k", case.head_dim), ("v", case.head_dim_v)):
+        plain = replace(case, memory="gaps" if case.memory == "gaps" else "plain")
+        if case.kv_layout == "nhd":
+            caches[name] = _empty(plain, (len(order), size, heads, columns), dtype, case.fill)
+        else:
+            caches[name] = _empty(plain, (len(order), heads, size, columns), dtype, case.fill)
+    for index, one in enumerate(held):
+        for slot in range(needed[index]):
+            page = order.pop()
+            table[index, slot] = page
+            for name, source in (("k", one.k), ("v", one.v)):
+                rows = source[slot * size : (slot + 1) * size]
+                cache = caches[name][page] if case.kv_layout == "nhd" else caches[name][page].transpose(0, 1)
+                cache[: len(rows)].copy_(rows)
+    return {**caches, "page_table": table}
+
+
+def _lengths(case: Case) -> Tensors:
+    tensors: Tensors = {}
+    for side, layout, name in ((0, case.q_layout, "cu_seqlens_q"), (1, case.kv_layout, "cu_seqlens_k")):
+        if layout == "ragged":
+            spare = SPARE_KEYS if side == 1 and case.seqused else 0
+            ends = np.cumsum([0] + [pair[side] + spare for pair in case.lens])
+            tensors[name] = torch.tensor(ends, dtype=torch.int32)
+    if case.seqused or case.paged:
+        tensors["seqused_k"] = torch.tensor([pair[1] for pair in case.lens], dtype=torch.int32)
+    return tensors
+
+
+def mask_tensor(case: Case, held: list[Content]) -> torch.Tensor:
+    """The custom mask in the case's form; bits at keys that a request does not have are set."""
+    keys = longest_keys(case)
+    padded = [np.pad(_bits(one), ((0, 0), (0, 0), (0, keys - len(one.k))), constant_values=True) for one in held]
+    if case.q_layout == "ragged":
+        bits = np.concatenate(padded, axis=1)
+        bits = np.pad(bits, ((0, 0), (0, case.extra_rows), (0, 0)), constant_values=True)
+        bits = bits if case.custom.endswith("3") else bits[0]
+    else:
+        bits = np.stack(padded)
+        bits = {"2": bits[0, 0], "3": bits[:, 0], "4": bits}[case.custom[-1]]
+    if case.custom.startswith("bool"):
+        return torch.from_numpy(np.ascontiguousarray(bits))
+    width = 32 * -(-keys // 32) + 64  # rows longer than they need be, hostile at the end
+    wide = np.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, width - keys)], constant_values=True)
+    return torch.from_numpy(np.packbits(wide, axis=-1, bitorder="little"))
+
+
+def _bits(one: Content) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    assert one.custom is not None
+    return one.custom
+
+
+def _results(case: Case) -> Tensors:
+    """Outputs full of sentinels, statistics that already hold something."""
+    tensors: Tensors = {}
+    rows = _sequence(case, 0)
+    if case.give_out:
+        tensors["out"] = _empty(case, (*rows, case.heads_q, case.head_dim_v), DTYPES[case.dtype], SENTINEL)
+        if case.lse:
+            lse = torch.full((*rows[:-1], case.heads_q, rows[-1]), SENTINEL, dtype=torch.float32)
+            tensors["lse"] = lse.transpose(-1, -2) if case.memory == "transposed" else lse.transpose(-1, -2).contiguous()
+    if case.skip == "stat":
+        batch = len(case.lens)
+        shape = {"all": (2,), "batch": (batch, 2), "head": (batch, case.heads_q, 2)}[case.stats_kind]
+        tensors["stats"] = stats_before(shape)
+        groups = -(-(max(len_q for len_q, _ in case.lens) + case.extra_rows) // 64) + 1
+        tiles = -(-max(len_k for _, len_k in case.lens) // case.tile_n) + 2
+        tensors["skip_map"] = torch.full((batch, case.heads_q, groups, tiles), MAP_SENTINEL, dtype=torch.uint8)
+    return tensors
+
+
+def stats_before(shape: tuple[int, ...]) -> torch.Tensor:
+    """What a case's statistics hold before the call; one count lies above 2^32."""
+    count = int(np.prod(shape))
+    return (torch.arange(count, dtype=torch.int64) * 1000 + 2**33 + 7).reshape(shape)
+
+
+def _threshold(case: Case, held: list[Content]) -> dict[str, object]:
+    if case.skip == "dense":
+        return {}
+    per_head = np.stack([one.threshold for one in held if one.threshold is not None])
+    if case.threshold_kind == "float":
+        return {"skip_softmax_threshold": float(case.thresholds[0])}
+    values = per_head if case.threshold_kind == "head" else per_head[:, 0]
+    return {"skip_softmax_threshold": torch.from_numpy(np.ascontiguousarray(values))}
+
+
+def build(case: Case, held: list[Content]) -> Built:
+    """Lay the requests out in memory as the case says."""
+    tensors = _allocate(case)
+    if case.paged:
+        tensors |= _pages(case, held)
+    _place(case, tensors, held)
+    tensors |= _lengths(case) | _results(case)
+    for name, array in (("sinks", sinks_of(case)), ("alibi_slopes", slopes_of(case))):
+        if array is not None:
+            tensors[name] = torch.from_numpy(array)
+    if case.mask == "custom":
+        tensors["custom_mask"] = mask_tensor(case, held)
+    values: dict[str, object] = {"mask": case.mask, **_threshold(case, held)}
+    threshold = values.get("skip_softmax_threshold")
+    if isinstance(threshold, torch.Tensor):
+        tensors["skip_softmax_threshold"] = threshold
+        del values["skip_softmax_threshold"]
+    values |= {name: value for name, value in _plain(case).items() if value is not None}
+    return Built(case, tensors, values)
+
+
+def longest_keys(case: Case) -> int:
+    """What max_seqlen_k must say: it bounds cu_seqlens_k, whatever seqused_k says."""
+    spare = SPARE_KEYS if case.kv_layout == "ragged" and case.seqused else 0
+    return max(len_k for _, len_k in case.lens) + spare
+
+
+def _plain(case: Case) -> dict[str, object]:
+    longest = longest_keys(case)
+    return {
+        "window_size": case.window if case.mask == "window" else None,
+        "chunk_size": case.chunk if case.mask == "chunked" else None,
+        "softmax_scale": case.scale,
+        "softcap": case.softcap or None,
+        "kv_layout": case.kv_layout.upper() if case.paged else None,
+        "max_seqlen_q": max(pair[0] for pair in case.lens) + case.extra_rows if case.q_layout == "ragged" else None,
+        "max_seqlen_k": longest if case.kv_layout != "batched" or case.seqused else None,
+        "return_lse": True if case.lse and not case.give_out else None,
+    }

@@ -1,0 +1,240 @@
+"""A test case: everything that names one call, and the random content of its requests.
+
+A case is a value; the same case gives the same bits everywhere. ``Case.ids`` names the random stream of
+each request, so that a request can be taken out of its batch (``alone``) and stay the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimattn.codegen.spec import KernelSpec
+from skimattn.codegen.tiles import GROUP_ROWS, order_of, tile_of
+
+from . import patterns
+from .oracle import Answer, Request, Rules, attend, visible_keys, visited_tiles, visiting_order
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+KERNEL_DIMS = ((64, 64), (128, 128), (192, 128), (256, 256))
+_SINKS = (1.5, -2.0, 0.25, 4.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call. ``lens`` holds (len_q, len_k) per request; batched layouts want them uniform."""
+
+    name: str
+    dtype: str = "bf16"
+    head_dim: int = 64
+    head_dim_v: int = 64
+    mask: str = "causal"
+    window: tuple[int, int] = (-1, -1)
+    chunk: int = 0
+    custom: str = ""  # "bool2", "bool3", "bool4", "packed2", "packed3", "packed4"; ragged q: 2 and 3 only
+    q_layout: str = "batched"  # batched, ragged
+    kv_layout: str = "batched"  # batched (with a batched q), ragged (with a ragged q), nhd, hnd
+    seqused: bool = False  # lengths in seqused_k, and keys that no request uses; pages always have it
+    page_size: int = 64
+    memory: str = "plain"  # plain, gaps, transposed, packed_kv, packed_qkv
+    heads_q: int = 2
+    heads_kv: int = 1
+    lens: tuple[tuple[int, int], ...] = ((100, 300),)
+    ids: tuple[int, ...] = ()  # default 0, 1, ...
+    skip: str = "stat"
+    threshold_kind: str = "float"  # float, batch, head
+    thresholds: tuple[float, ...] = (1e-3,)  # dealt out over requests and heads
+    pattern: str = "alternating"
+    scale: float | None = None
+    softcap: float = 0.0
+    alibi: bool = False
+    sinks: bool = False
+    lse: bool = True
+    give_out: bool = True
+    stats_kind: str = "head"  # all, batch, head
+    extra_rows: int = 0  # rows of a ragged q beyond the last request, which belong to nobody
+    fill: float = math.nan  # of memory that no request owns
+    exact: bool = False  # scores and thresholds are exact in float32: nothing is too close to call
+    seed: int = 0
+
+    @property
+    def spec(self) -> KernelSpec:
+        """The kernel that the call must use."""
+        dims = [pair for pair in KERNEL_DIMS if pair[0] >= self.head_dim and pair[1] >= self.head_dim_v]
+        head_dim, head_dim_v = min(dims, key=sum)
+        return KernelSpec(
+            arch="sm90",
+            phase="prefill",
+            dtype=self.dtype,
+            out_dtype=self.dtype,
+            head_dim=head_dim,
+            head_dim_v=head_dim_v,
+            mask=self.mask,
+            paged=self.paged,
+            skip=self.skip,
+            softcap=self.softcap > 0,
+            alibi=self.alibi,
+        )
+
+    @property
+    def paged(self) -> bool:
+        """Whether K and V live in pages."""
+        return self.kv_layout in ("nhd", "hnd")
+
+    @property
+    def device_only(self) -> bool:
+        """Whether arguments hold what is refused where it can be read (on the CPU) and defined where it cannot."""
+        odd = self.threshold_kind != "float" and not all(0 <= value <= 1 for value in self.thresholds)
+        return odd or self.extra_rows > 0
+
+    @property
+    def tile_n(self) -> int:
+        """Keys per tile of the kernel."""
+        return tile_of(self.spec).tile_n
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """The random stream of each request."""
+        return self.ids or tuple(range(len(self.lens)))
+
+    @property
+    def softmax_scale(self) -> float:
+        """The scale in use."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    def alone(self, index: int) -> Case:
+        """The case of one request by itself."""
+        return replace(self, name=f"{self.name}-alone{index}", lens=(self.lens[index],), ids=(self.streams[index],))
+
+
+@dataclass
+class Content:
+    """What one request holds: 16-bit q [len_q, Hq, D], k, v [len_k, Hkv, *], thresholds [Hq], mask [Hq, len_q, len_k]."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    threshold: NDArray[np.float32] | None
+    custom: NDArray[np.bool_] | None
+
+    def clone(self) -> Content:
+        """A copy whose tensors can be written to."""
+        return replace(self, q=self.q.clone(), k=self.k.clone(), v=self.v.clone())
+
+
+def sinks_of(case: Case) -> NDArray[np.float32] | None:
+    """One extra logit per query head."""
+    return np.resize(np.array(_SINKS, np.float32), case.heads_q) if case.sinks else None
+
+
+def slopes_of(case: Case) -> NDArray[np.float32] | None:
+    """One alibi slope per query head."""
+    return 2.0 ** -(6 + np.arange(case.heads_q, dtype=np.float32) % 3) if case.alibi else None
+
+
+def threshold_of(case: Case, stream: int) -> NDArray[np.float32] | None:
+    """Thresholds [Hq] of the request with random stream ``stream``."""
+    if case.skip == "dense":
+        return None
+    first = {"float": 0, "batch": stream, "head": stream * case.heads_q}[case.threshold_kind]
+    step = 1 if case.threshold_kind == "head" else 0
+    values = [case.thresholds[(first + step * head) % len(case.thresholds)] for head in range(case.heads_q)]
+    return np.array(values, np.float32)
+
+
+def custom_bits(case: Case, stream: int, len_q: int, len_k: int) -> NDArray[np.bool_] | None:
+    """The custom mask of one request, [Hq, len_q, len_k]; its top left corner does not depend on the lengths."""
+    if case.mask != "custom":
+        return None
+    per_head = case.custom.endswith("4") or (case.q_layout == "ragged" and case.custom.endswith("3"))
+    shared = case.custom.endswith("2") and case.q_layout == "batched"
+    head = np.arange(case.heads_q, dtype=np.uint64)[:, None, None] * per_head
+    row = np.arange(len_q, dtype=np.uint64)[None, :, None]
+    key = np.arange(len_k, dtype=np.uint64)[None, None, :]
+    mix = row * 0x9E3779B1 + key * 0x85EBCA77 + head * 0xC2B2AE3D + np.uint64(97 + (0 if shared else stream) * 131)
+    mix = (mix ^ (mix >> np.uint64(15))) * np.uint64(0x27D4EB2F) & np.uint64(0xFFFFFFFF)
+    bits = (mix >> np.uint64(16)) % np.uint64(5) < 3
+    bits &= row % 17 != 5  # some rows see nothing
+    bits &= (row // GROUP_ROWS + key // case.tile_n + head) % 4 != 2  # some groups see nothing of some tile
+    return np.asarray(bits)
+
+
+def content(case: Case, index: int) -> Content:
+    """The content of request ``index`` of a case."""
+    len_q, len_k = case.lens[index]
+    stream = case.streams[index]
+    rng = np.random.default_rng([case.seed, stream, len_q, len_k])
+    q = rng.standard_normal((len_q, case.heads_q, case.head_dim))
+    k = rng.standard_normal((len_k, case.heads_kv, case.head_dim))
+    v = rng.standard_normal((len_k, case.heads_kv, case.head_dim_v))
+    if case.skip != "dense":  # large values, so that a tile kept or dropped by mistake shows in the output
+        v *= np.where((np.arange(len_k) // case.tile_n + stream) % 2 == 0, 256.0, 1.0)[:, None, None]
+    custom = custom_bits(case, stream, len_q, len_k)
+    if len_q and len_k:
+        _plant(case, q, k, custom, rng)
+    dtype = DTYPES[case.dtype]
+    tensors = [torch.from_numpy(x).to(dtype) for x in (q, k, v)]
+    return Content(*tensors, threshold_of(case, stream), custom)
+
+
+def _plant(
+    case: Case, q: NDArray[np.float64], k: NDArray[np.float64], custom: NDArray[np.bool_] | None, rng: np.random.Generator
+) -> None:
+    patterns.plant_keys(k, case.tile_n)
+    geometry = visible_keys(rules_of(case), len(q), len(k)) if custom is None else custom
+    for head in range(case.heads_q):
+        seen = geometry if custom is None else custom[head]
+        field = patterns.Field(len(q), len(k), case.tile_n, seen, _ranks(case, seen), rng)
+        bias = patterns.PATTERNS[case.pattern](field)
+        patterns.plant_queries(q[:, head], bias, case.softmax_scale, len(k), case.tile_n)
+
+
+def _ranks(case: Case, seen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """When the group of each row visits each tile, [len_q, tiles]; -1 = never."""
+    rules = rules_of(case)
+    ranks = np.full((seen.shape[0], -(-seen.shape[1] // case.tile_n)), -1, dtype=np.int64)
+    for row in range(0, len(seen), GROUP_ROWS):
+        rows = slice(row, row + GROUP_ROWS)
+        for rank, tile in enumerate(visiting_order(rules.order, visited_tiles(rules, seen[rows]))):
+            ranks[rows, tile] = rank
+    return ranks
+
+
+def contents(case: Case) -> list[Content]:
+    """The content of every request."""
+    return [content(case, index) for index in range(len(case.lens))]
+
+
+def rules_of(case: Case) -> Rules:
+    """What the oracle needs to know about the call."""
+    sinks, slopes = sinks_of(case), slopes_of(case)
+    # The device's tanh is good to 2^-11 of its value: two scores may move apart by 2^-10 of the cap.
+    margin = 1e-4 + (case.softcap * 2.0**-10 / math.log(2.0) if case.softcap else 0.0)
+    return Rules(
+        mask=case.mask,
+        scale=case.softmax_scale,
+        tile_n=case.tile_n,
+        group_rows=GROUP_ROWS,
+        order=order_of(case.spec),
+        window=case.window,
+        chunk=case.chunk,
+        softcap=case.softcap,
+        alibi=None if slopes is None else slopes.astype(np.float64),
+        sinks=None if sinks is None else sinks.astype(np.float64),
+        margin=0.0 if case.exact else margin,
+    )
+
+
+def answers(case: Case, held: list[Content]) -> list[Answer]:
+    """The oracle's answer for every request."""
+    rules = rules_of(case)
+    return [attend(rules, _request(one)) for one in held]
+
+
+def _request(one: Content) -> Request:
+    q, k, v = (x.double().numpy() for x in (one.q, one.k, one.v))
+    threshold = None if one.threshold is None else one.threshold.astype(np.float64)
+    return Request(q, k, v, threshold, one.custom)

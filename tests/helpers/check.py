@@ -1,0 +1,177 @@
+"""Compares what a call wrote with the oracle: maps and counts exactly, floats within what their types can hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .build import MAP_SENTINEL, SENTINEL, Built, rows_of, stats_before, whole
+from .cases import DTYPES, Case, Content, answers, rules_of
+from .oracle import Answer
+
+_UNIT = {"bf16": 2.0**-8, "fp16": 2.0**-11}  # rounding moves a value by at most this, relative
+_TINY = {"bf16": 1e-6, "fp16": 2.0**-23}  # fp16 has subnormals well within reach
+
+
+@dataclass
+class Result:
+    """What a run wrote, on the CPU. ``tensors`` holds the call's output views by name (``out``, ``lse``, ...)."""
+
+    built: Built
+    tensors: dict[str, torch.Tensor]
+
+    def rows(self, name: str, index: int) -> torch.Tensor:
+        """The rows of one request in ``out`` or ``lse``."""
+        return rows_of(self.built.case, self.tensors[name], index)
+
+
+def check(result: Result, held: list[Content], expected: list[Answer] | None = None) -> list[Answer]:
+    """Assert that ``result`` is what the oracle says, and nothing else was written. Returns the oracle's answers."""
+    case = result.built.case
+    expected = answers(case, held) if expected is None else expected
+    for index, answer in enumerate(expected):
+        assert not answer.ambiguous, f"{case.name}: request {index}: too close to call: {answer.ambiguous[:4]}"
+    check_maps(result, expected)
+    for index, (one, answer) in enumerate(zip(held, expected, strict=True)):
+        if answer.out.size:
+            check_floats(case, result, index, one, answer)
+    check_untouched(result)
+    return expected
+
+
+def check_maps(result: Result, expected: list[Answer]) -> None:
+    """The exact map of kept and skipped tiles, and the exact counts added to what was there."""
+    case = result.built.case
+    if case.skip != "stat":
+        return
+    if "skip_map" in result.tensors:
+        wanted = np.full(result.tensors["skip_map"].shape, MAP_SENTINEL, dtype=np.uint8)
+        for index, answer in enumerate(expected):
+            _, groups, tiles = answer.skip_map.shape
+            visited = answer.skip_map != 0
+            wanted[index, :, :groups, :tiles][visited] = answer.skip_map[visited]
+        got = result.tensors["skip_map"].numpy()
+        wrong = np.argwhere(got != wanted)
+        detail = [(*map(int, at), f"wanted {wanted[tuple(at)]}", f"got {got[tuple(at)]}") for at in wrong[:5]]
+        assert not len(wrong), f"{case.name}: skip_map differs in {len(wrong)} (request, head, group, tile): {detail}"
+    counts = np.stack([np.stack([answer.visited, answer.skipped], axis=-1) for answer in expected])
+    counts = {"all": counts.sum(axis=(0, 1)), "batch": counts.sum(axis=1), "head": counts}[case.stats_kind]
+    added = result.tensors["stats"] - stats_before(tuple(counts.shape))
+    assert np.array_equal(added.numpy(), counts), f"{case.name}: counts {added.tolist()}, wanted {counts.tolist()}"
+
+
+def check_floats(case: Case, result: Result, index: int, one: Content, answer: Answer) -> None:
+    """Output and log-sum-exp of one request."""
+    got = result.rows("out", index).double().numpy()
+    _check_classes(f"{case.name}[{index}] out", got, answer.out)
+    finite = np.isfinite(answer.out)
+    error = np.where(finite, np.abs(got - np.where(finite, answer.out, 0.0)), 0.0)
+    with np.errstate(invalid="ignore"):
+        bound = np.where(finite, out_bound(case, answer), 1.0)
+    worst = np.unravel_index(np.argmax(error / bound), error.shape)
+    assert (error <= bound).all(), (
+        f"{case.name}[{index}] out at (row, head, column) {tuple(map(int, worst))}: got {got[worst]}, wanted "
+        f"{answer.out[worst]}, bound {bound[worst]:.2e}; {int((error > bound).sum())} of {error.size} are off"
+    )
+    assert (got[~answer.kept_keys.any(axis=2).T] == 0).all(), f"{case.name}[{index}]: rows that see nothing must be 0"
+    peer = np.where(finite, np.abs(same_precision(case, one, answer) - answer.out), 0.0)
+    floor = _UNIT[case.dtype] * np.abs(answer.out[finite]).max(initial=0.0) + _TINY[case.dtype]
+    assert error.max(initial=0.0) <= 2 * np.nan_to_num(peer).max(initial=0.0) + floor, (
+        f"{case.name}[{index}]: error {error.max():.2e}, a {case.dtype} PyTorch run has {np.nan_to_num(peer).max():.2e}"
+    )
+    if "lse" in result.tensors:
+        _check_lse(case, result.rows("lse", index).double().numpy(), answer, f"{case.name}[{index}] lse")
+
+
+def _check_classes(what: str, got: np.ndarray, wanted: np.ndarray) -> None:  # type: ignore[type-arg]
+    """NaN and Inf exactly where wanted. A wanted Inf may be NaN: P is rounded, so it may meet a zero."""
+    finite = np.isfinite(wanted)
+    wrong = np.argwhere(np.isfinite(got) != finite)
+    assert not len(wrong), f"{what}: finite where it must not be, or not where it must be: {wrong[:4].tolist()}"
+
+
+def _check_lse(case: Case, got: np.ndarray, answer: Answer, what: str) -> None:  # type: ignore[type-arg]
+    blind = ~answer.kept_keys.any(axis=2).T
+    assert (got[blind] == -np.inf).all(), f"{what}: rows that see nothing must be -inf"
+    _check_classes(what, got, answer.lse)
+    finite = np.isfinite(answer.lse)
+    error = np.abs(got[finite] - answer.lse[finite])
+    bound = 1e-5 + 1e-6 * np.abs(answer.lse[finite]) + score_error(case, answer)[finite]
+    assert (error <= bound).all(), f"{what}: error {error.max():.2e}, bound {bound[np.argmax(error / bound)]:.2e}"
+
+
+def score_error(case: Case, answer: Answer) -> np.ndarray:  # type: ignore[type-arg]
+    """How far float32 scores may be off, [len_q, Hq]: dot products, and with softcap the device's fast tanh."""
+    error = answer.score_size * 2.0**-20 + 2.0**-20
+    if case.softcap:
+        error = error + np.minimum(answer.score_size, case.softcap) * 2.0**-10
+    if case.alibi:
+        error = error + 1e-5
+    return np.asarray(error)
+
+
+def out_bound(case: Case, answer: Answer) -> np.ndarray:  # type: ignore[type-arg]
+    """Largest error that correct arithmetic can make: P and the output are rounded to 16 bits, scores to float32."""
+    unit = _UNIT[case.dtype]
+    scores = 2.2 * score_error(case, answer)[:, :, None]
+    relative = unit * 1.02 + scores + 2.0**-18
+    absolute = 2.0**-25 * answer.reach if case.dtype == "fp16" else 0.0  # P below 2^-14 is subnormal
+    return np.asarray(relative * answer.spread + unit * 1.02 * np.abs(answer.out) + absolute + _TINY[case.dtype])
+
+
+def same_precision(case: Case, one: Content, answer: Answer) -> np.ndarray:  # type: ignore[type-arg]
+    """The same attention over the kept keys, by PyTorch in the 16-bit type throughout; [len_q, Hq, Dv] float64."""
+    rules = rules_of(case)
+    repeat = case.heads_q // case.heads_kv
+    q = (one.q * torch.tensor(case.softmax_scale, dtype=DTYPES[case.dtype])).transpose(0, 1)
+    k, v = (x.repeat_interleave(repeat, dim=1).transpose(0, 1) for x in (one.k, one.v))
+    s = q @ k.transpose(1, 2)
+    if case.softcap:
+        s = torch.tanh(s / case.softcap) * case.softcap
+    if rules.alibi is not None:
+        len_q, len_k = s.shape[1:]
+        distance = (torch.arange(len_q)[:, None] + len_k - len_q - torch.arange(len_k)[None, :]).abs()
+        s = s - (torch.from_numpy(rules.alibi)[:, None, None] * distance).to(s.dtype)
+    s = s.masked_fill(~torch.from_numpy(answer.kept_keys), float("-inf"))
+    if rules.sinks is not None:
+        sink = torch.from_numpy(rules.sinks).to(s.dtype)[:, None, None].expand(-1, s.shape[1], 1)
+        s = torch.cat([s, sink], dim=2)
+    p = torch.softmax(s, dim=2)[:, :, : v.shape[1]]
+    return np.asarray((p @ v).transpose(0, 1).double().numpy())
+
+
+def check_untouched(result: Result) -> None:
+    """Bytes of given outputs that belong to no row are still the sentinel; rows that belong to one are not."""
+    case = result.built.case
+    for name in ("out", "lse"):
+        if name not in result.built.tensors:
+            continue
+        view = result.tensors[name]
+        flat = whole(view).view(view.dtype)
+        owned = torch.zeros(flat.shape, dtype=torch.bool)
+        inside = owned.as_strided(view.size(), view.stride(), view.storage_offset())
+        for index in range(len(case.lens)):
+            rows_of(case, inside, index)[...] = True
+        assert bool((flat[~owned] == SENTINEL).all()), f"{case.name}: wrote outside the rows of {name}"
+        missed = int((flat[owned] == SENTINEL).sum())
+        assert missed == 0, f"{case.name}: {missed} elements of {name} were not written"
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's content as integers, so that NaN equals itself and -0 differs from 0."""
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.contiguous().view(kinds[tensor.element_size()])
+
+
+def assert_same_bits(what: str, first: Result, second: Result, indices: list[tuple[int, int]] | None = None) -> None:
+    """Output and lse bit for bit equal, request by request; ``indices`` pairs (index in first, index in second)."""
+    pairs = [(index, index) for index in range(len(first.built.case.lens))] if indices is None else indices
+    for name in ("out", "lse"):
+        if name not in first.tensors or name not in second.tensors:
+            continue
+        for here, there in pairs:
+            a, b = bits(first.rows(name, here)), bits(second.rows(name, there))
+            differing = int((a != b).sum())
+            assert differing == 0, f"{what}: {name} of request {here}: {differing} of {a.numel()} elements differ"

@@ -1,0 +1,233 @@
+"""The oracle: what a call means, in float64 numpy, written from the contract alone.
+
+It shares no code with the kernels, the reference or the code generator. Tile width, row-group height
+and visiting order come in as plain numbers, because decisions depend on them. All logs are natural
+unless a name says ``log2``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+Bits = NDArray[np.bool_]
+
+KEPT, SKIPPED = 1, 2
+_LOG2E = 1.0 / math.log(2.0)
+_SNAP = 1e-9  # float64 noise of an exact boundary; the rule is a strict <
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What all requests of a call share. ``window`` is (left, right), -1 unlimited; ``margin`` is in log2 units."""
+
+    mask: str
+    scale: float
+    tile_n: int
+    group_rows: int = 64
+    order: str = "reverse"
+    window: tuple[int, int] = (-1, -1)
+    chunk: int = 0
+    softcap: float = 0.0
+    alibi: F64 | None = None  # [Hq]
+    sinks: F64 | None = None  # [Hq]
+    margin: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request: q [len_q, Hq, D], k [len_k, Hkv, D], v [len_k, Hkv, Dv], threshold [Hq] (None = dense kernel)."""
+
+    q: F64
+    k: F64
+    v: F64
+    threshold: F64 | None = None
+    custom: Bits | None = None  # [Hq, len_q, len_k]
+
+
+@dataclass
+class Answer:
+    """What the call must give, and how exactly floating point can be expected to give it."""
+
+    out: F64  # [len_q, Hq, Dv]
+    lse: F64  # [len_q, Hq]
+    skip_map: NDArray[np.uint8]  # [Hq, groups, tiles]: 0 not visited, 1 kept, 2 skipped
+    kept_keys: Bits  # [Hq, len_q, len_k]: visible, in a kept tile
+    spread: F64  # [len_q, Hq, Dv]: sum p|v| / denominator, what relative errors of p scale with
+    reach: F64  # [len_q, Hq, Dv]: sum |v| / denominator, what absolute errors of p scale with
+    score_size: F64  # [len_q, Hq]: max over keys of scale * sum |q||k|, what float32 dot products err by
+    ambiguous: list[tuple[int, int, int]] = field(default_factory=list)  # (head, group, tile) too close to call
+
+    @property
+    def visited(self) -> NDArray[np.int64]:
+        """Visited group-tiles per head, [Hq]."""
+        return (self.skip_map != 0).sum(axis=(1, 2)).astype(np.int64)
+
+    @property
+    def skipped(self) -> NDArray[np.int64]:
+        """Skipped group-tiles per head, [Hq]."""
+        return (self.skip_map == SKIPPED).sum(axis=(1, 2)).astype(np.int64)
+
+
+def visible_keys(rules: Rules, len_q: int, len_k: int) -> Bits:
+    """Which key each row may see, [len_q, len_k], for every mask but ``custom``."""
+    position = np.arange(len_q)[:, None] + len_k - len_q
+    key = np.arange(len_k)[None, :]
+    if rules.mask == "full":
+        return np.ones((len_q, len_k), dtype=bool)
+    if rules.mask == "causal":
+        return key <= position
+    if rules.mask == "window":
+        left, right = rules.window
+        seen = np.ones((len_q, len_k), dtype=bool)
+        if left >= 0:
+            seen &= key >= position - left
+        if right >= 0:
+            seen &= key <= position + right
+        return seen
+    assert rules.mask == "chunked", rules.mask
+    return (key <= position) & (key // rules.chunk == np.floor_divide(position, rules.chunk))
+
+
+def scores(rules: Rules, q: F64, k: F64, head: int) -> F64:
+    """Scaled logits before masking of one head, [len_q, len_k]."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        s = (q @ k.T) * rules.scale
+    if rules.softcap > 0:
+        s = rules.softcap * np.tanh(s / rules.softcap)
+    if rules.alibi is not None:
+        distance = np.abs(np.arange(len(q))[:, None] + len(k) - len(q) - np.arange(len(k))[None, :])
+        s = s - rules.alibi[head] * distance
+    return s
+
+
+def visited_tiles(rules: Rules, seen: Bits) -> range:
+    """The tiles one row group visits, in key order; ``seen`` holds the visible keys of its valid rows."""
+    len_k = seen.shape[1]
+    if len(seen) == 0 or len_k == 0:
+        return range(0)
+    if rules.mask in ("full", "custom"):
+        return range(-(-len_k // rules.tile_n))
+    keys = np.flatnonzero(seen.any(axis=0))
+    if len(keys) == 0:
+        return range(0)
+    return range(int(keys[0]) // rules.tile_n, int(keys[-1]) // rules.tile_n + 1)
+
+
+def visiting_order(order: str, tiles: range) -> list[int]:
+    """The visited tiles as a kernel's metadata says it takes them."""
+    falling = list(reversed(tiles))
+    orders = {"forward": list(tiles), "reverse": falling, "sink_first": falling[-1:] + falling[:-1]}
+    return orders[order]
+
+
+def log2_threshold(threshold: float) -> float:
+    """log2 of the threshold capped at 1; -inf (never skip) for NaN, zero and negative values."""
+    return math.log2(min(threshold, 1.0)) if threshold > 0 else -math.inf
+
+
+def vote(row_max: F64, running: F64, seen: Bits, limit: float, margin: float) -> tuple[bool, bool]:
+    """(skip?, too close to call?) of one tile. All arguments but ``limit`` are per valid row of the group."""
+    if limit == -math.inf:
+        return False, False
+    with np.errstate(invalid="ignore"):
+        gap = (row_max - running) * _LOG2E
+        agrees = np.where(seen, gap < limit - _SNAP, True)
+        close = seen & (np.abs(gap - limit) < margin * np.maximum(1.0, np.abs(limit)))
+    return bool(agrees.all()), bool(close.any() and (agrees | close).all())
+
+
+def decide(rules: Rules, masked: F64, seen: Bits, limit: float, rows: slice) -> tuple[dict[int, int], list[int]]:
+    """{tile: KEPT | SKIPPED} of the row group ``rows`` of one head, and the tiles too close to call."""
+    tiles = visited_tiles(rules, seen[rows])
+    decisions: dict[int, int] = {}
+    close_calls = []
+    running = np.full(len(masked[rows]), -np.inf)
+    for tile in visiting_order(rules.order, tiles):
+        keys = slice(tile * rules.tile_n, (tile + 1) * rules.tile_n)
+        row_max = masked[rows, keys].max(axis=1)  # numpy's max hands a NaN on
+        skip, close = vote(row_max, running, seen[rows, keys].any(axis=1), limit, rules.margin)
+        decisions[tile] = SKIPPED if skip else KEPT
+        if close:
+            close_calls.append(tile)
+        if not skip:
+            running = np.maximum(running, row_max)
+    return decisions, close_calls
+
+
+def softmax_rows(s: F64, kept: Bits, v: F64, sink: float) -> tuple[F64, F64, F64, F64]:
+    """(out, lse, spread, reach) of rows that see ``kept`` keys; lse without the sink, denominator with it."""
+    top = np.where(kept, s, -np.inf).max(axis=1, initial=-np.inf)
+    blind = ~kept.any(axis=1)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        p = np.where(kept, np.exp(s - top[:, None]), 0.0)
+        total = p.sum(axis=1)
+        weights = p / (total + np.exp(sink - top))[:, None]
+        lse = np.where(blind, -np.inf, np.log(total) + top)
+        reach = kept / (total + np.exp(sink - top))[:, None]
+        parts = [weigh(matrix, kept, values) for matrix, values in ((weights, v), (weights, np.abs(v)), (reach, np.abs(v)))]
+    out, spread, reached = (np.where(blind[:, None], 0.0, part) for part in parts)
+    return out, lse, spread, reached
+
+
+def weigh(weights: F64, kept: Bits, v: F64) -> F64:
+    """weights @ v where the keys that a row does not see count for nothing, even if their values are NaN or Inf."""
+    odd = np.flatnonzero(~np.isfinite(v).all(axis=1))
+    plain = v.copy()
+    plain[odd] = 0.0
+    out = weights @ plain
+    for key in odd:
+        out += np.where(kept[:, key, None], weights[:, key, None] * v[key], 0.0)
+    return np.asarray(out)
+
+
+def attend(rules: Rules, request: Request) -> Answer:
+    """The answer for one request."""
+    len_q, heads, _ = request.q.shape
+    len_k, heads_kv, dim_v = request.v.shape
+    assert heads % heads_kv == 0
+    groups, tiles = -(-len_q // rules.group_rows), -(-len_k // rules.tile_n)
+    answer = Answer(
+        out=np.zeros((len_q, heads, dim_v)),
+        lse=np.full((len_q, heads), -np.inf),
+        skip_map=np.zeros((heads, groups, tiles), dtype=np.uint8),
+        kept_keys=np.zeros((heads, len_q, len_k), dtype=bool),
+        spread=np.zeros((len_q, heads, dim_v)),
+        reach=np.zeros((len_q, heads, dim_v)),
+        score_size=np.zeros((len_q, heads)),
+    )
+    for head in range(heads):
+        _attend_head(rules, request, head, answer)
+    return answer
+
+
+def _attend_head(rules: Rules, request: Request, head: int, answer: Answer) -> None:
+    kv_head = head * request.k.shape[1] // request.q.shape[1]
+    q, k, v = request.q[:, head], request.k[:, kv_head], request.v[:, kv_head]
+    if rules.mask == "custom":
+        assert request.custom is not None
+        seen = request.custom[head]
+    else:
+        seen = visible_keys(rules, len(q), len(k))
+    s = scores(rules, q, k, head)
+    masked = np.where(seen, s, -np.inf)
+    limit = -math.inf if request.threshold is None else log2_threshold(float(request.threshold[head]))
+    for group in range(answer.skip_map.shape[1]):
+        rows = slice(group * rules.group_rows, (group + 1) * rules.group_rows)
+        decisions, close = decide(rules, masked, seen, limit, rows)
+        answer.ambiguous += [(head, group, tile) for tile in close]
+        for tile, decision in decisions.items():
+            answer.skip_map[head, group, tile] = decision
+            keys = slice(tile * rules.tile_n, (tile + 1) * rules.tile_n)
+            if decision == KEPT:
+                answer.kept_keys[head, rows, keys] = seen[rows, keys]
+    sink = -math.inf if rules.sinks is None else float(rules.sinks[head])
+    parts = softmax_rows(s, answer.kept_keys[head], v, sink)
+    answer.out[:, head], answer.lse[:, head], answer.spread[:, head], answer.reach[:, head] = parts
+    if len(k) and len(q):
+        sizes = [np.abs(np.where(np.isfinite(x), x, 0.0)) for x in (q, k)]
+        answer.score_size[:, head] = (sizes[0] @ sizes[1].T).max(axis=1) * rules.scale

@@ -1,0 +1,206 @@
+"""Guarantees that hold between runs, for any backend: each function runs a few cases and asserts one of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from .build import build, stats_before
+from .cases import Case, Content, contents
+from .check import assert_same_bits, bits, check, check_maps
+from .oracle import KEPT, SKIPPED
+from .run import run_built, run_case
+
+_UNEVEN = ((130, 300), (0, 40), (1, 200), (40, 0), (65, 270))
+BASE = Case(
+    name="property", head_dim=128, head_dim_v=128, lens=_UNEVEN, q_layout="ragged", kv_layout="ragged", pattern="random"
+)
+FULL = replace(BASE, name="property-full", mask="full")
+SEEING = replace(FULL, name="property-seeing", lens=((100, 400), (70, 300)), pattern="all_but_first")
+
+
+def threshold_zero_is_dense(backend: str) -> None:
+    """Skip and stat kernels at threshold 0 give the dense kernel's bits, and count no skip."""
+    for base in (BASE, FULL, replace(BASE, mask="window", window=(150, 20), dtype="fp16", head_dim=64, head_dim_v=64)):
+        stat = replace(base, thresholds=(0.0,))
+        held = contents(stat)
+        counted, _ = run_case(stat, backend, held)
+        assert all(answer.skipped.sum() == 0 and answer.visited.sum() >= 0 for answer in check(counted, held))
+        for skip in ("skip", "dense"):
+            other, _ = run_case(replace(stat, skip=skip), backend, held)
+            assert_same_bits(f"{base.name}: stat at 0 and {skip}", counted, other)
+        tensor = replace(stat, threshold_kind="head", skip="skip", thresholds=(0.0,))
+        assert_same_bits(f"{base.name}: threshold tensor of 0", counted, run_case(tensor, backend, held)[0])
+
+
+def skip_equals_stat(backend: str) -> None:
+    """Counting changes nothing: where tiles are skipped, the skip kernel gives the stat kernel's bits."""
+    for base in (BASE, SEEING):
+        held = contents(base)
+        counted, _ = run_case(base, backend, held)
+        assert any(answer.skipped.any() for answer in check(counted, held))
+        for changes in ({"threshold_kind": "float"}, {"threshold_kind": "batch"}, {"threshold_kind": "head"}):
+            other, _ = run_case(replace(base, skip="skip", **changes), backend, held)  # type: ignore[arg-type]
+            assert_same_bits(f"{base.name}: skip and stat, {changes}", counted, other)
+
+
+def alone_equals_batched(backend: str) -> None:
+    """A request by itself, in any layout, has the bits it has in a batch."""
+    held = contents(BASE)
+    together, _ = run_case(BASE, backend, held)
+    check(together, held)
+    for index, (len_q, _) in enumerate(BASE.lens):
+        if len_q == 0:
+            continue
+        alone = BASE.alone(index)
+        variants = (
+            alone,
+            replace(alone, q_layout="batched", kv_layout="batched", memory="transposed"),
+            replace(alone, kv_layout="nhd", page_size=48),
+            replace(alone, q_layout="batched", kv_layout="hnd", page_size=128),
+        )
+        for variant in variants:
+            single, _ = run_case(variant, backend, [held[index]])
+            what = f"request {index} alone, {variant.q_layout} q, {variant.kv_layout} keys"
+            assert_same_bits(what, single, together, [(0, index)])
+            if len(held[index].k):
+                here, there = single.tensors["skip_map"][0], together.tensors["skip_map"][index]
+                assert torch.equal(here, there[:, : here.shape[1], : here.shape[2]]), what
+
+
+def neighbours_do_not_matter(backend: str) -> None:
+    """Other requests' values, lengths' surroundings and other heads do not reach a request's bits."""
+    held = contents(BASE)
+    before, _ = run_case(BASE, backend, held)
+    for target in (0, 2):
+        changed = [one if index == target else _scrambled(one, index) for index, one in enumerate(held)]
+        after, _ = run_case(replace(BASE, fill=1e4), backend, changed)
+        assert_same_bits(f"request {target} among other neighbours", before, after, [(target, target)])
+        assert torch.equal(before.tensors["skip_map"][target], after.tensors["skip_map"][target])
+
+
+def _scrambled(one: Content, seed: int) -> Content:
+    """Other values, many of them large, some NaN or Inf."""
+    other = one.clone()
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in (other.q, other.k, other.v):
+        noise = torch.randn(tensor.shape, generator=generator) * 50.0
+        noise[noise > 120] = math.inf
+        noise[noise < -120] = math.nan
+        tensor.copy_(noise.to(tensor.dtype))
+    return other
+
+
+def statistics_accumulate(backend: str) -> None:
+    """Two launches add twice, and a map entry that no launch visits keeps what it held."""
+    for kind in ("all", "batch", "head"):
+        case = replace(BASE, stats_kind=kind)
+        held = contents(case)
+        built = build(case, held)
+        first = run_built(built, backend)
+        check_maps(first, check(first, held))
+        once = first.tensors["stats"] - stats_before(tuple(first.tensors["stats"].shape))
+        again = build(case, held)
+        again.tensors["stats"].copy_(first.tensors["stats"])
+        twice = run_built(again, backend).tensors["stats"] - stats_before(tuple(once.shape))
+        assert torch.equal(twice, 2 * once) and int(once.sum()) > 0
+
+
+def statistics_without_map(backend: str) -> None:
+    """The map is optional."""
+    case = replace(BASE, stats_kind="head")
+    held = contents(case)
+    built = build(case, held)
+    del built.tensors["skip_map"]
+    check(run_built(built, backend), held)
+
+
+def nan_in_a_query_poisons_its_row_only(backend: str) -> None:
+    """One NaN in q: its row is NaN, its group keeps every tile, and everything else is as the oracle says."""
+    held = contents(SEEING)
+    held[0].q[70, 0, 90] = math.nan
+    result, _ = run_case(SEEING, backend, held)
+    answers = check(result, held)
+    assert np.isnan(answers[0].out[70, 0]).all() and np.isnan(answers[0].out).any(axis=(1, 2)).sum() == 1
+    assert (answers[0].skip_map[0, 1] == KEPT).all() and (answers[0].skip_map[0, 0] == SKIPPED).any()
+
+
+def nan_in_a_key_is_never_skipped(backend: str) -> None:
+    """One NaN in a key of a tile that would be dropped: the tile is kept by every group that sees the key."""
+    held = contents(SEEING)
+    held[0].k[140, 0, 90] = math.nan
+    answers = check(run_case(SEEING, backend, held)[0], held)
+    assert (answers[0].skip_map[:, :, 1] == KEPT).all() and np.isnan(answers[0].out).all()
+    causal = replace(SEEING, mask="causal", lens=((200, 330), (70, 300)))
+    held = contents(causal)
+    held[0].k[230, 0, 90] = math.nan  # row 100 is the first to see it
+    answers = check(run_case(causal, backend, held)[0], held)
+    assert np.isfinite(answers[0].out[:100]).all() and np.isnan(answers[0].out[100:]).all()
+
+
+def infinite_keys(backend: str) -> None:
+    """A key with +Inf makes rows NaN where q is positive there, and vanishes where it is negative."""
+    held = contents(SEEING)
+    held[0].q[:, :, 90] = held[0].q[:, :, 90].abs() + 0.25
+    held[0].q[::2, :, 90] *= -1
+    held[0].k[9, 0, 90] = math.inf  # in the tile that is visited first
+    answers = check(run_case(SEEING, backend, held)[0], held)
+    assert np.isfinite(answers[0].out[::2]).all() and np.isnan(answers[0].out[1::2]).all()
+
+
+def odd_values_in_skipped_tiles(backend: str) -> None:
+    """NaN and Inf in the values of a tile that is skipped do not matter; in a kept one they reach their columns."""
+    held = contents(SEEING)
+    held[0].v[205, 0, 3], held[0].v[206, 0, 4] = math.nan, math.inf
+    answers = check(run_case(SEEING, backend, held)[0], held)
+    assert (answers[0].skip_map[:, :, 1] == SKIPPED).all() and np.isfinite(answers[0].out).all()
+    held[0].v[5, 0, 3] = math.nan
+    answers = check(run_case(SEEING, backend, held)[0], held)
+    assert np.isnan(answers[0].out[:, :, 3]).all() and np.isfinite(np.delete(answers[0].out, 3, axis=2)).all()
+
+
+def nothing_to_see(backend: str) -> None:
+    """Requests without keys, and rows before the first key: output 0 and lse -inf, also with sinks."""
+    base = replace(BASE, sinks=True)
+    for case in (
+        replace(base, lens=((70, 0),), q_layout="batched", kv_layout="batched"),
+        replace(base, lens=((70, 0), (70, 0)), q_layout="batched", kv_layout="batched", seqused=True, skip="dense"),
+        replace(base, lens=((0, 0), (70, 0), (0, 5)), mask="full"),
+        replace(base, lens=((200, 3), (130, 64))),
+        replace(base, lens=((200, 3), (130, 64)), mask="chunked", chunk=2, head_dim=192, kv_layout="nhd"),
+    ):
+        held = contents(case)
+        check(run_case(case, backend, held)[0], held)
+
+
+def repeated_runs(backend: str, options: list[dict[str, Any]]) -> None:
+    """The same call, run in other ways (schedules, grids, plain repetition), gives the same bits."""
+    for case in (BASE, replace(FULL, pattern="alternating"), replace(SEEING, kv_layout="hnd", page_size=16, mask="causal")):
+        held = contents(case)
+        first, _ = run_case(case, backend, held)
+        check(first, held)
+        for option in options:
+            again, _ = run_case(case, backend, held, **option)
+            assert_same_bits(f"{case.name} with {option}", first, again)
+            for name in ("stats", "skip_map"):
+                assert torch.equal(bits(first.tensors[name]), bits(again.tensors[name])), (case.name, option, name)
+
+
+PROPERTIES: tuple[Callable[[str], None], ...] = (
+    threshold_zero_is_dense,
+    skip_equals_stat,
+    alone_equals_batched,
+    neighbours_do_not_matter,
+    statistics_accumulate,
+    statistics_without_map,
+    nan_in_a_query_poisons_its_row_only,
+    nan_in_a_key_is_never_skipped,
+    infinite_keys,
+    odd_values_in_skipped_tiles,
+    nothing_to_see,
+)

@@ -1,0 +1,135 @@
+"""One way to run a case: on the emulator, on the reference, or on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import skimattn
+import torch
+from skimattn.call import Params
+from skimattn.codegen.spec import KernelSpec
+
+from .build import Built, build
+from .cases import Case, Content, contents
+from .check import Result
+
+OUTPUTS = ("out", "lse", "stats", "skip_map")
+DEFAULT_SMS = 3  # of the emulated device: few, so that CTAs take several work items each
+
+
+def params_of(built: Built) -> Params:
+    """The call as a caller writes it."""
+    arguments: dict[str, Any] = {**built.tensors, **built.values}
+    return Params(**arguments)
+
+
+def run_case(case: Case, backend: str, held: list[Content] | None = None, **options: Any) -> tuple[Result, list[Content]]:
+    """Build and run a case; returns what it wrote and what its requests held."""
+    held = contents(case) if held is None else held
+    return run_built(build(case, held), backend, **options), held
+
+
+def run_built(built: Built, backend: str, **options: Any) -> Result:
+    """Run a call on ``emulator``, ``reference`` or ``gpu``; options go to that backend."""
+    runners = {"emulator": run_on_emulator, "reference": run_on_reference, "gpu": run_on_gpu}
+    return runners[backend](built, **options)
+
+
+def result_of(built: Built, returned: object) -> Result:
+    """Outputs by name, on the CPU: those that the call was given, and those that it returned."""
+    tensors = {name: built.tensors[name] for name in OUTPUTS if name in built.tensors}
+    if isinstance(returned, tuple):
+        tensors["out"], tensors["lse"] = returned
+    else:
+        assert isinstance(returned, torch.Tensor)
+        tensors["out"] = returned
+    local = built.to("cpu") if built.tensors["q"].is_cuda else built
+    moved = {name: local.tensors[name] if name in local.tensors else tensor.cpu() for name, tensor in tensors.items()}
+    return Result(local, moved)
+
+
+def run_on_reference(built: Built) -> Result:
+    """Through ``launch`` on CPU tensors."""
+    return result_of(built, skimattn.launch(params_of(built)))
+
+
+def run_on_gpu(built: Built, device: str = "cuda", stream: torch.cuda.Stream | None = None) -> Result:
+    """Through ``launch`` on CUDA tensors."""
+    there = built.to(device)
+    returned = skimattn.launch(params_of(there), stream=stream)
+    torch.cuda.synchronize(device)
+    return result_of(there, returned)
+
+
+def run_on_emulator(
+    built: Built, schedule: str = "late", seed: int = 0, sms: int = DEFAULT_SMS, kernel: Any = None
+) -> Result:
+    """The rendered kernel on the CPU, with the launch plan that the runtime makes; ``kernel`` replaces the kernel."""
+    from skimattn import kernels
+    from skimattn.buffers import make_buffers
+    from skimattn.plan import make_plan
+    from skimattn.validate import validate
+    from tests.emulator import run_plan
+
+    spec = built.case.spec
+    counter = torch.zeros(4, dtype=torch.int32)
+    with _readable_values(built):
+        problem = validate(params_of(built))
+        buffers = make_buffers(problem.params, problem.out_shape)
+        for tensor, value in ((buffers.out, 0x7E5A), (buffers.lse, 0x7FC00BAD)):
+            if tensor is not None and not built.case.give_out:
+                _scribble(tensor, value)
+        plan = make_plan(
+            problem, kernels.describe(spec), buffers, sm_count=sms, work_counter_address=counter.data_ptr()
+        )
+    owned = [*built.tensors.values(), counter, *(x for x in (buffers.out, buffers.lse, buffers.custom_mask) if x is not None)]
+    ranges = [(tensor.data_ptr(), extent(tensor)) for tensor in owned if tensor.numel()]
+    run_plan(kernel or emulated(spec), plan, schedule=schedule, seed=seed, ranges=ranges)
+    assert int(counter[0]) == 0, f"{built.case.name}: the work counter is left at {int(counter[0])}"
+    returned = (buffers.out, buffers.lse) if buffers.lse is not None and not built.case.give_out else buffers.out
+    return result_of(built, returned)
+
+
+def _scribble(tensor: torch.Tensor, value: int) -> None:
+    """Fill fresh memory with a NaN, so that an element that is not written cannot pass for a result."""
+    tensor.view(torch.int16 if tensor.element_size() == 2 else torch.int32).fill_(value)
+
+
+@contextmanager
+def _readable_values(built: Built) -> Iterator[None]:
+    """Values in CPU tensors are read and checked; while a plan is made, hide what only a device may hold."""
+    hidden = [built.tensors[name] for name in ("skip_softmax_threshold", "cu_seqlens_q") if name in built.tensors]
+    if not built.case.device_only:
+        hidden = []
+    values = [tensor.clone() for tensor in hidden]
+    for tensor in hidden:
+        if tensor.is_floating_point():
+            tensor.fill_(0.5)
+        else:
+            tensor[-1] += built.case.extra_rows
+    yield
+    for tensor, value in zip(hidden, values, strict=True):
+        tensor.copy_(value)
+
+
+def extent(tensor: torch.Tensor) -> int:
+    """Bytes from a tensor's first element to the end of its last."""
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (steps + 1) * tensor.element_size()
+
+
+@cache
+def emulated(spec: KernelSpec) -> Any:
+    """The compiled kernel, once per process."""
+    from tests.emulator import compile_kernel
+
+    return compile_kernel(spec)
+
+
+def as_skip(case: Case, skip: str, **changes: Any) -> Case:
+    """The same requests through another kind of kernel; thresholds and statistics follow the kind."""
+    return replace(case, skip=skip, **changes)
