@@ -156,5 +156,6 @@ def pack_mask(mask: torch.Tensor) -> torch.Tensor:
         raise ArgumentError(f"mask: expected a bool tensor [..., keys] (got {got})")
     keys, width = mask.shape[-1], mask_bytes(mask.shape[-1])
     bits = torch.nn.functional.pad(mask, (0, width * 8 - keys)).view(*mask.shape[:-1], width, 8)
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
-    return (bits * weights).sum(-1, dtype=torch.uint8)
+    # Note: made on the device. A table copied from the host would wait for it, and could not be captured.
+    places = torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return (bits.to(torch.uint8) << places).sum(-1, dtype=torch.uint8)

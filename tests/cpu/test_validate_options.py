@@ -199,7 +199,7 @@ def test_outputs_may_not_overlap_each_other() -> None:
     storage = torch.zeros(call["q"].numel() + 2 * 2 * 70 * 4, dtype=torch.bfloat16)
     call["out"] = storage[: call["q"].numel()].view(2, 70, 4, 64)
     call["lse"] = storage[call["q"].numel() - 8 :][: 2 * 2 * 70 * 4].view(torch.float32).view(2, 70, 4)
-    with pytest.raises(ArgumentError, match="^lse: expected memory of its own .* overlap out at"):
+    with pytest.raises(ArgumentError, match=r"^lse: expected memory of its own .* overlap out at"):
         launch(Params(**call))
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from cuda.bindings import driver as real
+from skimattn import buffers, driver, kernels, launcher, streams, tensormap
 from skimattn import device as device_module
-from skimattn import driver, kernels, launcher, streams, tensormap
 from skimattn.codegen.params import SIZE, ParamsBlock
+from skimattn.validate_options import pack_mask
 
 SUCCESS = real.CUresult.CUDA_SUCCESS
 CONTEXT = 0x1000  # of device 0; device i has CONTEXT + i
@@ -201,5 +202,6 @@ def install(monkeypatch: Any, fake: FakeDriver | None = None) -> FakeDriver:
     monkeypatch.setattr(launcher, "_kinds", {})
     monkeypatch.setattr(kernels, "obtain", lambda spec: (kernels.describe(spec), spec.name.encode()))
     monkeypatch.setattr(streams, "current", lambda _ordinal: 0)
+    monkeypatch.setattr(buffers, "pack_mask", lambda mask: on_gpu(pack_mask(mask.as_subclass(torch.Tensor))))
     tensormap._constants.cache_clear()
     return fake

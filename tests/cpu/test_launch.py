@@ -1,0 +1,313 @@
+"""The launch path against a driver that remembers: what reaches the kernel, what is cached, streams and counters."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import pytest
+import torch
+from cuda.bindings import driver as real
+from skimattn import ArgumentError, BuildError, CudaError, NoKernelError, Params, explain, kernels, launch, launcher
+from skimattn import device as device_module
+from skimattn.counters import CHUNK
+
+from tests.helpers.fake_driver import CONTEXT, FakeDriver, install, on_gpu
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    return install(monkeypatch)
+
+
+def call(ordinal: int = 0, batch: int = 1, **arguments: Any) -> Params:
+    q = on_gpu(torch.zeros(batch, 70, 4, 128, dtype=torch.bfloat16), ordinal)
+    k, v = (on_gpu(torch.zeros(batch, 300, 2, 128, dtype=torch.bfloat16), ordinal) for _ in "kv")
+    return Params(q, k, v, **{"mask": "causal", **arguments})
+
+
+def test_what_reaches_the_kernel(fake: FakeDriver) -> None:
+    params = call(batch=2)
+    out = launch(params)
+    assert isinstance(out, torch.Tensor)
+    (sent,) = fake.launches
+    assert (sent.grid, sent.threads, sent.smem, sent.stream) == (8, 384, 197632, 0)
+    addresses = [sent.map_address(name) for name in ("tma_q", "tma_k", "tma_v", "tma_o")]
+    assert addresses == [tensor.data_ptr() for tensor in (params.q, params.k, params.v, out)]
+    block = sent.block
+    assert (block.out, block.lse, block.threshold, block.len_q, block.len_k) == (out.data_ptr(), 0, 0, 70, 300)
+    assert (block.batch, block.heads_q, block.heads_kv, block.head_dim_v) == (2, 4, 2, 128)
+
+
+def test_a_repeated_launch_only_replaces_what_moved(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = call(out=on_gpu(torch.zeros(1, 70, 4, 128, dtype=torch.bfloat16)))
+    launch(params)
+    fake.calls.clear()
+    monkeypatch.setattr(launcher, "validate", lambda _: pytest.fail("validated again"))
+    launch(params)
+    assert sorted(fake.calls) == []  # bound when prepared: nothing is looked up by name any more
+    assert fake.launches[1].map_address("tma_o") == params.out.data_ptr()  # type: ignore[union-attr]
+
+
+def test_every_launch_gets_its_own_output(fake: FakeDriver) -> None:
+    params = call(return_lse=True)
+    kept = [launch(params) for _ in range(3)]
+    assert len({sent.map_address("tma_o") for sent in fake.launches}) == 3
+    for (out, lse), sent in zip(kept, fake.launches, strict=True):
+        assert (sent.map_address("tma_o"), sent.block.out, sent.block.lse) == (
+            out.data_ptr(),
+            out.data_ptr(),
+            lse.data_ptr(),
+        )
+        assert lse.shape == (1, 70, 4) and lse.dtype == torch.float32
+
+
+def test_a_new_call_of_the_same_kind_is_not_prepared_again(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = call(), call()
+    launch(first)
+    fake.calls.clear()
+    monkeypatch.setattr(launcher, "validate", lambda _: pytest.fail("validated again"))
+    launch(second)
+    assert "cuTensorMapEncodeTiled" not in fake.calls
+    assert fake.launches[1].map_address("tma_k") == second.k.data_ptr() != first.k.data_ptr()
+    launch(first)
+    assert fake.launches[2].map_address("tma_k") == first.k.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mask": "full"},
+        {"softmax_scale": 0.5},
+        {"skip_softmax_threshold": 0.25},
+        {"max_seqlen_k": 299},
+        {"sinks": on_gpu(torch.zeros(4))},
+        {"seqused_k": on_gpu(torch.zeros(1, dtype=torch.int32))},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_kind_is_prepared_by_itself(fake: FakeDriver, change: dict[str, Any]) -> None:
+    launch(call())
+    launch(call(**change))
+    assert fake.calls.count("cuTensorMapEncodeTiled") == 8
+    first, second = fake.launches
+    assert (first.function, bytes(first.block)[512:]) != (second.function, bytes(second.block)[512:])
+
+
+def test_a_tensor_that_moved_or_changed_its_shape_is_looked_at_again(fake: FakeDriver) -> None:
+    params = call()
+    launch(params)
+    params.k.data = torch.zeros(1, 300, 2, 128, dtype=torch.bfloat16)
+    launch(params)
+    assert fake.launches[1].map_address("tma_k") == params.k.data_ptr()
+    params.q.resize_(1, 35, 4, 128)
+    launch(params)
+    assert fake.launches[2].block.len_q == 35
+    params.q.unsqueeze_(0)
+    with pytest.raises(ArgumentError, match=r"^q: expected rank 4"):
+        launch(params)
+    assert len(fake.launches) == 3
+
+
+def test_known_kinds_still_check_addresses_and_gradients(fake: FakeDriver) -> None:
+    good = call(out=on_gpu(torch.zeros(1, 70, 4, 128, dtype=torch.bfloat16)))
+    launch(good)
+    launch(call())
+    storage = on_gpu(torch.zeros(70 * 4 * 128 + 8, dtype=torch.bfloat16))
+    shifted = storage[4:-4].view(1, 70, 4, 128)
+    with pytest.raises(ArgumentError, match=r"^q: expected an address"):
+        launch(Params(shifted, good.k, good.v, mask="causal"))
+    with pytest.raises(ArgumentError, match=r"^out: expected memory of its own .* overlap q"):
+        launch(Params(good.q, good.k, good.v, mask="causal", out=good.q))
+    good.q.requires_grad_()
+    with pytest.raises(ArgumentError, match=r"^q: expected no requires_grad"):
+        launch(good)
+    assert len(fake.launches) == 2
+
+
+def test_kinds_are_bounded(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "MAX_KINDS", 3)
+    for scale in range(1, 9):
+        launch(call(softmax_scale=scale))
+    assert len(launcher._kinds) == 3 and len(fake.launches) == 8
+
+
+def test_prepared_launches_hold_no_tensors(fake: FakeDriver) -> None:
+    import gc
+    import weakref
+
+    params = call()
+    watched = [weakref.ref(tensor) for tensor in (params.q, params.k, params.v)]
+    launch(params)
+    gc.disable()
+    try:
+        del params
+        assert [ref() for ref in watched] == [None] * 3
+    finally:
+        gc.enable()
+
+
+def test_a_bool_mask_is_packed_for_every_launch(fake: FakeDriver) -> None:
+    mask = on_gpu(torch.ones(70, 300, dtype=torch.bool))
+    params = call(mask="custom", custom_mask=mask)
+    launch(params)
+    launch(params)
+    for sent in fake.launches:
+        assert sent.block.custom_mask not in (0, mask.data_ptr()) and sent.block.custom_stride_row == 40
+    packed = on_gpu(torch.zeros(70, 40, dtype=torch.uint8))
+    launch(call(mask="custom", custom_mask=packed))
+    assert fake.launches[2].block.custom_mask == packed.data_ptr()
+
+
+def test_launches_on_one_stream_share_a_counter(fake: FakeDriver) -> None:
+    params = call()
+    for stream in (None, None, 1, 7, 7, 8):
+        launch_on(params, stream)
+    counters = [sent.block.work_counter for sent in fake.launches]
+    assert counters[0] == counters[1] == counters[2] and counters[3] == counters[4]  # 1 is the default stream's name
+    assert len({counters[0], counters[3], counters[5]}) == 3
+    assert [sent.stream for sent in fake.launches] == [0, 0, 0, 7, 7, 8]
+    assert fake.calls.count("cuMemAlloc") == 1
+
+
+def launch_on(params: Params, stream: int | None) -> None:
+    """``launch`` on a stream that is torch's current one, since there is no CUDA allocator here to switch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launcher.streams, "current", lambda _: 0 if stream in (None, 1) else stream)
+        launch(params, stream)
+
+
+def test_a_reused_stream_handle_gets_a_counter_of_its_own(fake: FakeDriver) -> None:
+    launch_on(call(), 7)
+    fake.stream_ids[7] = 12345  # the driver gave a new stream an old one's handle
+    launch_on(call(), 7)
+    first, second = (sent.block.work_counter for sent in fake.launches)
+    assert first != second
+
+
+def test_captured_launches_never_share_a_counter(fake: FakeDriver) -> None:
+    params = call()
+    launch_on(params, 7)
+    fake.capturing.add(7)
+    for _ in range(3):
+        launch_on(params, 7)
+    fake.capturing.clear()
+    launch_on(params, 7)
+    counters = [sent.block.work_counter for sent in fake.launches]
+    assert len(set(counters[:4])) == 4 and counters[4] == counters[0]
+
+
+def test_counters_refill_without_touching_the_capture(fake: FakeDriver) -> None:
+    counters = device_module.device(0).counters
+    taken = [counters.of_captured_launch() for _ in range(CHUNK + 1)]
+    assert len(set(taken)) == CHUNK + 1 and fake.calls.count("cuMemAlloc") == 2
+    before = fake.calls.index("cuMemAlloc")
+    assert fake.calls[before - 1] == "cuThreadExchangeStreamCaptureMode" == fake.calls[before + 5]
+
+
+def test_streams_by_handle_and_protocol(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Protocol:
+        def __cuda_stream__(self) -> tuple[int, int]:
+            return 0, 9
+
+    monkeypatch.setattr(launcher.streams, "current", lambda _: 9)
+    params = call()
+    for stream in (9, real.CUstream(9), Protocol()):
+        launch(params, stream)
+    assert [sent.stream for sent in fake.launches] == [9, 9, 9]
+    for wrong, text in ((True, "True"), (-1, "-1"), ("main", "str"), (1.5, "1.5"), (object(), "object")):
+        with pytest.raises(ArgumentError, match=rf"^stream: expected None, a stream .*\(got .*{text}"):
+            launch(params, wrong)
+    with pytest.raises(ArgumentError, match=r"^stream: expected a stream on cuda:0, like q \(got cpu\)"):
+        launch(params, torch.Stream("cpu"))
+    assert len(fake.launches) == 3
+
+
+def test_the_device_of_q_becomes_current_for_the_launch_only(fake: FakeDriver) -> None:
+    launch(call(ordinal=1))
+    launch(call(ordinal=0))
+    assert [sent.context for sent in fake.launches] == [CONTEXT + 1, CONTEXT]
+    assert fake.contexts == [CONTEXT]
+    assert fake.launches[0].function != fake.launches[1].function  # a function per context
+    assert len(fake.libraries) == 1  # of one library
+
+
+def test_tensors_on_two_devices_are_refused(fake: FakeDriver) -> None:
+    params = call()
+    other = on_gpu(torch.zeros(1, 300, 2, 128, dtype=torch.bfloat16), 1)
+    with pytest.raises(ArgumentError, match=r"^k: expected a tensor on cuda:0, like q \(got cuda:1\)"):
+        launch(Params(params.q, other, params.v))
+
+
+def test_device_values_are_never_read(fake: FakeDriver) -> None:
+    wild = {"seqused_k": on_gpu(torch.tensor([10**6], dtype=torch.int32))}
+    launch(call(**wild))
+    launch(call(skip_softmax_threshold=on_gpu(torch.tensor([float("nan")]))))
+    assert fake.launches[1].block.threshold != 0 and fake.launches[1].block.threshold_stride_batch == 1
+
+
+def test_nothing_is_launched_without_rows(fake: FakeDriver) -> None:
+    empty = on_gpu(torch.zeros(1, 0, 4, 128, dtype=torch.bfloat16))
+    params = call()
+    out = launch(Params(empty, params.k, params.v))
+    assert isinstance(out, torch.Tensor) and out.shape == empty.shape
+    assert fake.launches == []
+
+
+def test_threads_do_not_mix_their_tensors(fake: FakeDriver) -> None:
+    calls = [call(batch=1 + index % 2) for index in range(8)]
+    failures: list[BaseException] = []
+
+    def work(params: Params) -> None:
+        try:
+            for _ in range(50):
+                launch(params)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(params,)) for params in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and len(fake.launches) == 400
+    keys = {params.q.data_ptr(): params.k.data_ptr() for params in calls}
+    assert all(keys[sent.map_address("tma_q")] == sent.map_address("tma_k") for sent in fake.launches)
+
+
+def test_an_unsupported_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = install(monkeypatch, FakeDriver(capability=(8, 0)))
+    with pytest.raises(NoKernelError, match=r"^device: expected compute capability 9.0 \(sm90\) \(got 8.0\)"):
+        launch(call())
+    assert not fake.launches and not fake.libraries
+    explanation = explain(call())
+    assert not explanation.accepted and "got 8.0" in explanation.reason
+
+
+def test_errors_of_the_driver_carry_its_name(fake: FakeDriver) -> None:
+    fake.failing["cuLaunchKernelEx"] = real.CUresult.CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES
+    with pytest.raises(CudaError, match=r"^cuLaunchKernelEx of skim_\w+: CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES \(as the"):
+        launch(call())
+    fake.failing = {"cuTensorMapEncodeTiled": real.CUresult.CUDA_ERROR_INVALID_VALUE}
+    with pytest.raises(CudaError, match=r"cuTensorMapEncodeTiled: CUDA_ERROR_INVALID_VALUE .*dims=\(128, 70, 4, 1\)"):
+        launch(call(mask="full"))
+
+
+def test_a_damaged_cubin_is_not_loaded(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(_spec: object) -> object:
+        raise BuildError("skim_x: cubin x.cubin has sha256 ...")
+
+    monkeypatch.setattr(kernels, "obtain", damaged)
+    with pytest.raises(BuildError, match="sha256"):
+        launch(call())
+    assert not fake.libraries and not fake.launches
+
+
+def test_loading_is_logged(fake: FakeDriver, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "skimattn"):
+        launch(call())
+        launch(call())
+    texts = [record.getMessage() for record in caplog.records]
+    assert [text.split()[0] for text in texts] == ["loaded", "prepared"]
+    assert "skim_sm90_prefill_bf16_d128_causal_dense" in texts[0]
