@@ -48,7 +48,7 @@ SPILLING = """
   for (int i = 0; i < 200; ++i) held[i] = out[i * 512 + threadIdx.x];
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < 200; ++i) out[i * 512 + threadIdx.x] = held[i] * held[199 - i];
+  for (int i = 0; i < 200; ++i) out[i * 512 + threadIdx.x] = held[i] - held[(i * 7 + 3) % 200];
 """
 
 

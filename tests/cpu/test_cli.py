@@ -1,0 +1,159 @@
+"""The command line: every option, and every way to get one wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from skimattn.codegen import cli, matrix
+from skimattn.codegen.metadata import Kernel
+
+from tests.helpers.standin import ROOT, run
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.command, cli.expand(arguments))
+
+
+@pytest.mark.parametrize(
+    ("given", "expanded"),
+    [
+        ("--sm 90 100", "--sm 90 --sm 100"),
+        ("--sm 90 100 --list", "--sm 90 --sm 100 --list"),
+        ("--only dtype=bf16,fp16 head_dim=128 --jobs 2", "--only dtype=bf16,fp16 --only head_dim=128 --jobs 2"),
+        ("--sm=90 100", "--sm 90 --sm 100"),
+        ("--only a=1 --only b=2", "--only a=1 --only b=2"),
+        ("--out x y", "--out x y"),
+        ("--list --sm 90", "--list --sm 90"),
+    ],
+)
+def test_one_flag_takes_several_values(given: str, expanded: str) -> None:
+    assert cli.expand(given.split()) == expanded.split()
+
+
+@pytest.mark.parametrize("given", ["--sm", "--sm --list", "--only --sm 90", "--list --explain"])
+def test_a_flag_without_values_is_refused(given: str) -> None:
+    with pytest.raises(click.UsageError, match="expects at least one value"):
+        cli.expand(given.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--sm 90 100", "--sm 100: sm100 has no kernel specs yet (specs exist for sm90); nothing was built"),
+        ("--sm 90,120", "--sm 120: sm120 has no kernel specs yet"),
+        ("--sm hopper", "--sm: expected an architecture such as 90 (got 'hopper')"),
+        ("--only colour=red", "--only: unknown field 'colour' (expected one of arch"),
+        ("--only dtype", "--only: expected FIELD=VALUE (got 'dtype')"),
+        ("--only dtype=", "--only: expected FIELD=VALUE (got 'dtype=')"),
+        ("--only dtype=fp8", "--only: dtype: expected one of bf16, fp16 (got 'fp8')"),
+        ("--only head_dim=96", "--only: head_dim: expected one of 64, 128, 192, 256 (got '96')"),
+        ("--only softcap=true", "nothing in --set default matches --only softcap=true: --set full has"),
+        ("--only head_dim=64 head_dim_v=128", "no kernel of the matrix does, see --explain"),
+        ("--set some", "Invalid value for '--set'"),
+        ("--compiler clang", "Invalid value for '--compiler'"),
+        ("--jobs 0", "Invalid value for '--jobs'"),
+        ("--json", "--json belongs to --list"),
+        ("--explain mask=full,causal", "--explain: mask: expected one value (got full, causal)"),
+        ("--explain colour=red", "--explain: unknown field 'colour'"),
+        ("--list stray", "unexpected extra argument"),
+    ],
+)
+def test_wrong_usage_is_refused_with_the_reason(arguments: str, words: str, tmp_path: Path) -> None:
+    result = invoke(*arguments.split(), "--out", str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert words in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_spellings_of_an_architecture() -> None:
+    for text in ("90", "90a", "sm90", "sm_90", "sm_90a"):
+        assert cli.parse_arch(text) == "sm90"
+
+
+def test_list_as_json(tmp_path: Path) -> None:
+    result = invoke("--list", "--json", "--out", str(tmp_path))
+    rows = json.loads(result.output)
+    assert [row["name"] for row in rows] == [spec.name for spec in matrix.specs("default")]
+    assert {name for name in Kernel.__annotations__ if name not in ("cubin", "source_sha256", "compiler")} <= set(
+        rows[0]
+    )
+    assert not any(row["built"] for row in rows)
+
+
+def test_list_as_a_table(tmp_path: Path) -> None:
+    result = invoke("--list", "--set", "smoke", "--sm", "90", "--out", str(tmp_path))
+    lines = result.output.splitlines()
+    assert lines[0].split()[:3] == ["kernel", "tile", "threads"]
+    assert len(lines) == len(matrix.SMOKE) + 2
+    assert lines[-1] == f"{len(matrix.SMOKE)} kernels, 0 built in {tmp_path}"
+
+
+def test_list_keeps_what_only_names(tmp_path: Path) -> None:
+    result = invoke(
+        "--list", "--json", "--only", "dtype=bf16,fp16", "head_dim=128", "skip=stat", "--out", str(tmp_path)
+    )
+    assert {(row["head_dim"], row["skip"]) for row in json.loads(result.output)} == {(128, "stat")}
+    assert {row["dtype"] for row in json.loads(result.output)} == {"bf16", "fp16"}
+
+
+def test_explain_accepted() -> None:
+    result = invoke("--explain", "mask=causal", "skip=stat", "softcap=true")
+    assert result.exit_code == 0
+    assert result.output.splitlines() == [
+        "accepted: skim_sm90_prefill_bf16_d128_causal_stat_softcap",
+        "in sets: full",
+        "build it: python build.py --sm 90 --set full --only dtype=bf16 out_dtype=bf16 head_dim=128 head_dim_v=128 "
+        "mask=causal paged=false skip=stat softcap=true alibi=false",
+    ]
+
+
+def test_explain_rejected() -> None:
+    result = invoke("--explain", "dtype=bf16", "out_dtype=fp16")
+    assert result.exit_code == 0
+    assert result.output.startswith("rejected by rule out-dtype: 16-bit kernels write the type they read")
+
+
+def test_a_damaged_metadata_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metadata.json").write_text("{")
+    result = invoke("--list", "--out", str(tmp_path))
+    assert result.exit_code == 1
+    assert f"{tmp_path}/metadata.json: not JSON" in result.output
+
+
+def test_help_names_every_option() -> None:
+    result = invoke("--help")
+    options = [
+        "sm",
+        "set",
+        "only",
+        "compiler",
+        "jobs",
+        "out",
+        "lineinfo",
+        "dry-run",
+        "list",
+        "json",
+        "explain",
+        "clean",
+    ]
+    for option in options:
+        assert f"--{option}" in result.output
+
+
+def test_the_exact_spelling_of_two_architectures(tmp_path: Path) -> None:
+    done = run("--sm", "90", "100", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "sm100 has no kernel specs yet" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_build_does_not_import_torch() -> None:
+    code = "import sys, skimattn.codegen.cli, skimattn.codegen.jit; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

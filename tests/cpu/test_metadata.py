@@ -1,0 +1,152 @@
+"""metadata.json: what is written is read back, and nothing else is accepted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from skimattn.codegen import metadata
+from skimattn.codegen.compile import Report
+from skimattn.codegen.errors import BuildError, MetadataError
+from skimattn.codegen.matrix import specs
+from skimattn.codegen.metadata import Kernel
+
+CUBIN = b"not really a cubin" * 10
+
+
+def make(count: int = 3) -> tuple[Kernel, ...]:
+    report = Report("key", "source", hashlib.sha256(CUBIN).hexdigest(), "nvrtc 13.0.88", 168, 0, 1.0, 200)
+    return tuple(metadata.kernel_of(spec, report, f"sm90/{spec.name}.cubin") for spec in specs("default")[:count])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "metadata.json"
+    file.write_text(metadata.dump(make()))
+    return file
+
+
+def test_round_trip(path: Path) -> None:
+    assert metadata.load(path) == make()
+    assert [kernel.spec for kernel in metadata.load(path)] == list(specs("default")[:3])
+
+
+def test_bytes_do_not_depend_on_the_order_of_building() -> None:
+    assert metadata.dump(make()) == metadata.dump(reversed(make()))
+
+
+def test_an_absent_file_is_no_damage(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        metadata.load(tmp_path / "metadata.json")
+
+
+def test_every_truncation_is_refused(path: Path) -> None:
+    data = path.read_bytes().rstrip()
+    for length in range(0, len(data), 97):
+        path.write_bytes(data[:length])
+        with pytest.raises(MetadataError, match=r"metadata\.json: not JSON, truncated"):
+            metadata.load(path)
+
+
+def test_every_flipped_digit_is_refused(path: Path) -> None:
+    text = path.read_text()
+    start = text.index('"kernels":')
+    for at in [i for i in range(start, len(text)) if text[i].isdigit()][::7]:
+        path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
+        with pytest.raises(MetadataError, match=r"metadata\.json"):
+            metadata.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda document: document.update(package="other"), "not a skimattn metadata file"),
+        (lambda document: document.update(format=2), "format: expected 1 \\(got 2\\)"),
+        (lambda document: document.update(params_layout_sha256="0"), "params_layout_sha256: expected"),
+        (lambda document: document.update(kernels={}), "kernels: expected a list \\(got dict\\)"),
+        (lambda document: document.pop("kernels"), "kernels: expected a list"),
+        (lambda document: document["kernels"].pop(), "kernels_sha256 does not match"),
+    ],
+)
+def test_foreign_documents_are_refused(path: Path, change: Callable[[dict[str, Any]], None], words: str) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(MetadataError, match=words):
+        metadata.load(path)
+
+
+def test_other_json_is_refused(path: Path) -> None:
+    path.write_text("[1, 2]")
+    with pytest.raises(MetadataError, match="not a skimattn metadata file"):
+        metadata.load(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("registers", "168", "registers: expected int \\(got '168'\\)"),
+        ("paged", 0, "paged: expected bool"),
+        ("mask", "banded", "mask: expected one of"),
+        ("params_size", 64, "params_size: expected \\d+ \\(got 64\\)"),
+        ("tile_n", 96, "tile_n: expected \\d+ \\(got 96\\)"),
+        ("smem_bytes", 1, "smem_bytes: expected"),
+        ("key", 1, "key: expected"),
+        ("name", "skim_other", "name: expected"),
+        ("entry", "main", "entry: expected"),
+        ("cubin", "/etc/passwd", "cubin: expected a path below"),
+        ("cubin", "../other.cubin", "cubin: expected a path below"),
+    ],
+)
+def test_rows_must_fit_this_package(field: str, value: object, words: str) -> None:
+    row = {**vars(make()[0]), field: value}
+    with pytest.raises(MetadataError, match=f"here: kernel .*{words}"):
+        metadata.parse_kernel(row, "here")
+
+
+def test_rows_have_exactly_the_known_fields() -> None:
+    row = dict(vars(make()[0]))
+    del row["stages"]
+    with pytest.raises(MetadataError, match="missing or unknown fields colour, stages"):
+        metadata.parse_kernel({**row, "colour": "red"}, "here")
+
+
+def test_rows_must_be_objects() -> None:
+    with pytest.raises(MetadataError, match="kernel: expected an object \\(got list\\)"):
+        metadata.parse_kernel([], "here")  # type: ignore[arg-type]
+
+
+def test_cubins_are_checked(tmp_path: Path) -> None:
+    kernel = make()[0]
+    file = tmp_path / kernel.cubin
+    with pytest.raises(MetadataError, match=f"{kernel.name}: cubin .* is missing"):
+        metadata.read_cubin(kernel, tmp_path)
+    file.parent.mkdir()
+    for damaged in (CUBIN[:-1], CUBIN[:5] + b"?" + CUBIN[6:], b"another kernel", b""):
+        file.write_bytes(damaged)
+        with pytest.raises(MetadataError, match=f"{kernel.name}: cubin .*truncated, damaged or another kernel's"):
+            metadata.read_cubin(kernel, tmp_path)
+    file.write_bytes(CUBIN)
+    assert metadata.read_cubin(kernel, tmp_path) == CUBIN
+
+
+def test_listing_has_the_promised_fields() -> None:
+    kernel = make()[0]
+    promised = set(vars(kernel.spec)) | {"name", "key", "tile", "group_rows", "order", "threads", "registers"}
+    promised |= {"spill_bytes", "smem_bytes", "cubin_sha256", "built"}
+    built, unbuilt = metadata.listing(kernel.spec, kernel), metadata.listing(kernel.spec, None)
+    assert promised <= built.keys() & unbuilt.keys()
+    assert built["tile"] == [kernel.tile_m, kernel.tile_n]
+    assert (built["built"], unbuilt["built"]) == (True, False)
+    assert unbuilt["registers"] is None and unbuilt["cubin_sha256"] is None
+    assert unbuilt["tile"] == built["tile"]
+
+
+def test_refusals_are_build_errors() -> None:
+    assert issubclass(MetadataError, BuildError)
+    assert replace(make()[0]) == make()[0]
