@@ -1,6 +1,8 @@
 // Small kernels that keep, or break, one rule each; tests/cpu/test_emulator.py runs them by name and says what it
-// expects. One CTA of two warpgroups. params.batch picks the kernel; the test appends the entry that calls them by number.
+// expects. One CTA of two warpgroups. params.batch picks the kernel; the test appends the entry that calls them by
+// number.
 #include <skimattn/sm90/ptx.cuh>
+// Comes second: like all of core/ and sm90/ it calls the ptx.cuh that is already there.
 #include <skimattn/sm90/descriptor.cuh>
 
 namespace rules {
@@ -424,13 +426,9 @@ SKIM_DEVICE void run_descriptor(const Params& p, Shared& s, uint64_t bits) {
 }
 KERNEL(descriptor_layout) { run_descriptor(p, s, sm90::k_major(s.b) & ~(3ull << 62)); }
 KERNEL(descriptor_reserved) { run_descriptor(p, s, sm90::k_major(s.b) | 1ull << 50); }
-KERNEL(descriptor_bounds) {
-  run_descriptor(p, s, sm90::advance(sm90::k_major(s.b), 2 * kTile));
-}
+KERNEL(descriptor_bounds) { run_descriptor(p, s, sm90::advance(sm90::k_major(s.b), 2 * kTile)); }
 KERNEL(descriptor_start) { run_descriptor(p, s, sm90::advance(sm90::k_major(s.b), 256)); }
-KERNEL(descriptor_differs) {
-  run_descriptor(p, s, sm90::advance(sm90::k_major(s.b), thread() < 64 ? 0 : 32));
-}
+KERNEL(descriptor_differs) { run_descriptor(p, s, sm90::advance(sm90::k_major(s.b), thread() < 64 ? 0 : 32)); }
 KERNEL(three_warps) {
   load_both(p, s);
   if (thread() >= 96) return;

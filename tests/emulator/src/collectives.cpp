@@ -25,7 +25,8 @@ void arrive(Warp& warp, uint32_t lanes, int id, int threads, bool waits, bool re
     fail("barrier", "named barrier %d used with %d threads, but others of this phase said %d", id, threads,
          barrier.threads);
   }
-  if ((barrier.warps & bit) != 0) fail("barrier", "warp %d arrived twice in one phase of named barrier %d", warp_index, id);
+  if ((barrier.warps & bit) != 0)
+    fail("barrier", "warp %d arrived twice in one phase of named barrier %d", warp_index, id);
   barrier.warps |= bit;
   if (waits) barrier.waiting |= bit;
   if (reduce) barrier.reduce = true;
@@ -84,7 +85,9 @@ void finish(Warp& warp) {
     }
   }
   switch (warp.kind) {
-    case Collective::kSync: meet(warp, lanes); break;
+    case Collective::kSync:
+      meet(warp, lanes);
+      break;
     case Collective::kShuffle:
       for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
         const int lane = __builtin_ctz(rest), source = warp.arguments[lane];
@@ -95,8 +98,12 @@ void finish(Warp& warp) {
     case Collective::kBallot:
       for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) warp.lanes[__builtin_ctz(rest)]->result = ballot;
       break;
-    case Collective::kSetRegisters: set_warp_registers(warp, argument, first_value != 0); break;
-    case Collective::kBarrierArrive: arrive(warp, lanes, argument & 15, argument >> 4, false, false, true); break;
+    case Collective::kSetRegisters:
+      set_warp_registers(warp, argument, first_value != 0);
+      break;
+    case Collective::kBarrierArrive:
+      arrive(warp, lanes, argument & 15, argument >> 4, false, false, true);
+      break;
     case Collective::kBarrierSync:
     case Collective::kBarrierAnd:
       arrive(warp, lanes, argument & 15, argument >> 4, true, warp.kind == Collective::kBarrierAnd, all);
@@ -151,7 +158,8 @@ void barrier_arrive(int id, int threads) {
 
 bool barrier_sync(int id, int threads, bool predicate, bool reduce) {
   check_barrier(id, threads);
-  return warp_collective(reduce ? Collective::kBarrierAnd : Collective::kBarrierSync, predicate, id | threads << 4) != 0;
+  return warp_collective(reduce ? Collective::kBarrierAnd : Collective::kBarrierSync, predicate, id | threads << 4) !=
+         0;
 }
 
 void cta_sync() { barrier_sync(0, machine.current->cta->threads, true, false); }

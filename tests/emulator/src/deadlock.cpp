@@ -8,13 +8,20 @@ namespace {
 
 const char* name_of(Collective kind) {
   switch (kind) {
-    case Collective::kSync: return "warp_sync";
-    case Collective::kShuffle: return "a shuffle";
-    case Collective::kBallot: return "a ballot";
-    case Collective::kBarrierArrive: return "bar_arrive";
-    case Collective::kBarrierSync: return "bar_sync";
-    case Collective::kBarrierAnd: return "bar_red_and";
-    case Collective::kSetRegisters: return "setmaxnreg";
+    case Collective::kSync:
+      return "warp_sync";
+    case Collective::kShuffle:
+      return "a shuffle";
+    case Collective::kBallot:
+      return "a ballot";
+    case Collective::kBarrierArrive:
+      return "bar_arrive";
+    case Collective::kBarrierSync:
+      return "bar_sync";
+    case Collective::kBarrierAnd:
+      return "bar_red_and";
+    case Collective::kSetRegisters:
+      return "setmaxnreg";
   }
   return "?";
 }
@@ -24,7 +31,8 @@ std::string describe_wait(const Fibre& fibre) {
   const Wait& wait = fibre.wait;
   const Warp& warp = *fibre.warp;
   switch (wait.kind) {
-    case Wait::kNone: return "runnable";
+    case Wait::kNone:
+      return "runnable";
     case Wait::kCollective:
       snprintf(text, sizeof text, "%s of its warp (lanes arrived %08x of %08x)", name_of(warp.kind), warp.arrived,
                warp.live);

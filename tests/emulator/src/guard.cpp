@@ -33,7 +33,7 @@ FaultGuard::FaultGuard() {
   own.ss_sp = stack;
   own.ss_size = sizeof stack;
   sigaltstack(&own, &old_stack_);
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
   for (int i = 0; i < 3; ++i) sigaction(kSignals[i], &action, &old_[i]);
@@ -45,7 +45,7 @@ FaultGuard::~FaultGuard() {
 }
 
 TimeGuard::TimeGuard(double seconds) {
-  struct sigaction action {};
+  struct sigaction action{};
   action.sa_handler = on_time;
   action.sa_flags = SA_NODEFER | SA_ONSTACK | SA_RESTART;
   sigaction(SIGALRM, &action, &old_);

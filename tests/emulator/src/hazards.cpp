@@ -65,7 +65,8 @@ void check_readers_done(const Fibre& fibre, const Granule& granule, uint32_t off
            offset, storer);
     }
     if (storer != fibre.ids.thread && !knows(fibre.clock, storer, time)) {
-      fail("race", "%s at smem+%u, read by a tma_store: no barrier since thread %d waited for it", what, offset, storer);
+      fail("race", "%s at smem+%u, read by a tma_store: no barrier since thread %d waited for it", what, offset,
+           storer);
     }
   }
   for (size_t g = 0; g < cta.groups.size(); ++g) {

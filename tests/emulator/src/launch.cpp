@@ -87,7 +87,8 @@ extern "C" int skim_emulator_launch(void (*entry)(const void*), const void* bloc
   uint8_t* base = memory.get() + (1024 - reinterpret_cast<uintptr_t>(memory.get()) % 1024) % 1024;
   machine.ctas = std::vector<Cta>(static_cast<size_t>(grid));
   for (int c = 0; c < grid; ++c) {
-    build_cta(machine.ctas[static_cast<size_t>(c)], c, grid, threads, smem_bytes, base + per_cta * static_cast<size_t>(c));
+    build_cta(machine.ctas[static_cast<size_t>(c)], c, grid, threads, smem_bytes,
+              base + per_cta * static_cast<size_t>(c));
   }
   for (Cta& cta : machine.ctas) {
     for (Warp& warp : cta.warps) machine.warps.push_back(&warp);

@@ -12,7 +12,8 @@ int index_of(const Cta& cta, const Mbarrier& barrier) { return static_cast<int>(
 void complete_phase(Cta& cta, Mbarrier& barrier) {
   if (barrier.pending != 0 || barrier.tx != 0) return;
   ++barrier.phase;
-  barrier.meeting.known[static_cast<size_t>(cta.threads + index_of(cta, barrier))] = static_cast<uint32_t>(barrier.phase);
+  barrier.meeting.known[static_cast<size_t>(cta.threads + index_of(cta, barrier))] =
+      static_cast<uint32_t>(barrier.phase);
   barrier.completed = end_phase(barrier.meeting);
   barrier.pending = barrier.count;
   for (Fibre* fibre : barrier.waiters) wake(*fibre);

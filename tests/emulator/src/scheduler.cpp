@@ -39,7 +39,8 @@ void resume(Fibre& fibre) {
   ucontext_t context;
   getcontext(&context);
   size_t size;
-  context.uc_stack.ss_sp = stack_of(static_cast<size_t>(fibre.ids.block) * fibre.cta->threads + fibre.ids.thread, &size);
+  context.uc_stack.ss_sp =
+      stack_of(static_cast<size_t>(fibre.ids.block) * fibre.cta->threads + fibre.ids.thread, &size);
   context.uc_stack.ss_size = size;
   context.uc_link = nullptr;
   makecontext(&context, fibre_main, 0);

@@ -55,9 +55,9 @@ struct Fibre {
   jmp_buf context;
   bool started, done;
   Wait wait;
-  uint32_t result;  // of the last collective
-  Clock clock;    // what it knows of others
-  uint32_t time;  // its own, starts at 1; rises with every release and every proxy fence
+  uint32_t result;                         // of the last collective
+  Clock clock;                             // what it knows of others
+  uint32_t time;                           // its own, starts at 1; rises with every release and every proxy fence
   std::vector<uint32_t> fence_times;       // of its proxy fences, rising
   std::vector<uint32_t> store_read_times;  // per committed bulk group: when a wait covered it, 0 = not yet
   uint32_t init_fences;
@@ -168,8 +168,8 @@ struct Wgmma {
 };
 
 struct Warpgroup {
-  uint64_t retired = 0;       // ordinal of ops.front()
-  std::vector<Wgmma*> ops;    // issued by at least one thread, oldest first
+  uint64_t retired = 0;     // ordinal of ops.front()
+  std::vector<Wgmma*> ops;  // issued by at least one thread, oldest first
   std::vector<AccumulatorTile*> tiles;
   int waiting = 0, wait_pending = 0;
   std::vector<std::array<uint32_t, kGroup>> wait_times;  // per wait, the time of each thread
@@ -253,8 +253,8 @@ Mbarrier& find_mbarrier(Cta& cta, uint32_t offset, const char* what);
 void complete_tx(Cta& cta, Mbarrier& barrier, uint32_t bytes);
 uint32_t smem_offset(Cta& cta, const void* pointer, uint32_t bytes, const char* what);
 void check_global(const void* address, uint64_t bytes, const char* what);
-bool deliver_load();         // one, chosen by the schedule; false if none is in flight
-void finish_stores();        // at the end of the grid
+bool deliver_load();   // one, chosen by the schedule; false if none is in flight
+void finish_stores();  // at the end of the grid
 void check_exit(Fibre& fibre);
 void check_cta_end(Cta& cta);
 float from_bf16(uint16_t bits);

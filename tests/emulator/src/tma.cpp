@@ -95,7 +95,8 @@ void read_source(Store& store) {
   if (std::memcmp(store.data.data(), cta.smem + store.from, store.bytes) != 0) {
     fail("early-overwrite", "smem+%u.. changed while a tma_store to %s was reading it", store.from, store.map.name);
   }
-  for (uint32_t g = store.from / kGranule; g < (store.from + store.bytes) / kGranule; ++g) --cta.granules[g].store_reads;
+  for (uint32_t g = store.from / kGranule; g < (store.from + store.bytes) / kGranule; ++g)
+    --cta.granules[g].store_reads;
 }
 
 void write_target(Store& store) {
@@ -156,7 +157,14 @@ void tma_store(const void* pointer, const void* from, const int (&at)[4]) {
     granule.storer = &fibre;
     granule.store_group = fibre.store_groups;
   }
-  machine.stores.push_back({&cta, &fibre, map, offset, bytes, fibre.store_groups, false, {at[0], at[1], at[2], at[3]},
+  machine.stores.push_back({&cta,
+                            &fibre,
+                            map,
+                            offset,
+                            bytes,
+                            fibre.store_groups,
+                            false,
+                            {at[0], at[1], at[2], at[3]},
                             std::vector<uint8_t>(cta.smem + offset, cta.smem + offset + bytes)});
 }
 
@@ -222,7 +230,8 @@ void check_exit(Fibre& fibre) {
 
 void check_cta_end(Cta& cta) {
   for (const Load& load : machine.loads) {
-    if (load.cta == &cta) fail("exit", "the CTA ends before its tma_load of %s to smem+%u has landed", load.map.name, load.to);
+    if (load.cta == &cta)
+      fail("exit", "the CTA ends before its tma_load of %s to smem+%u has landed", load.map.name, load.to);
   }
 }
 

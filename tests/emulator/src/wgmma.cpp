@@ -19,9 +19,11 @@ struct Descriptor {
 Descriptor decode(uint64_t bits, const char* operand) {
   constexpr uint64_t kReserved = 3ull << 14 | 3ull << 30 | 0x3full << 46 | 0x3ffull << 52;
   if (bits >> 62 != 1) {
-    fail("descriptor", "%s: expected layout type 1, the 128-byte swizzle (got %d)", operand, static_cast<int>(bits >> 62));
+    fail("descriptor", "%s: expected layout type 1, the 128-byte swizzle (got %d)", operand,
+         static_cast<int>(bits >> 62));
   }
-  if ((bits & kReserved) != 0) fail("descriptor", "%s: reserved bits are set in %016llx", operand, static_cast<unsigned long long>(bits));
+  if ((bits & kReserved) != 0)
+    fail("descriptor", "%s: reserved bits are set in %016llx", operand, static_cast<unsigned long long>(bits));
   const auto field = [&](int shift) { return static_cast<uint32_t>(bits >> shift & 0x3fff) << 4; };
   return {field(0), field(16), field(32)};
 }
@@ -65,9 +67,8 @@ void gather(Cta& cta, const Wgmma& op, uint16_t* out) {
     for_each_piece(cta, op.a_descriptor, false, kM, "operand A",
                    [&](uint32_t offset, int at) { std::memcpy(out + at, cta.smem + offset, kGranule); });
   }
-  for_each_piece(cta, op.b_descriptor, op.b_mn_major, op.n, "operand B", [&](uint32_t offset, int at) {
-    std::memcpy(out + kM * kK + at, cta.smem + offset, kGranule);
-  });
+  for_each_piece(cta, op.b_descriptor, op.b_mn_major, op.n, "operand B",
+                 [&](uint32_t offset, int at) { std::memcpy(out + kM * kK + at, cta.smem + offset, kGranule); });
 }
 
 template <class Visit>
@@ -93,9 +94,7 @@ void end_reads(Cta& cta, const Wgmma& op, size_t group) {
   });
 }
 
-float to_float(Element element, uint16_t bits) {
-  return element == Element::kBf16 ? from_bf16(bits) : from_fp16(bits);
-}
+float to_float(Element element, uint16_t bits) { return element == Element::kBf16 ? from_bf16(bits) : from_fp16(bits); }
 
 // Element i of thread t's fragment lies in this row and column of the 64 x n tile.
 int fragment_row(int t, int i) { return t / 32 * 16 + t % 32 / 4 + (i >> 1 & 1) * 8; }
@@ -211,7 +210,8 @@ void wgmma(float* d, int n, Element element, const uint32_t* a, uint64_t a_descr
   Cta& cta = *fibre.cta;
   const int t = fibre.ids.thread % kGroup;
   Warpgroup& group = cta.groups[static_cast<size_t>(fibre.ids.thread / kGroup)];
-  if (!fibre.wgmma_fenced) fail("fence", "wgmma without a wgmma_fence since its registers were last free to be written");
+  if (!fibre.wgmma_fenced)
+    fail("fence", "wgmma without a wgmma_fence since its registers were last free to be written");
   AccumulatorTile* const in_flight = find_tile(group, t, d);
   const size_t index = fibre.wgmma_issued++ - group.retired;
   if (index == group.ops.size()) {
@@ -222,14 +222,28 @@ void wgmma(float* d, int n, Element element, const uint32_t* a, uint64_t a_descr
       group.tiles.push_back(tile);
     }
     ++tile->pending;
-    group.ops.push_back(new Wgmma{n, 0, fibre.wgmma_groups, element, a != nullptr, accumulate, b_mn_major, false,
-                                  a_descriptor, b_descriptor, tile, {}, {}, {}, {}});
+    group.ops.push_back(new Wgmma{n,
+                                  0,
+                                  fibre.wgmma_groups,
+                                  element,
+                                  a != nullptr,
+                                  accumulate,
+                                  b_mn_major,
+                                  false,
+                                  a_descriptor,
+                                  b_descriptor,
+                                  tile,
+                                  {},
+                                  {},
+                                  {},
+                                  {}});
   }
   Wgmma& op = *group.ops[index];
   if (op.n != n || op.element != element || op.registers != (a != nullptr) || op.accumulate != accumulate ||
       op.b_mn_major != b_mn_major || op.a_descriptor != a_descriptor || op.b_descriptor != b_descriptor ||
       op.group != fibre.wgmma_groups) {
-    fail("wgmma", "the threads of a warpgroup disagree on a wgmma (descriptors %016llx %016llx, others %016llx %016llx)",
+    fail("wgmma",
+         "the threads of a warpgroup disagree on a wgmma (descriptors %016llx %016llx, others %016llx %016llx)",
          static_cast<unsigned long long>(a_descriptor), static_cast<unsigned long long>(b_descriptor),
          static_cast<unsigned long long>(op.a_descriptor), static_cast<unsigned long long>(op.b_descriptor));
   }
@@ -266,7 +280,8 @@ void wgmma_wait(int pending) {
   }
   group.waiting = 0;
   auto& times = group.wait_times.emplace_back();
-  for (int t = 0; t < kGroup; ++t) times[static_cast<size_t>(t)] = cta.fibres[static_cast<size_t>(group_index * kGroup + t)].time;
+  for (int t = 0; t < kGroup; ++t)
+    times[static_cast<size_t>(t)] = cta.fibres[static_cast<size_t>(group_index * kGroup + t)].time;
   while (!group.ops.empty() && group.ops.front()->group + pending < fibre.wgmma_groups) {
     if (group.ops.front()->issued != kGroup) {
       fail("wgmma", "wgmma_wait, but only %d threads of the warpgroup issued the wgmma", group.ops.front()->issued);

@@ -1,7 +1,7 @@
 // The host version of the rendered wgmma operand lists.
 #pragma once
-#include <skimattn/core/platform.cuh>
 #include <skimattn_host/machine.h>
+#include <skimattn/core/platform.cuh>
 
 namespace skimattn::ptx {
 

@@ -1,9 +1,9 @@
 // The host version of templates/include/skimattn/sm90/ptx.cuh: the same functions, answered by the emulator.
 #pragma once
+#include <skimattn_host/machine.h>
 #include <skimattn/core/platform.cuh>
 #include <skimattn/params.cuh>
 #include <skimattn/wgmma.cuh>
-#include <skimattn_host/machine.h>
 
 namespace skimattn::ptx {
 

@@ -1,0 +1,47 @@
+"""Deliberate mistakes in the kernels (tests/emulator/mutations.py): every one is caught, and nothing else is."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.emulator import SCHEDULES, EmulatorError, compile_kernel
+from tests.emulator.mutations import MUTATIONS, RESULT, Mutation
+from tests.helpers.cases import Case
+from tests.helpers.check import check
+from tests.helpers.run import run_case
+
+CASES = {mutation.case.name: mutation.case for mutation in MUTATIONS}
+
+
+def caught_by(mutation: Mutation, schedule: str) -> tuple[str, str]:
+    """How a mutated kernel is caught, and the words; ("", "") if it is not."""
+    kernel = compile_kernel(mutation.case.spec, source_override=mutation.apply)
+    try:
+        check(*run_case(mutation.case, "emulator", kernel=kernel, schedule=schedule))
+    except EmulatorError as error:
+        return error.kind, error.message
+    except AssertionError as error:
+        return RESULT, str(error)
+    return "", ""
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
+def test_mutation_is_caught(mutation: Mutation) -> None:
+    kind, words = caught_by(mutation, "late")
+    assert kind, f"{mutation.name}: nothing noticed"
+    assert kind in mutation.kinds, f"{mutation.name}: {kind}: {words}"
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_unmutated_kernel_passes(case: Case, schedule: str) -> None:
+    check(*run_case(case, "emulator", schedule=schedule, seed=1))
+
+
+def test_names_are_unique() -> None:
+    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS) >= 10
+
+
+def test_text_that_is_gone_fails() -> None:
+    with pytest.raises(LookupError, match="expected 'not there' once in"):
+        Mutation("x", MUTATIONS[0].header, "not there", "", MUTATIONS[0].case, ()).apply(MUTATIONS[0].header, "text")
