@@ -16,6 +16,7 @@ import torch
 from cuda.bindings import driver as real
 from skimattn import buffers, driver, kernels, launcher, streams, tensormap
 from skimattn import device as device_module
+from skimattn.call import Params
 from skimattn.codegen.params import SIZE, ParamsBlock
 from skimattn.validate_options import pack_mask
 
@@ -205,3 +206,10 @@ def install(monkeypatch: Any, fake: FakeDriver | None = None) -> FakeDriver:
     monkeypatch.setattr(buffers, "pack_mask", lambda mask: on_gpu(pack_mask(mask.as_subclass(torch.Tensor))))
     tensormap._constants.cache_clear()
     return fake
+
+
+def small_call(ordinal: int = 0, batch: int = 1, **arguments: Any) -> Params:
+    """A causal call of 70 rows and 300 keys, 4 heads on 2, on a GPU that is not there."""
+    q = on_gpu(torch.zeros(batch, 70, 4, 128, dtype=torch.bfloat16), ordinal)
+    k, v = (on_gpu(torch.zeros(batch, 300, 2, 128, dtype=torch.bfloat16), ordinal) for _ in "kv")
+    return Params(q, k, v, **{"mask": "causal", **arguments})

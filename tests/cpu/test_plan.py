@@ -1,0 +1,240 @@
+"""The launch plan field by field, in numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from skimattn import Params, kernels
+from skimattn.buffers import make_buffers
+from skimattn.codegen.params import FIELDS
+from skimattn.dispatch import spec_of
+from skimattn.plan import Buffers, LaunchPlan, make_plan, page_box_rows
+from skimattn.validate import validate
+
+COUNTER = 0xC0FFEE0
+
+
+def plan_of(sm_count: int = 132, **arguments: Any) -> tuple[LaunchPlan, Buffers, Params]:
+    params = Params(**arguments)
+    problem = validate(params)
+    buffers = make_buffers(params, problem.out_shape)
+    kernel = kernels.describe(spec_of(problem, "sm90"))
+    return make_plan(problem, kernel, buffers, sm_count=sm_count, work_counter_address=COUNTER), buffers, params
+
+
+def bf16(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.bfloat16)
+
+
+def ints(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def batched(**more: Any) -> dict[str, Any]:
+    return {"q": bf16(2, 100, 8, 72), "k": bf16(2, 300, 2, 72), "v": bf16(2, 300, 2, 64), **more}
+
+
+def ragged(**more: Any) -> dict[str, Any]:
+    lengths = {"cu_seqlens_q": ints(0, 30, 100), "cu_seqlens_k": ints(0, 90, 300)}
+    return {"q": bf16(100, 8, 128), "k": bf16(300, 2, 128), "v": bf16(300, 2, 128), **lengths, **more}
+
+
+def test_every_field_of_the_block_is_planned() -> None:
+    plan, *_ = plan_of(**batched())
+    assert {*plan.maps, *plan.scalars} == {field.name for field in FIELDS}
+    assert {field.name for field in FIELDS if field.kind == "tensor_map"} == set(plan.maps)
+
+
+def test_maps_of_a_batched_call() -> None:
+    plan, buffers, params = plan_of(**batched())
+    tile_n = plan.kernel.tile_n
+    wanted = {
+        "tma_q": (params.q, (72, 100, 8, 2), (1152, 144, 115200), (64, 64)),
+        "tma_k": (params.k, (72, 300, 2, 2), (288, 144, 86400), (64, tile_n)),
+        "tma_v": (params.v, (64, 300, 2, 2), (256, 128, 76800), (64, tile_n)),
+        "tma_o": (buffers.out, (64, 100, 8, 2), (1024, 128, 102400), (64, 64)),
+    }
+    for name, (tensor, dims, strides, box) in wanted.items():
+        spec = plan.maps[name]
+        assert (spec.address, spec.dtype) == (tensor.data_ptr(), "bf16")
+        assert (spec.dims, spec.strides, spec.box) == (dims, strides, box), name
+
+
+def test_maps_of_a_ragged_call_have_one_outer_index() -> None:
+    plan, *_ = plan_of(**ragged())
+    assert plan.maps["tma_q"].dims == (128, 100, 8, 1) and plan.maps["tma_q"].strides[:2] == (2048, 256)
+    assert plan.maps["tma_k"].dims == (128, 300, 2, 1) and plan.maps["tma_k"].strides[:2] == (512, 256)
+    assert all(spec.strides[2] % 16 == 0 and spec.strides[2] > 0 for spec in plan.maps.values())
+
+
+def test_packed_qkv_is_described_in_place() -> None:
+    qkv = bf16(2, 100, 3, 4, 128)
+    plan, _, _ = plan_of(q=qkv[:, :, 0], k=qkv[:, :, 1], v=qkv[:, :, 2])
+    maps = [plan.maps[name] for name in ("tma_q", "tma_k", "tma_v")]
+    assert [spec.address - qkv.data_ptr() for spec in maps] == [0, 1024, 2048]
+    assert {spec.strides for spec in maps} == {(3072, 256, 307200)}
+
+
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+def test_pages(layout: str) -> None:
+    shape = (9, 48, 2, 128) if layout == "NHD" else (9, 2, 48, 128)
+    table = torch.zeros(2, 7, dtype=torch.int32)[:, :6]
+    plan, _, params = plan_of(
+        q=bf16(2, 100, 8, 128), k=bf16(*shape), v=bf16(*shape), page_table=table, kv_layout=layout, mask="causal"
+    )
+    spec = plan.maps["tma_k"]
+    assert (spec.dims, spec.box) == ((128, 48, 2, 9), (64, 16))
+    assert spec.strides == ((512, 256, 24576) if layout == "NHD" else (256, 12288, 24576))
+    wanted = {"page_size": 48, "page_box_rows": 16, "page_table_stride": 7, "len_k": 288, "heads_kv": 2}
+    assert {name: plan.scalars[name] for name in wanted} == wanted
+    assert plan.scalars["page_table"] == params.page_table.data_ptr()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("page_size", "rows"), [(16, 16), (32, 32), (48, 16), (64, 64), (96, 32), (128, 128), (192, 64), (256, 128)]
+)
+def test_rows_of_one_copy_from_a_page(page_size: int, rows: int) -> None:
+    assert page_box_rows(page_size, 128) == rows
+    assert page_box_rows(page_size, 64) == min(rows, 64)
+
+
+def test_dimensions_of_size_one_get_a_legal_stride() -> None:
+    q = torch.zeros(64, dtype=torch.bfloat16).as_strided((1, 1, 1, 64), (3, 5, 7, 1))
+    plan, *_ = plan_of(q=q, k=q, v=q)
+    for spec in plan.maps.values():
+        assert spec.dims == (64, 1, 1, 1)
+        assert all(stride % 16 == 0 and stride > 0 for stride in spec.strides)
+
+
+def test_no_keys_still_give_legal_maps() -> None:
+    plan, _, params = plan_of(q=bf16(1, 5, 4, 64), k=bf16(1, 0, 2, 64), v=bf16(1, 0, 2, 64))
+    assert plan.maps["tma_k"].dims == (64, 1, 2, 1)
+    assert plan.maps["tma_k"].address == params.q.data_ptr()
+    assert plan.scalars["len_k"] == 0
+
+
+def test_pointers_are_null_or_addresses() -> None:
+    plan, buffers, _ = plan_of(**batched())
+    pointers = {field.name for field in FIELDS if field.kind == "pointer"}
+    given = {name for name in pointers if plan.scalars[name]}
+    assert given == {"out", "work_counter"}
+    assert (plan.scalars["out"], plan.scalars["work_counter"]) == (buffers.out.data_ptr(), COUNTER)
+    sinks, slopes = torch.zeros(8), torch.zeros(8)
+    plan, buffers, _ = plan_of(**ragged(sinks=sinks, alibi_slopes=slopes, return_lse=True, seqused_k=ints(1, 2)))
+    assert (plan.scalars["sinks"], plan.scalars["alibi_slopes"]) == (sinks.data_ptr(), slopes.data_ptr())
+    assert buffers.lse is not None and plan.scalars["lse"] == buffers.lse.data_ptr()
+    assert all(plan.scalars[name] for name in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k"))
+
+
+def strides(plan: LaunchPlan, *names: str) -> list[int | float]:
+    return [plan.scalars[name] for name in names]
+
+
+def test_strides_of_outputs_in_elements() -> None:
+    out, lse = bf16(2, 8, 100, 64).transpose(1, 2), torch.zeros(8, 2, 100).permute(1, 2, 0)
+    plan, *_ = plan_of(**batched(out=out, lse=lse))
+    assert strides(plan, "out_stride_batch", "out_stride_row", "out_stride_head") == [51200, 64, 6400]
+    assert strides(plan, "lse_stride_batch", "lse_stride_row", "lse_stride_head") == [100, 1, 200]
+    plan, *_ = plan_of(**ragged(return_lse=True))
+    assert strides(plan, "out_stride_batch", "out_stride_row", "out_stride_head") == [0, 1024, 128]
+    assert strides(plan, "lse_stride_batch", "lse_stride_row", "lse_stride_head") == [0, 8, 1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"), [((2,), [0, 0]), ((2, 2), [1, 0]), ((2, 8, 2), [8, 1])], ids=["all", "batch", "head"]
+)
+def test_strides_of_stats_in_pairs(shape: tuple[int, ...], wanted: list[int]) -> None:
+    stats = torch.zeros(shape, dtype=torch.int64)
+    plan, *_ = plan_of(**batched(skip_softmax_threshold=0.5, stats=stats))
+    assert strides(plan, "stats_stride_batch", "stats_stride_head") == wanted
+
+
+def test_strides_of_the_skip_map_in_bytes() -> None:
+    skip_map = torch.zeros(2, 8, 4, 10, dtype=torch.uint8)[:, :, :3, :7]
+    stats = torch.zeros(2, dtype=torch.int64)
+    plan, *_ = plan_of(**batched(skip_softmax_threshold=0.5, stats=stats, skip_map=skip_map))
+    names = ("skip_map_stride_batch", "skip_map_stride_head", "skip_map_stride_group")
+    assert strides(plan, *names) == [320, 40, 10]
+
+
+def test_thresholds() -> None:
+    plan, *_ = plan_of(**batched())
+    assert (plan.scalars["threshold"], plan.scalars["threshold_value"]) == (0, 0.0)
+    plan, *_ = plan_of(**batched(skip_softmax_threshold=0.25))
+    assert (plan.scalars["threshold"], plan.scalars["threshold_value"]) == (0, 0.25)
+    for value, wanted in (
+        (torch.zeros(2), [1, 0]),
+        (torch.zeros(4)[::2], [2, 0]),
+        (torch.zeros(2, 8), [8, 1]),
+        (torch.zeros(8).expand(2, 8), [0, 1]),
+    ):
+        plan, *_ = plan_of(**batched(skip_softmax_threshold=value))
+        assert plan.scalars["threshold"] == value.data_ptr()
+        assert strides(plan, "threshold_stride_batch", "threshold_stride_head") == wanted
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [((100, 300), [0, 0, 40]), ((2, 100, 300), [4000, 0, 40]), ((2, 8, 100, 300), [32000, 4000, 40])],
+)
+def test_custom_masks_are_packed(shape: tuple[int, ...], wanted: list[int]) -> None:
+    plan, buffers, _ = plan_of(**batched(mask="custom", custom_mask=torch.ones(shape, dtype=torch.bool)))
+    assert buffers.custom_mask is not None and plan.scalars["custom_mask"] == buffers.custom_mask.data_ptr()
+    assert strides(plan, "custom_stride_batch", "custom_stride_head", "custom_stride_row") == wanted
+
+
+def test_custom_masks_of_ragged_batches_have_no_batch_stride() -> None:
+    packed = torch.zeros(8, 100, 44, dtype=torch.uint8)
+    plan, buffers, _ = plan_of(**ragged(mask="custom", custom_mask=packed))
+    assert buffers.custom_mask is packed
+    assert strides(plan, "custom_stride_batch", "custom_stride_head", "custom_stride_row") == [0, 4400, 44]
+    plan, *_ = plan_of(**ragged(mask="custom", custom_mask=packed[0]))
+    assert strides(plan, "custom_stride_batch", "custom_stride_head", "custom_stride_row") == [0, 0, 44]
+
+
+def test_scales() -> None:
+    log2e = math.log2(math.e)
+    plan, *_ = plan_of(**batched())
+    assert plan.scalars["scale_log2"] == pytest.approx(72**-0.5 * log2e)
+    assert (plan.scalars["score_scale"], plan.scalars["bias_scale"]) == (0, 0)
+    plan, *_ = plan_of(**batched(softmax_scale=0.5, alibi_slopes=torch.zeros(8)))
+    assert plan.scalars["scale_log2"] == pytest.approx(0.5 * log2e) and plan.scalars["bias_scale"] == 2.0
+    plan, *_ = plan_of(**batched(softmax_scale=0.5, softcap=20.0, alibi_slopes=torch.zeros(8)))
+    assert plan.scalars["scale_log2"] == pytest.approx(20 * log2e)
+    assert (plan.scalars["score_scale"], plan.scalars["bias_scale"]) == (0.025, 0.05)
+
+
+def test_masks() -> None:
+    plan, *_ = plan_of(**batched(mask="window", window_size=(31, -1)))
+    assert strides(plan, "window_left", "window_right", "chunk_size") == [31, -1, 0]
+    plan, *_ = plan_of(**batched(mask="chunked", chunk_size=48))
+    assert strides(plan, "window_left", "window_right", "chunk_size") == [-1, -1, 48]
+
+
+def test_grid_is_bounded_by_work_and_by_the_device() -> None:
+    plan, *_ = plan_of(**batched())
+    tiles = -(-100 // plan.kernel.tile_m)
+    assert plan.grid == tiles * 8 * 2
+    assert plan_of(sm_count=5, **batched())[0].grid == 5
+    plan, *_ = plan_of(sm_count=1000, **ragged())
+    assert plan.grid == (-(-100 // plan.kernel.tile_m) + 2) * 8
+
+
+def shaped(batch: int, len_k: int, heads_kv: int) -> dict[str, torch.Tensor]:
+    """Keys and values that claim a size without having it."""
+    keys = bf16(1, 1, 1, 128).expand(batch, len_k, heads_kv, 128)
+    return {"q": bf16(batch, 1, heads_kv, 128), "k": keys, "v": keys}
+
+
+def test_section_is_what_fits_l2() -> None:
+    """One (request, kv head) of 16384 keys at D = Dv = 128 is 8 MiB: four of them fit 32 MiB."""
+    assert plan_of(**shaped(3, 16384, 4))[0].scalars["section"] == 4
+    assert plan_of(**shaped(1, 16384, 2))[0].scalars["section"] == 2
+    assert plan_of(**shaped(1, 1 << 20, 2))[0].scalars["section"] == 1
+    keys = bf16(1, 1, 128).expand(1 << 15, 4, 128)
+    offsets = ints(0, 1 << 14, 1 << 15)
+    call = {"q": bf16(2, 4, 128), "k": keys, "v": keys, "cu_seqlens_q": ints(0, 1, 2), "cu_seqlens_k": offsets}
+    assert plan_of(**call)[0].scalars["section"] == 2
