@@ -48,7 +48,7 @@ def compile_kernel(unit: Unit, toolchain: Toolchain, allowed: Sequence[str]) -> 
     Args:
         unit: source and headers.
         toolchain: compiler and version.
-        allowed: findings (see :mod:`skimattn.codegen.ptxas`) that do not fail this kernel.
+        allowed: findings (see :class:`skimattn.codegen.ptxas.Allowance`) that do not fail this kernel.
     Raises:
         BuildError: a compiler error, or a finding that is not allowed; names the kernel, carries the log.
     """
@@ -59,9 +59,8 @@ def compile_kernel(unit: Unit, toolchain: Toolchain, allowed: Sequence[str]) -> 
         usage = ptxas.parse(log)
     except ValueError as error:
         raise BuildError(f"{unit.name}: {error}\n{log}") from error
-    refused = {name: text for name, text in ptxas.findings(log, usage).items() if name not in allowed}
-    if refused:
-        lines = "".join(f"  {name}: {text}\n" for name, text in refused.items())
+    if refused := ptxas.refused(log, usage, allowed):
+        lines = "".join(f"  {line}\n" for line in refused)
         raise BuildError(f"{unit.name}: ptxas findings that fail a build:\n{lines}{log}")
     report = Report(
         content_key=key_of(unit, toolchain, allowed),

@@ -50,7 +50,7 @@ def render(stems: Iterable[str], toolchain: Toolchain, include: Path, allowed: M
         at = _path(stem)
         lines += [f"build {at}.cubin {at}.json: kernel {at}.cu", f"  stem = {at}"]
         if allowed.get(stem):
-            lines.append("  allow = " + " ".join(f"--allow {name}" for name in allowed[stem]))
+            lines.append("  allow = " + _value(shlex.join(f"--allow={name}" for name in allowed[stem])))
     return "\n".join(lines) + "\n"
 
 

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from .spec import KernelSpec
 
-# Findings that fail a build, by name: a pattern of the log line.
-FINDINGS = {
+# Findings that fail a build besides "spills", by name: a pattern of the log line.
+WARNINGS = {
     "wgmma-serialized": re.compile(r".*wgmma.*serialized.*", re.IGNORECASE),
     "setmaxnreg-ignored": re.compile(r".*setmaxnreg.*ignored.*", re.IGNORECASE),
 }
 
-# Kernel name -> {finding: why it is accepted}. Findings: "spills" and the names above.
-EXCEPTIONS: dict[str, dict[str, str]] = {}
+
+@dataclass(frozen=True)
+class Allowance:
+    """A documented exception: ``finding`` (``spills<=BYTES`` or a warning's name) does not fail these kernels."""
+
+    finding: str
+    applies: Callable[[KernelSpec], bool]
+    reason: str
+
+
+ALLOWANCES: list[Allowance] = []
 
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -36,15 +46,19 @@ def parse(log: str) -> Usage:
     return Usage(max(map(int, registers)), sum(int(stores) + int(loads) for stores, loads in spills))
 
 
-def findings(log: str, usage: Usage) -> dict[str, str]:
-    """Name -> log line of everything that fails a build."""
-    found = {"spills": f"{usage.spill_bytes} bytes of spill stores and loads"} if usage.spill_bytes else {}
-    for name, pattern in FINDINGS.items():
-        if match := pattern.search(log):
-            found[name] = match.group().strip()
-    return found
+def refused(log: str, usage: Usage, allowed: Collection[str]) -> list[str]:
+    """One line for everything that fails a build, starting with the finding's name."""
+    limit = max((int(item.removeprefix("spills<=")) for item in allowed if item.startswith("spills<=")), default=0)
+    lines = []
+    if usage.spill_bytes > limit:
+        lines.append(f"spills: {usage.spill_bytes} bytes of spill stores and loads (allowed: {limit})")
+    for name, pattern in WARNINGS.items():
+        match = pattern.search(log)
+        if match and name not in allowed:
+            lines.append(f"{name}: {match.group().strip()}")
+    return lines
 
 
 def allowed(spec: KernelSpec) -> tuple[str, ...]:
     """The findings that this kernel is documented to have."""
-    return tuple(sorted(EXCEPTIONS.get(spec.name, {})))
+    return tuple(sorted(item.finding for item in ALLOWANCES if item.applies(spec)))

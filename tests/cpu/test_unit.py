@@ -93,15 +93,21 @@ def test_a_log_without_usage_is_refused() -> None:
         ptxas.parse("ptxas info : nothing")
 
 
+ALL = IGNORED + "\n" + SERIALIZED + "\n" + LOG.format(stores=4, loads=4)
+
+
 @pytest.mark.parametrize(
-    ("log", "names"),
+    ("log", "allowed", "names"),
     [
-        (LOG.format(stores=0, loads=0), set()),
-        (LOG.format(stores=0, loads=4), {"spills"}),
-        (LOG.format(stores=0, loads=0) + SERIALIZED, {"wgmma-serialized"}),
-        (LOG.format(stores=0, loads=0) + IGNORED, {"setmaxnreg-ignored"}),
-        (IGNORED + "\n" + SERIALIZED + "\n" + LOG.format(stores=4, loads=4), {"spills", *ptxas.FINDINGS}),
+        (LOG.format(stores=0, loads=0), [], []),
+        (LOG.format(stores=0, loads=4), [], ["spills"]),
+        (LOG.format(stores=0, loads=4), ["spills<=3"], ["spills"]),
+        (LOG.format(stores=0, loads=4), ["spills<=4"], []),
+        (LOG.format(stores=0, loads=0) + SERIALIZED, [], ["wgmma-serialized"]),
+        (LOG.format(stores=0, loads=0) + IGNORED, ["spills<=9"], ["setmaxnreg-ignored"]),
+        (ALL, [], ["spills", *ptxas.WARNINGS]),
+        (ALL, ["spills<=8", *ptxas.WARNINGS], []),
     ],
 )
-def test_findings(log: str, names: set[str]) -> None:
-    assert ptxas.findings(log, ptxas.parse(log)).keys() == names
+def test_findings(log: str, allowed: list[str], names: list[str]) -> None:
+    assert [line.split(":")[0] for line in ptxas.refused(log, ptxas.parse(log), allowed)] == names

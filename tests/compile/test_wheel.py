@@ -1,0 +1,69 @@
+"""The wheel: everything is in it, and it builds kernels outside the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+INSPECT = """
+import sys
+from pathlib import Path
+import skimattn
+from skimattn.codegen import emit, matrix
+assert Path(skimattn.__file__).is_relative_to(sys.argv[1]), skimattn.__file__
+assert emit.templates_root().is_relative_to(sys.argv[1])
+print(len(emit.render_kernel(matrix.SMOKE[0])), "torch" in sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(["cp", "-r", *_sources(), folder], cwd=ROOT, check=True)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", "dist", "."]
+    subprocess.run(command, cwd=folder, check=True, timeout=120)
+    (built,) = (folder / "dist").glob("skimattn-*.whl")
+    return built
+
+
+def _sources() -> list[str]:
+    """What a wheel is made of; a copy, so that no build folder appears in the checkout."""
+    names = ["pyproject.toml", "README.md", "LICENSE", "runtime", "codegen", "templates"]
+    return [name for name in names if (ROOT / name).exists()]
+
+
+def test_it_holds_every_template_and_header(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for folder, package in (
+        ("runtime", "skimattn"),
+        ("codegen", "skimattn/codegen"),
+        ("templates", "skimattn/templates"),
+    ):
+        for suffix in (".py", ".j2", ".cuh", ".typed"):
+            for path in (ROOT / folder).rglob(f"*{suffix}"):
+                assert f"{package}/{path.relative_to(ROOT / folder)}" in names
+    assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_it_builds_kernels_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+
+    def python(*arguments: str) -> str:
+        command = [sys.executable, "-P", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert python("-c", INSPECT, str(site)).split()[1] == "False"
+    only = ["dtype=bf16", "head_dim=128", "mask=causal", "skip=dense", "paged=false"]
+    text = python("-m", "skimattn.codegen", "--sm", "90", "--only", *only)
+    assert "1 compiled, 0 up to date, 0 failed" in text
+    assert (tmp_path / "generated" / "metadata.json").is_file()
