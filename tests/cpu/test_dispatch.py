@@ -1,0 +1,122 @@
+"""From a call to one kernel of the matrix, or a refusal that names the nearest kernels and how to add one."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from skimattn import ArgumentError, NoKernelError, Params
+from skimattn.codegen import matrix
+from skimattn.codegen.spec import KernelSpec
+from skimattn.dispatch import arch_of, describe_nearest, differences, head_dims, not_built, spec_of
+from skimattn.validate import validate
+
+BASE = KernelSpec("sm90", "prefill", "bf16", "bf16", 128, 128, "causal", False, "dense", False, False)
+
+
+def spec(dim: int = 128, dim_v: int | None = None, dtype: torch.dtype = torch.bfloat16, **arguments: Any) -> KernelSpec:
+    q = torch.zeros(1, 8, 2, dim, dtype=dtype)
+    v = torch.zeros(1, 8, 2, dim if dim_v is None else dim_v, dtype=dtype)
+    return spec_of(validate(Params(q, q.clone(), v, **arguments)), "sm90")
+
+
+def smallest(dim: int, dim_v: int) -> tuple[int, int]:
+    fitting = [(a + b, a, b) for a, b in ((64, 64), (128, 128), (192, 128), (256, 256)) if a >= dim and b >= dim_v]
+    return min(fitting)[1:]
+
+
+def test_every_head_dim_has_the_smallest_kernel_that_holds_it() -> None:
+    for dim, dim_v in itertools.product(range(8, 257, 8), repeat=2):
+        assert head_dims(dim, dim_v) == smallest(dim, dim_v), (dim, dim_v)
+    assert [head_dims(dim, dim) for dim in (72, 80, 96, 112, 160)] == [(128, 128)] * 4 + [(256, 256)]
+    assert head_dims(192, 128) == (192, 128) and head_dims(192, 136) == (256, 256)
+
+
+def test_head_dims_beyond_the_largest_kernel() -> None:
+    with pytest.raises(NoKernelError, match=r"^head_dim: expected at most one of .*256.* \(got \(264, 8\)\)"):
+        head_dims(264, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fields"),
+    [
+        ({}, {"mask": "full", "skip": "dense"}),
+        ({"mask": "padding"}, {"mask": "full"}),
+        ({"mask": "causal"}, {"mask": "causal"}),
+        ({"mask": "window", "window_size": (-1, -1)}, {"mask": "window"}),  # never replaced by another mask
+        ({"mask": "chunked", "chunk_size": 4}, {"mask": "chunked"}),
+        ({"mask": "custom", "custom_mask": torch.ones(8, 8, dtype=torch.bool)}, {"mask": "custom"}),
+        ({"skip_softmax_threshold": 0.0}, {"skip": "skip"}),  # never replaced by dense
+        ({"skip_softmax_threshold": torch.zeros(1)}, {"skip": "skip"}),
+        ({"skip_softmax_threshold": 1, "stats": torch.zeros(2, dtype=torch.int64)}, {"skip": "stat"}),
+        ({"softcap": 30.0}, {"softcap": True}),
+        ({"softcap": 0}, {"softcap": False}),
+        ({"alibi_slopes": torch.zeros(2)}, {"alibi": True}),
+        ({"dtype": torch.float16}, {"dtype": "fp16", "out_dtype": "fp16"}),
+        ({"sinks": torch.zeros(2)}, {"mask": "full"}),
+    ],
+)
+def test_each_argument_selects_its_feature(arguments: dict[str, Any], fields: dict[str, Any]) -> None:
+    chosen = spec(**arguments).values
+    assert {name: chosen[name] for name in fields} == fields
+
+
+def test_pages_select_the_paged_kernel() -> None:
+    q, pages = torch.zeros(1, 8, 2, 64).bfloat16(), torch.zeros(3, 16, 2, 64).bfloat16()
+    call = Params(q, pages, pages, page_table=torch.zeros(1, 2, dtype=torch.int32), mask="causal")
+    assert spec_of(validate(call), "sm90").paged
+
+
+def test_every_chosen_kernel_is_in_the_matrix() -> None:
+    known = set(matrix.all_specs())
+    for dim, dtype in itertools.product((8, 64, 136, 256), (torch.bfloat16, torch.float16)):
+        assert spec(dim, dtype=dtype, mask="causal") in known
+
+
+def test_architectures() -> None:
+    assert arch_of((9, 0)) == "sm90"
+    for capability in ((8, 0), (8, 9), (10, 0), (12, 0)):
+        with pytest.raises(NoKernelError, match=rf"^device: expected .*9\.0.*got {capability[0]}\.{capability[1]}"):
+            arch_of(capability)
+
+
+def test_differences_name_fields() -> None:
+    other = KernelSpec("sm90", "prefill", "fp16", "fp16", 128, 128, "full", False, "dense", False, False)
+    assert differences(BASE, other) == {
+        "dtype": ("bf16", "fp16"),
+        "out_dtype": ("bf16", "fp16"),
+        "mask": ("causal", "full"),
+    }
+
+
+def test_a_kernel_that_is_not_built_names_the_nearest_and_the_build_line() -> None:
+    built = [spec(mask="full"), spec(mask="causal", skip_softmax_threshold=0.5), spec(64, dtype=torch.float16)]
+    text = str(not_built(BASE, built, "because"))
+    assert text.startswith("skim_sm90_prefill_bf16_d128_causal_dense: not built, because; nearest: ")
+    assert "skim_sm90_prefill_bf16_d128_full_dense (mask=full instead of causal)" in text
+    assert "skim_sm90_prefill_bf16_d128_causal_skip (skip=skip instead of dense)" in text
+    assert f"To add it: {matrix.build_command(BASE)}" in text and "python build.py --sm 90" in text
+
+
+def test_nothing_built_says_so() -> None:
+    assert describe_nearest(BASE, []) == "no kernels are built"
+
+
+def test_a_kernel_that_the_matrix_rejects_is_refused_with_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = matrix.Rule("no-windows", lambda candidate: candidate.mask == "window", "for this test")
+    monkeypatch.setattr(matrix, "RULES", (*matrix.RULES, rule))
+    with pytest.raises(NoKernelError, match=r"window_dense: rejected by rule no-windows: for this test; nearest: skim"):
+        spec(mask="window", window_size=(3, 0))
+
+
+def test_arguments_of_other_steps_are_unknown() -> None:
+    q = torch.zeros(1, 8, 2, 64).bfloat16()
+    with pytest.raises(TypeError, match="q_descale"):
+        Params(q, q, q, q_descale=torch.ones(1))  # type: ignore[call-arg]
+
+
+def test_float32_is_no_kernel() -> None:
+    with pytest.raises(ArgumentError, match=r"^q: expected dtype"):
+        spec(dtype=torch.float32)
