@@ -15,7 +15,14 @@ CASES = {mutation.case.name: mutation.case for mutation in MUTATIONS}
 
 def caught_by(mutation: Mutation, schedule: str) -> tuple[str, str]:
     """How a mutated kernel is caught, and the words; ("", "") if it is not."""
-    kernel = compile_kernel(mutation.case.spec, source_override=mutation.apply)
+    headers: list[str] = []
+
+    def patch(header: str, text: str) -> str:
+        headers.append(header)
+        return mutation.apply(header, text)
+
+    kernel = compile_kernel(mutation.case.spec, source_override=patch)
+    assert mutation.header in headers, f"{mutation.name}: the kernel does not include {mutation.header}"
     try:
         check(*run_case(mutation.case, "emulator", kernel=kernel, schedule=schedule))
     except EmulatorError as error:
@@ -25,9 +32,10 @@ def caught_by(mutation: Mutation, schedule: str) -> tuple[str, str]:
     return "", ""
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
-def test_mutation_is_caught(mutation: Mutation) -> None:
-    kind, words = caught_by(mutation, "late")
+def test_mutation_is_caught(mutation: Mutation, schedule: str) -> None:
+    kind, words = caught_by(mutation, schedule)
     assert kind, f"{mutation.name}: nothing noticed"
     assert kind in mutation.kinds, f"{mutation.name}: {kind}: {words}"
 

@@ -114,7 +114,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "&smem_.k_full[tiles_.slot], tiles_.phase)",
         "&smem_.k_full[tiles_.slot], tiles_.phase ^ 1)",
         DENSE,
-        ("early-read", "race"),
+        ("early-read", "race", "deadlock"),
     ),
     Mutation("K never handed back", CONSUMER, "    release(&smem_.k_empty[tiles_.slot]);\n", "", DENSE, ("deadlock",)),
     Mutation(

@@ -61,7 +61,8 @@ struct Fibre {
   std::vector<uint32_t> fence_times;       // of its proxy fences, rising
   std::vector<uint32_t> store_read_times;  // per committed bulk group: when a wait covered it, 0 = not yet
   uint32_t init_fences;
-  uint32_t store_groups;  // committed bulk stores
+  uint32_t store_groups;      // committed bulk stores
+  uint32_t last_store_group;  // 1 + the last bulk group with a store in it, 0 = none
   bool wgmma_fenced;
   uint64_t wgmma_issued;
   uint32_t wgmma_groups;  // committed

@@ -150,6 +150,7 @@ void tma_store(const void* pointer, const void* from, const int (&at)[4]) {
   const uint32_t bytes = map.box[1] * kSwizzleBytes;
   const uint32_t offset = checked_smem(cta, from, bytes, "tma_store");
   const std::vector<Clock> clocks{fibre.clock};
+  fibre.last_store_group = fibre.store_groups + 1;
   for (uint32_t byte = offset; byte < offset + bytes; byte += kGranule) {
     check_async_read(cta, byte, clocks, "tma_store", &fibre);
     Granule& granule = cta.granules[byte / kGranule];
@@ -216,12 +217,11 @@ void finish_stores() {
 }
 
 void check_exit(Fibre& fibre) {
-  for (const Store& store : machine.stores) {
-    if (store.thread == &fibre && store.group == fibre.store_groups) {
-      fail("exit", "exits with a tma_store to %s that was never committed", store.map.name);
-    }
-    if (store.thread == &fibre && !store.read) {
-      fail("exit", "exits while its tma_store to %s may still read shared memory: no tma_store_wait", store.map.name);
+  if (fibre.last_store_group > fibre.store_groups) fail("exit", "exits with a tma_store that was never committed");
+  if (fibre.last_store_group != 0) {
+    const size_t last = fibre.last_store_group - 1;
+    if (last >= fibre.store_read_times.size() || fibre.store_read_times[last] == 0) {
+      fail("exit", "exits while its tma_store may still read shared memory: no tma_store_wait");
     }
   }
   Warpgroup& group = fibre.cta->groups[fibre.ids.thread / kGroup];
