@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ def test_kernels_compile_without_findings(spec: matrix.KernelSpec) -> None:
     assert report.peak_mb < 1000
     assert spec.name.encode() in cubin
     assert not re.search(rb"/(home|root|tmp|usr|work)/", cubin), "a path of this machine is in the cubin"
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_nvcc_takes_the_same_sources() -> None:
+    spec = matrix.SMOKE[0]
+    cubin, report = compile_kernel(Sources().unit(spec), find_toolchain("nvcc"), ptxas.allowed(spec))
+    assert cubin[:4] == b"\x7fELF" and report.compiler.startswith("nvcc ")
 
 
 def test_the_parameter_block_is_laid_out_as_on_the_host() -> None:
