@@ -118,7 +118,7 @@ def show_list(specs: Sequence[KernelSpec], folder: Path, as_json: bool) -> None:
     click.echo(f"{len(rows)} kernels, {sum(row['built'] for row in rows)} built in {folder}")
 
 
-def build(build: pipeline.Build, specs: Sequence[KernelSpec], jobs: int, dry_run: bool) -> int:
+def run_build(build: pipeline.Build, specs: Sequence[KernelSpec], jobs: int, dry_run: bool) -> int:
     """Build, or say what would be built; returns the exit status."""
     if dry_run:
         stale = build.plan(specs).stale
@@ -181,7 +181,7 @@ def command(
         else:
             specs = select(set_name, sm, only)
             chosen = pipeline.Build(out, find_toolchain(compiler, lineinfo))
-            sys.exit(build(chosen, specs, jobs or len(os.sched_getaffinity(0)), dry_run))
+            sys.exit(run_build(chosen, specs, jobs or len(os.sched_getaffinity(0)), dry_run))
     except BuildError as error:
         raise click.ClickException(str(error)) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,15 +32,19 @@ def write_if_changed(path: Path, text: str) -> bool:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[int]:
-    """Hold an exclusive lock and yield its descriptor.
+def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[int]:
+    """Hold an exclusive lock and yield its descriptor; ``waiting`` is called once if someone else has it.
 
     The kernel drops the lock when the last process that inherited the descriptor has ended, however it ended.
     A child that is given the descriptor therefore keeps the lock for as long as it writes.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:
         os.close(descriptor)

@@ -101,7 +101,7 @@ class Build:
     def run(self, specs: Sequence[KernelSpec], jobs: int) -> Outcome:
         """Bring ``specs`` up to date. A kernel that fails does not keep the others from being built."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / _LOCK) as lock:
+        with locked(self.folder / _LOCK, self._say_waiting) as lock:
             self._sweep()
             plan = self.plan(specs)
             self._write_sources(plan)
@@ -109,6 +109,9 @@ class Build:
                 self._announce(plan, jobs)
                 ninja_file.run(self.folder, [stem_of(spec) for spec in plan.stale], jobs, lock)
             return self._collect(specs, plan)
+
+    def _say_waiting(self) -> None:
+        print(f"another build is at work in {self.folder}, waiting for it", flush=True)
 
     def _sweep(self) -> None:
         for leftover in self.folder.rglob(f"*{TEMPORARY}"):

@@ -181,6 +181,7 @@ def test_two_builds_at_once_do_no_harm(out: Path, templates: Path, tmp_path: Pat
     texts = [process.communicate(timeout=120)[0] for process in builds]
     assert [process.returncode for process in builds] == [0, 0]
     assert sum("0 compiled, 3 up to date" in text for text in texts) == 1
+    assert sum("another build is at work" in text for text in texts) == 1
     build(tmp_path / "alone", templates)
     assert products(out) == products(tmp_path / "alone")
 
