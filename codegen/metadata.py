@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from . import params
 from .compile import Report
 from .errors import MetadataError
 from .spec import KernelSpec
-from .tiles import GROUP_ROWS, ORDER, smem_bytes, tile_of
+from .tiles import GROUP_ROWS, order_of, smem_bytes, tile_of
 
 FORMAT = 1
 _LAYOUT = hashlib.sha256(repr((params.FIELDS, params.SIZE)).encode()).hexdigest()
@@ -84,7 +84,7 @@ def _geometry(spec: KernelSpec) -> dict[str, Any]:
         "tile_m": tile.tile_m,
         "tile_n": tile.tile_n,
         "group_rows": GROUP_ROWS,
-        "order": ORDER,
+        "order": order_of(spec),
         "stages": tile.stages,
         "threads": tile.threads,
         "smem_bytes": smem_bytes(spec),
@@ -95,7 +95,7 @@ def _geometry(spec: KernelSpec) -> dict[str, Any]:
 def listing(spec: KernelSpec, kernel: Kernel | None) -> dict[str, Any]:
     """The row of ``--list --json``: as the metadata, null for what only a built kernel has."""
     unbuilt = dict.fromkeys(("registers", "spill_bytes", "cubin_sha256"))
-    row = {**unbuilt, **_geometry(spec), **(asdict(kernel) if kernel else {}), "built": kernel is not None}
+    row = {**unbuilt, **_geometry(spec), **(dict(vars(kernel)) if kernel else {}), "built": kernel is not None}
     row["tile"] = [row["tile_m"], row["tile_n"]]
     return row
 
@@ -106,7 +106,7 @@ def _digest(rows: object) -> str:
 
 def dump(kernels: Iterable[Kernel]) -> str:
     """The text of ``metadata.json``: the same kernels give the same bytes."""
-    rows = [asdict(kernel) for kernel in sorted(kernels, key=lambda kernel: kernel.key)]
+    rows = [dict(vars(kernel)) for kernel in sorted(kernels, key=lambda kernel: kernel.key)]
     document = {
         "format": FORMAT,
         "package": "skimattn",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from .features import Value, pack
 
@@ -26,7 +26,7 @@ class KernelSpec:
     @property
     def values(self) -> dict[str, Value]:
         """Every feature's value by name."""
-        return asdict(self)
+        return dict(vars(self))
 
     @property
     def key(self) -> int:

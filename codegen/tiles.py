@@ -14,7 +14,6 @@ from .spec import KernelSpec
 GROUP_ROWS = 64  # rows that decide together: one warpgroup's wgmma tile (m64)
 PANEL_COLUMNS = 64  # 16-bit columns in one 128-byte swizzled row
 MAX_SMEM_BYTES = 232448  # 227 KB, the opt-in limit of one CTA on SM90
-ORDER = "reverse"  # tiles are visited from the last visible key tile to the first
 _ALIGN = 1024  # of a 128-byte-swizzled TMA destination
 _BARRIER_BYTES = 1024  # barriers and the two work items, padded to the swizzle's alignment
 
@@ -43,16 +42,25 @@ class Tile:
 
 # (head_dim, head_dim_v) -> tile. Registers: producer + consumers x consumer_regs <= 512 per thread column.
 _SM90_PREFILL = {
-    (64, 64): Tile(192, 128, 2, 32, 160, True),  # O 32 + S 64 + P 32 registers leave room for a third warpgroup
-    (128, 128): Tile(128, 128, 2, 56, 224, True),
-    (192, 128): Tile(128, 128, 2, 56, 224, False),  # 48 KB of Q: O has to share its buffer
-    (256, 256): Tile(128, 64, 2, 56, 224, False),
+    (64, 64): Tile(128, 128, 2, 40, 232, True),
+    (128, 128): Tile(128, 128, 2, 40, 232, True),
+    (192, 128): Tile(128, 128, 2, 40, 232, False),  # 48 KB of Q: O has to share its buffer
+    (256, 256): Tile(128, 64, 2, 40, 232, False),
 }
 
 
 def tile_of(spec: KernelSpec) -> Tile:
     """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
     return _SM90_PREFILL[spec.head_dim, spec.head_dim_v]
+
+
+def order_of(spec: KernelSpec) -> str:
+    """In which order a row group visits its key tiles.
+
+    ``sink_first``: tile 0, then from the last visible one down; attention sinks raise the running maximum at once, so
+    more of what follows can be skipped. ``reverse``: from the last down to the first, where the first is no sink.
+    """
+    return "reverse" if spec.mask in ("window", "chunked") else "sink_first"
 
 
 def smem_bytes(spec: KernelSpec) -> int:

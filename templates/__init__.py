@@ -1,0 +1,1 @@
+"""Kernel templates and headers, read through :mod:`importlib.resources`."""

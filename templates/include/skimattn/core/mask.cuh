@@ -1,0 +1,33 @@
+// Which keys a query row sees. Every mask but `custom` is one interval of keys per row, and both its ends never
+// fall from one row to the next; tile_range.cuh relies on that.
+#pragma once
+#include <skimattn/core/platform.cuh>
+#include <skimattn/features.cuh>
+#include <skimattn/params.cuh>
+
+namespace skimattn {
+
+// Keys [lo, hi) of a request; empty where hi <= lo.
+struct Span {
+  int lo, hi;
+};
+
+// The keys that a row sees whose own position on the key axis is `diagonal` (row + len_k - len_q: bottom-right
+// aligned, negative where the row lies before the first key).
+template <Mask kMask>
+SKIM_DEVICE Span visible_keys(int diagonal, int len_k, const Params& p) {
+  if constexpr (kMask == Mask::kCausal) {
+    return {0, imin(diagonal + 1, len_k)};
+  } else if constexpr (kMask == Mask::kWindow) {
+    const int lo = p.window_left < 0 ? 0 : imax(diagonal - p.window_left, 0);
+    // Note: the right edge is compared before it is added, since window_right may be close to INT_MAX.
+    const int hi = p.window_right < 0 || p.window_right > len_k - diagonal ? len_k : diagonal + p.window_right + 1;
+    return {lo, imin(hi, len_k)};
+  } else if constexpr (kMask == Mask::kChunked) {
+    return {diagonal < 0 ? 0 : diagonal / p.chunk_size * p.chunk_size, imin(diagonal + 1, len_k)};
+  } else {
+    return {0, len_k};
+  }
+}
+
+}  // namespace skimattn

@@ -1,0 +1,290 @@
+// A consumer warpgroup: 64 query rows of one head against every key tile.
+//
+// Q.K^T of tile j is issued before P.V of the tile before it, so the softmax of j runs while that product is in the
+// tensor cores; the groups of a CTA take turns issuing (NamedBarrier::kOrder), so one group's softmax also runs under
+// the other's products. A skipped tile's P.V is never issued: `pending_` says whether P holds one to be done.
+#pragma once
+#include <skimattn/core/scores.cuh>
+#include <skimattn/core/skip.cuh>
+#include <skimattn/core/tile_range.cuh>
+#include <skimattn/sm90/descriptor.cuh>
+#include <skimattn/sm90/epilogue.cuh>
+#include <skimattn/sm90/storage.cuh>
+
+namespace skimattn::sm90 {
+
+template <class Tr>
+class Consumer {
+ public:
+  using Storage = SharedStorage<Tr>;
+  using Bars = NamedBarrier<Tr>;
+  static constexpr bool kSkips = Tr::kSkip != Skip::kDense;
+  static constexpr bool kCounts = Tr::kSkip == Skip::kStat;
+  static constexpr int kScores = Tr::kTileN / 2;  // floats a thread holds of a 64-row tile
+  static constexpr int kOut = Tr::kHeadDimV / 2;
+
+  SKIM_DEVICE Consumer(const Params& p, Storage& smem, int group)
+      : p_(p), smem_(smem), group_(group), thread_(ptx::thread_index() % kGroupThreads) {}
+
+  SKIM_DEVICE void run() {
+    // The first turn is the first group's.
+    if (group_ == Tr::kConsumers - 1) ptx::bar_arrive(Bars::kOrder, 2 * kGroupThreads);
+    while (begin()) {
+      attend();
+      finish();
+    }
+    if (group_ == 0) ptx::bar_sync(Bars::kOrder, 2 * kGroupThreads);  // takes the last turn, which nobody used
+    Epilogue<Tr>::drain(thread_);
+  }
+
+ private:
+  SKIM_DEVICE uint32_t item_parity() const { return items_ & 1; }
+  SKIM_DEVICE int work_slot() const { return items_ % kWorkSlots; }
+
+  // Note: read again at the end of an item rather than kept, since the main loop has no register to spare.
+  SKIM_DEVICE WorkItem read_item() const {
+    const WorkItem item = read_work(smem_, work_slot());
+    // Shuffled, so that the compiler knows them to be the same in the whole warp: branches depend on them.
+    return {ptx::shfl(item.valid, 0), ptx::shfl(item.batch, 0), ptx::shfl(item.head, 0),     ptx::shfl(item.row0, 0),
+            ptx::shfl(item.len_q, 0), ptx::shfl(item.len_k, 0), ptx::shfl(item.q_offset, 0), ptx::shfl(item.k_offset, 0)};
+  }
+
+  // One arrival per warp, once all its lanes are done with the buffer.
+  SKIM_DEVICE void release(uint64_t* empty) {
+    ptx::warp_sync();
+    if (thread_ % kWarpThreads == 0) ptx::mbarrier_arrive(empty);
+  }
+
+  SKIM_DEVICE FragmentPlace place_of(const WorkItem& item) const {
+    const int lane = thread_ % kWarpThreads, warp = thread_ / kWarpThreads;
+    return {item.row0 + group_ * kGroupRows + warp * 16 + lane / 4, lane % 4 * 2, item.batch, item.head,
+            item.len_q, item.len_k, item.q_offset, 0.0f};
+  }
+
+  SKIM_DEVICE TileRange group_range(const WorkItem& item) const {
+    const int row0 = item.row0 + group_ * kGroupRows;
+    return tile_range<Tr::kMask, Tr::kTileN>(row0, imin(row0 + kGroupRows, item.len_q), item.len_q, item.len_k, p_);
+  }
+
+  // Receives the next item and resets the state of a row; false where there is no more work.
+  SKIM_DEVICE bool begin() {
+    ptx::mbarrier_wait_parity(&smem_.work_full[work_slot()], items_ / kWorkSlots & 1);
+    const WorkItem item = read_item();
+    if (!item.valid) return false;
+    at_ = place_of(item);
+    if constexpr (Tr::kAlibi) at_.alibi = ptx::ld_global(p_.alibi_slopes + item.head) * p_.bias_scale;
+    if constexpr (kSkips) limit_ = log2_threshold(p_, item.batch, item.head);
+#pragma unroll
+    for (int i = 0; i < kOut; ++i) o_[i] = 0.0f;
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      rows_.max[r] = -kInf;
+      rows_.sum[r] = 0.0f;
+    }
+    own_ = group_range(item);
+    const int row1 = imin(item.row0 + Tr::kTileM, item.len_q);
+    const TileRange all = tile_range<Tr::kMask, Tr::kTileN>(item.row0, row1, item.len_q, item.len_k, p_);
+    first_ = all.first;
+    last_ = all.last;
+    skipped_ = 0;
+    return true;
+  }
+
+  SKIM_DEVICE void attend() {
+    ptx::mbarrier_wait_parity(&smem_.q_full[group_], item_parity());
+    const int tiles = last_ - first_;
+    if (tiles > 0) {
+      step<true, Due::kNothing>(visited(0));
+      clear_tail(visited(0));
+      int i = 1;
+      // Masked tiles, and the one after a sink, which is the last of all; then whole ones; then the far edge.
+      for (; i < tiles && ((Tr::kSinkFirst && i == 1) || visited(i) >= own_.clean_last); ++i) {
+        next_step<true>(visited(i));
+        clear_tail(visited(i));
+      }
+      for (; i < tiles && visited(i) >= own_.clean_first; ++i) next_step<false>(visited(i));
+      if constexpr (Tr::kMask == Mask::kWindow || Tr::kMask == Mask::kChunked || Tr::kMask == Mask::kCustom) {
+        for (; i < tiles; ++i) next_step<true>(visited(i));
+      }
+      last_product();
+    }
+    if constexpr (Tr::kSeparateO) release(&smem_.q_empty[group_]);
+  }
+
+  SKIM_DEVICE int visited(int i) const { return visited_tile<Tr::kSinkFirst>(first_, last_, i); }
+
+  // What the tile before this one left to do: nothing (there was none), only its V to hand back, or its P.V.
+  enum class Due { kNothing, kRelease, kProduct };
+
+  // Note: two bodies, not one with a branch around P.V: ptxas serialises matrix products that are in flight where
+  // paths join.
+  template <bool kMasked>
+  SKIM_DEVICE void next_step(int n) {
+    if (!kSkips || pending_) {
+      step<kMasked, Due::kProduct>(n);
+    } else {
+      step<kMasked, Due::kRelease>(n);
+    }
+  }
+
+  template <bool kMasked, Due kDue>
+  SKIM_DEVICE void step(int n) {
+    float s[kScores];
+    const Ring<Tr::kStages> due = tiles_.previous();
+    ptx::mbarrier_wait_parity(&smem_.k_full[tiles_.slot], tiles_.phase);
+    ptx::bar_sync(Bars::kOrder + group_, 2 * kGroupThreads);
+    issue_qk(s);
+    ptx::wgmma_commit();
+    if constexpr (kDue == Due::kProduct) {
+      issue_pv(due);
+      ptx::wgmma_commit();
+    }
+    ptx::bar_arrive(Bars::kOrder + (group_ + 1) % Tr::kConsumers, 2 * kGroupThreads);
+    ptx::wgmma_wait<kDue == Due::kProduct ? 1 : 0>();
+    release(&smem_.k_empty[tiles_.slot]);
+    tiles_.advance();
+
+    bend_scores<Tr>(s, n * Tr::kTileN, at_, p_);
+    if constexpr (kMasked) mask_scores<Tr>(s, n * Tr::kTileN, at_, p_);
+    float thread_max[kThreadRows], alpha[kThreadRows];
+    thread_maximum(s, thread_max);
+    if constexpr (kSkips) {
+      pending_ = !vote_to_skip(thread_max);
+      if constexpr (kCounts) record(n, pending_);
+      if (!pending_) {
+        finish_product<kDue>(due);
+        return;
+      }
+    }
+    exponentiate(s, thread_max, rows_, p_.scale_log2, alpha);
+    finish_product<kDue>(due);
+    rescale(o_, alpha);
+    pack_probabilities<typename Tr::Element>(s, probabilities_);
+  }
+
+  SKIM_DEVICE void issue_qk(float (&s)[kScores]) {
+    ptx::wgmma_fence();
+    const uint64_t q = k_major(smem_.q(group_)), k = k_major(smem_.k[tiles_.slot]);
+#pragma unroll
+    for (int i = 0; i < Tr::kHeadDim / 16; ++i) {
+      const int panel = i / 4, inside = i % 4 * 32;  // four k16 steps to a 128-byte row
+      ptx::Wgmma<typename Tr::Element, Tr::kTileN>::ss(s, advance(q, panel * Storage::kQPanelBytes + inside),
+                                                       advance(k, panel * Storage::kKvPanelBytes + inside), i > 0);
+    }
+  }
+
+  SKIM_DEVICE void issue_pv(Ring<Tr::kStages> due) {
+    ptx::mbarrier_wait_parity(&smem_.v_full[due.slot], due.phase);
+    ptx::wgmma_fence();  // for this product's registers; the compiler inserts one where it is missing, and serialises
+    const uint64_t v = mn_major(smem_.v[due.slot], Storage::kKvPanelBytes);
+#pragma unroll
+    for (int i = 0; i < Tr::kTileN / 16; ++i) {
+      ptx::Wgmma<typename Tr::Element, Tr::kHeadDimV>::rs(o_, probabilities_[i], advance(v, i * 16 * kPanelRowBytes));
+    }
+  }
+
+  // Waits for the product of the tile before this one, if there was one, and hands its V back.
+  template <Due kDue>
+  SKIM_DEVICE void finish_product(Ring<Tr::kStages> due) {
+    if constexpr (kDue == Due::kProduct) ptx::wgmma_wait<0>();
+    // Note: a slot whose product was skipped must still be seen full before it is handed back: the parity of a phase
+    // that was never waited for would be taken for the one before it.
+    if constexpr (kDue == Due::kRelease) ptx::mbarrier_wait_parity(&smem_.v_full[due.slot], due.phase);
+    if constexpr (kDue != Due::kNothing) release(&smem_.v_empty[due.slot]);
+  }
+
+  SKIM_DEVICE void last_product() {
+    const Ring<Tr::kStages> due = tiles_.previous();
+    if (!kSkips || pending_) {
+      issue_pv(due);
+      ptx::wgmma_commit();
+      finish_product<Due::kProduct>(due);
+    } else {
+      finish_product<Due::kRelease>(due);
+    }
+  }
+
+  // Zeroes the rows of V past the last key, if this tile holds any: whatever a cache or a neighbouring request left
+  // there, times a probability of 0, would still be NaN if it is NaN. The groups share the work before any of them may
+  // use the tile, and none of them holds the turn meanwhile.
+  SKIM_DEVICE void clear_tail(int n) {
+    const int keys = at_.len_k - n * Tr::kTileN;
+    if (keys >= Tr::kTileN) return;
+    const Ring<Tr::kStages> due = tiles_.previous();
+    ptx::mbarrier_wait_parity(&smem_.v_full[due.slot], due.phase);
+    for (int panel = 0; panel < Storage::kPanelsV; ++panel) {
+      const int begin = panel * Storage::kKvPanelBytes;
+      for (int at = keys * kPanelRowBytes + ptx::thread_index() * 16; at < Storage::kKvPanelBytes;
+           at += Tr::kConsumers * kGroupThreads * 16) {
+        ptx::st_shared_zero16(smem_.v[due.slot] + begin + at);
+      }
+    }
+    ptx::fence_proxy_async();
+    ptx::bar_sync(Bars::kTail, Tr::kConsumers * kGroupThreads);
+  }
+
+  // True where all valid rows of the group agree to drop the tile. A warp in which one does not knows the answer: it
+  // leaves word and goes on. Only warps that would skip wait for the others' word, so a tile that everybody keeps
+  // costs no synchronisation. The loader of V listens too.
+  // Note: kept[] is not written again before every warp has read it: the turn barrier lies between two votes.
+  SKIM_DEVICE bool vote_to_skip(const float (&thread_max)[kThreadRows]) {
+    bool agree = true;
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      // Rows past the end belong to a neighbour, or to nobody: they have no vote.
+      agree &= !at_.valid(r) | agrees(thread_max[r], rows_.max[r], p_.scale_log2, limit_);
+    }
+    const Ring<Tr::kStages> tile = tiles_.previous();
+    uint64_t* voted = &smem_.voted[tile.slot][group_];
+    ++votes_;
+    const bool keep = ptx::warp_any(!agree);
+    if (thread_ % kWarpThreads == 0) {
+      if (keep) ptx::st_shared_relaxed(&smem_.kept[group_], votes_);
+      ptx::mbarrier_arrive(voted);
+    }
+    if (keep) return false;
+    ptx::mbarrier_wait_parity(voted, tile.phase);
+    return ptx::ld_shared_relaxed(&smem_.kept[group_]) != votes_;
+  }
+
+  SKIM_DEVICE void record(int n, bool keep) {
+    if (n < own_.first || n >= own_.last) return;  // another group's tile
+    skipped_ += !keep;
+    if (p_.skip_map == nullptr || thread_ != 0) return;
+    const int64_t group = at_.row / kGroupRows;
+    ptx::st_global(p_.skip_map + at_.batch * p_.skip_map_stride_batch + at_.head * p_.skip_map_stride_head +
+                       group * p_.skip_map_stride_group + n,
+                   static_cast<uint8_t>(keep ? 1 : 2));
+  }
+
+  SKIM_DEVICE void finish() {
+    const WorkItem item = read_item();
+    Epilogue<Tr>::store(o_, rows_, place_of(item), item, p_, smem_, group_, thread_);
+    if (kCounts && thread_ == 0) {
+      const TileRange own = group_range(item);
+      const int64_t pair = static_cast<int64_t>(item.batch) * p_.stats_stride_batch + item.head * p_.stats_stride_head;
+      ptx::atomic_add(p_.stats + 2 * pair, static_cast<unsigned long long>(own.last - own.first));
+      ptx::atomic_add(p_.stats + 2 * pair + 1, static_cast<unsigned long long>(skipped_));
+    }
+    release(&smem_.work_empty[work_slot()]);
+    ++items_;
+  }
+
+  const Params& p_;
+  Storage& smem_;
+  const int group_, thread_;
+  FragmentPlace at_;
+  TileRange own_;      // of this group's rows
+  int first_, last_;   // of all the CTA's rows: every group walks them all
+  float limit_ = -kInf;
+  int skipped_ = 0;
+  uint32_t votes_ = 0;
+  bool pending_ = false;
+  float o_[kOut];
+  uint32_t probabilities_[Tr::kTileN / 16][4];
+  RowState rows_;
+  Ring<Tr::kStages> tiles_;  // of K; the V that is due lies one before it
+  uint32_t items_ = 0;
+};
+
+}  // namespace skimattn::sm90

@@ -1,0 +1,31 @@
+// Shared-memory matrix descriptors of wgmma (PTX ISA, "Matrix-descriptor-format"): plain bits, no instruction.
+// All operands here are 16-bit with the 128-byte swizzle, stored as panels of 64 columns: [panel][row][128 bytes].
+#pragma once
+#include <skimattn/core/platform.cuh>
+
+namespace skimattn::sm90 {
+
+constexpr uint64_t kSwizzle128B = 1ull << 62;
+constexpr uint64_t kStrideOffset = uint64_t{1024 >> 4} << 32;  // between groups of 8 swizzled rows
+
+// K-major operand (A and B of Q.K^T). The leading offset is not used by this layout; the ISA wants 1.
+SKIM_DEVICE uint64_t k_major(const void* panel) {
+  return (ptx::smem_address(panel) & 0x3FFFF) >> 4 | uint64_t{1} << 16 | kStrideOffset | kSwizzle128B;
+}
+
+// MN-major operand (V of P.V): 64-column panels `panel_bytes` apart, keys along K.
+SKIM_DEVICE uint64_t mn_major(const void* panel, int panel_bytes) {
+  return (ptx::smem_address(panel) & 0x3FFFF) >> 4 | static_cast<uint64_t>(panel_bytes >> 4) << 16 | kStrideOffset |
+         kSwizzle128B;
+}
+
+// The same matrix `bytes` further on. The address field cannot carry: shared memory ends below its 18 bits.
+SKIM_DEVICE uint64_t advance(uint64_t descriptor, int bytes) { return descriptor + (bytes >> 4); }
+
+// Byte of a 16-bit element in a swizzled panel: the 16-byte chunk is XORed with the row.
+SKIM_DEVICE int swizzled_offset(int row, int column) {
+  const int offset = row * kPanelRowBytes + column * 2;
+  return offset ^ ((offset >> 7) & 7) << 4;
+}
+
+}  // namespace skimattn::sm90

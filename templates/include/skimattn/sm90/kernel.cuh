@@ -1,0 +1,33 @@
+// Warp-specialised forward attention for SM90: Tr::kConsumers warpgroups of 64 query rows each compute, one more
+// warpgroup feeds them. Rendered kernels include this file only.
+#pragma once
+// Note: the architecture's ptx.cuh comes before everything in core/, which calls it without knowing which one it is.
+#include <skimattn/sm90/ptx.cuh>
+// clang-format off
+#include <skimattn/sm90/consumer.cuh>
+#include <skimattn/sm90/producer.cuh>
+// clang-format on
+
+namespace skimattn::sm90 {
+
+template <class Tr>
+SKIM_DEVICE void attention_forward(const Params& p) {
+  using Storage = SharedStorage<Tr>;
+  static_assert(sizeof(Storage) == Tr::kSmemBytes, "codegen/tiles.py counts shared memory differently");
+  Storage& smem = *reinterpret_cast<Storage*>(ptx::dynamic_smem());
+  const int group = ptx::shfl(ptx::thread_index() / kGroupThreads, 0);  // shuffled: uniform for the compiler too
+  if (ptx::thread_index() == 0) smem.init_barriers();
+  ptx::cta_sync();
+  if (group == Tr::kConsumers) {
+    ptx::setmaxnreg_dec<Tr::kProducerRegs>();
+    const int warp = ptx::shfl(ptx::thread_index() % kGroupThreads / kWarpThreads, 0);
+    const int lane = ptx::thread_index() % kWarpThreads;
+    if (warp == 0) Producer<Tr>(p, smem).run_keys(lane);
+    if (warp == 1 && lane == 0) Producer<Tr>(p, smem).run_values();
+  } else {
+    ptx::setmaxnreg_inc<Tr::kConsumerRegs>();
+    Consumer<Tr>(p, smem, group).run();
+  }
+}
+
+}  // namespace skimattn::sm90

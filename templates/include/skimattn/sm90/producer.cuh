@@ -1,0 +1,178 @@
+// The producer warpgroup: warp 0 draws work, tells everybody, and loads Q and K; warp 1 loads V. Two warps, since K
+// runs ahead of V, and neither then has to keep the other's place.
+#pragma once
+#include <skimattn/core/tile_range.cuh>
+#include <skimattn/sm90/storage.cuh>
+
+namespace skimattn::sm90 {
+
+template <class Tr>
+class Producer {
+ public:
+  using Storage = SharedStorage<Tr>;
+
+  SKIM_DEVICE Producer(const Params& p, Storage& smem) : p_(p), smem_(smem) {}
+
+  // Warp 0, all lanes.
+  SKIM_DEVICE void run_keys(int lane) {
+    WorkOrder<Tr::kTileM> order(p_);
+    const Tickets tickets(p_.work_counter, order.items(p_));
+    for (int ticket = tickets.first(); ticket < tickets.count();) {
+      const WorkItem item = order.decode(p_, ticket);
+      int next = 0;
+      if (lane == 0) {
+        next = tickets.next();  // drawn early: its latency hides behind this item's loads
+        publish(item);
+        const TileRange range = item_range(item);
+        const Keys keys = keys_of(item);
+#pragma unroll 1  // a copy would only cost registers
+        for (int i = 0; i < range.last - range.first; ++i) {
+          load_k(keys, visited_tile<Tr::kSinkFirst>(range.first, range.last, i));
+          if (i == 0) load_q(item);  // after K, whose slot is free while the old Q is still in use
+        }
+        if (range.last == range.first) load_q(item);  // nobody reads it, but the consumers count phases
+      }
+      ptx::warp_sync();
+      ticket = ptx::shfl(next, 0);
+    }
+    if (lane == 0) publish(WorkItem{});
+  }
+
+  // Warp 1, one lane.
+  SKIM_DEVICE void run_values() {
+    for (;;) {
+      ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
+      const WorkItem item = read_work(smem_, work_.slot);
+      ptx::mbarrier_arrive(&smem_.work_empty[work_.slot]);
+      work_.advance();
+      if (!item.valid) return;
+      const TileRange range = item_range(item);
+      const Keys keys = keys_of(item);
+#pragma unroll 1
+      for (int i = 0; i < range.last - range.first; ++i) {
+        load_v(keys, visited_tile<Tr::kSinkFirst>(range.first, range.last, i), i == 0);
+      }
+    }
+  }
+
+ private:
+  // Where an item's keys and values are.
+  struct Keys {
+    int head, batch, offset, len_k;
+  };
+
+  SKIM_DEVICE Keys keys_of(const WorkItem& item) const {
+    return {item.head / (p_.heads_q / p_.heads_kv), item.batch, item.k_offset, item.len_k};
+  }
+
+  SKIM_DEVICE TileRange item_range(const WorkItem& item) const {
+    const int row1 = imin(item.row0 + Tr::kTileM, item.len_q);
+    return tile_range<Tr::kMask, Tr::kTileN>(item.row0, row1, item.len_q, item.len_k, p_);
+  }
+
+  SKIM_DEVICE void publish(const WorkItem& item) {
+    ptx::mbarrier_wait_parity(&smem_.work_empty[work_.slot], work_.phase ^ 1);
+    const int words[kWorkWords] = {item.valid, item.batch, item.head,     item.row0,
+                                   item.len_q, item.len_k, item.q_offset, item.k_offset};
+#pragma unroll
+    for (int i = 0; i < kWorkWords; ++i) ptx::st_shared(&smem_.work[work_.slot][i], words[i]);
+    ptx::mbarrier_arrive(&smem_.work_full[work_.slot]);
+    work_.advance();
+  }
+
+  SKIM_DEVICE void load_q(const WorkItem& item) {
+    const bool ragged = p_.cu_seqlens_q != nullptr;
+    const uint64_t policy = ptx::createpolicy_evict_first();
+#pragma unroll
+    for (int group = 0; group < Tr::kConsumers; ++group) {
+      ptx::mbarrier_wait_parity(&smem_.q_empty[group], q_phase_ ^ 1);
+      ptx::mbarrier_arrive_expect_tx(&smem_.q_full[group], Storage::kPanels * Storage::kQPanelBytes);
+#pragma unroll
+      for (int panel = 0; panel < Storage::kPanels; ++panel) {
+        ptx::tma_load(smem_.q(group) + panel * Storage::kQPanelBytes, &p_.tma_q, &smem_.q_full[group], policy,
+                      panel * kPanelColumns, item.q_offset + item.row0 + group * kGroupRows, item.head,
+                      ragged ? 0 : item.batch);
+      }
+    }
+    q_phase_ ^= 1;
+  }
+
+  SKIM_DEVICE void load_k(const Keys& keys, int tile) {
+    ptx::mbarrier_wait_parity(&smem_.k_empty[k_.slot], k_.phase ^ 1);
+    load_tile<Storage::kPanels>(smem_.k[k_.slot], p_.tma_k, &smem_.k_full[k_.slot], keys, tile);
+    k_.advance();
+  }
+
+  SKIM_DEVICE void load_v(const Keys& keys, int tile, bool is_first) {
+    ptx::mbarrier_wait_parity(&smem_.v_empty[v_.slot], v_.phase ^ 1);
+    if (is_wanted(is_first)) {
+      load_tile<Storage::kPanelsV>(smem_.v[v_.slot], p_.tma_v, &smem_.v_full[v_.slot], keys, tile);
+    } else {
+      ptx::mbarrier_arrive(&smem_.v_full[v_.slot]);  // nobody will read the slot, but everybody counts its phases
+    }
+    v_.advance();
+  }
+
+  // Whether some group keeps the tile. After a tile that was kept this is taken for granted, since waiting for the vote
+  // would delay V; after one that all groups skipped the vote is awaited, and most often spares the load.
+  // Note: a free slot says that every group has voted on the tile before this one. A group can be past this vote too,
+  // but only by having skipped: it cannot finish a product, nor vote twice more, without this slot.
+  SKIM_DEVICE bool is_wanted(bool is_first) {
+    if constexpr (Tr::kSkip == Skip::kDense) return true;
+    ++votes_;
+    if (is_first || kept_since(votes_ - 1)) return true;
+    for (int group = 0; group < Tr::kConsumers; ++group) {
+      ptx::mbarrier_wait_parity(&smem_.voted[v_.slot][group], v_.phase);
+    }
+    for (int group = 0; group < Tr::kConsumers; ++group) {
+      if (ptx::ld_shared_relaxed(&smem_.kept[group]) == votes_) return true;
+    }
+    return false;
+  }
+
+  SKIM_DEVICE bool kept_since(uint32_t vote) const {
+    bool kept = false;
+    for (int group = 0; group < Tr::kConsumers; ++group) {
+      kept |= static_cast<int>(ptx::ld_shared_relaxed(&smem_.kept[group]) - vote) >= 0;
+    }
+    return kept;
+  }
+
+  template <int kPanels>
+  SKIM_DEVICE void load_tile(uint8_t* to, const TensorMap& map, uint64_t* full, const Keys& keys, int tile) {
+    const int key0 = tile * Tr::kTileN;
+    if constexpr (Tr::kPaged) {
+      // Boxes past the last key are not loaded: their pages need not exist. What then lies in shared memory is
+      // masked (K) or zeroed (V) by the consumers.
+      const int boxes = ceil_div(imin(Tr::kTileN, keys.len_k - key0), p_.page_box_rows);
+      ptx::mbarrier_arrive_expect_tx(full, boxes * p_.page_box_rows * kPanelRowBytes * kPanels);
+      const int32_t* pages = p_.page_table + static_cast<int64_t>(keys.batch) * p_.page_table_stride;
+      for (int box = 0; box < boxes; ++box) {
+        const int key = key0 + box * p_.page_box_rows;
+        const int page = ptx::ld_global(pages + key / p_.page_size);
+        load_panels<kPanels>(to + box * p_.page_box_rows * kPanelRowBytes, map, full, key % p_.page_size, keys.head, page);
+      }
+    } else {
+      const bool ragged = p_.cu_seqlens_k != nullptr;
+      ptx::mbarrier_arrive_expect_tx(full, kPanels * Storage::kKvPanelBytes);
+      load_panels<kPanels>(to, map, full, keys.offset + key0, keys.head, ragged ? 0 : keys.batch);
+    }
+  }
+
+  template <int kPanels>
+  SKIM_DEVICE void load_panels(uint8_t* to, const TensorMap& map, uint64_t* full, int row, int kv_head, int outer) {
+    const uint64_t policy = ptx::createpolicy_evict_last();  // other query tiles read it again
+#pragma unroll
+    for (int panel = 0; panel < kPanels; ++panel) {
+      ptx::tma_load(to + panel * Storage::kKvPanelBytes, &map, full, policy, panel * kPanelColumns, row, kv_head, outer);
+    }
+  }
+
+  const Params& p_;
+  Storage& smem_;
+  Ring<Tr::kStages> k_, v_;  // each used by its own warp
+  Ring<kWorkSlots> work_;
+  uint32_t q_phase_ = 0, votes_ = 0;
+};
+
+}  // namespace skimattn::sm90

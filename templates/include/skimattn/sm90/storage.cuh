@@ -1,0 +1,91 @@
+// What lives in shared memory, and who signals whom.
+#pragma once
+#include <skimattn/core/scheduler.cuh>
+
+namespace skimattn::sm90 {
+
+constexpr int kWorkSlots = 2;
+constexpr int kGroupWarps = kGroupThreads / kWarpThreads;
+
+template <class Tr>
+struct SharedStorage {
+  static constexpr int kPanels = Tr::kHeadDim / kPanelColumns, kPanelsV = Tr::kHeadDimV / kPanelColumns;
+  static constexpr int kQPanelBytes = kGroupRows * kPanelRowBytes;  // of Q and O, one warpgroup's rows
+  static constexpr int kKvPanelBytes = Tr::kTileN * kPanelRowBytes;
+  static constexpr int kPlanes = Tr::kSeparateO ? 2 : 1;
+  static_assert(Tr::kHeadDimV <= Tr::kHeadDim && (!Tr::kSeparateO || Tr::kHeadDimV == Tr::kHeadDim));
+
+  // Plane 0 holds Q; the last plane O, which shares Q's where there is no room for both.
+  alignas(1024) uint8_t qo[kPlanes][Tr::kConsumers][kPanels * kQPanelBytes];
+  alignas(1024) uint8_t k[Tr::kStages][kPanels * kKvPanelBytes];
+  alignas(1024) uint8_t v[Tr::kStages][kPanelsV * kKvPanelBytes];
+  // `full`: the producer's bytes have landed. `empty`: every reader is done; one arrival per reading warp.
+  alignas(1024) uint64_t q_full[Tr::kConsumers];
+  uint64_t q_empty[Tr::kConsumers];
+  uint64_t k_full[Tr::kStages], k_empty[Tr::kStages];
+  uint64_t v_full[Tr::kStages], v_empty[Tr::kStages];
+  uint64_t work_full[kWorkSlots], work_empty[kWorkSlots];
+  uint32_t work[kWorkSlots][kWorkWords];
+  // Skip kernels: a group's warps have voted on the tile of this stage; and, counted over all tiles, the last vote in
+  // which some warp of the group kept its tile.
+  uint64_t voted[Tr::kStages][Tr::kConsumers];
+  uint32_t kept[Tr::kConsumers];
+
+  SKIM_DEVICE uint8_t* q(int group) { return qo[0][group]; }
+  SKIM_DEVICE uint8_t* o(int group) { return qo[kPlanes - 1][group]; }
+
+  SKIM_DEVICE void init_barriers() {
+    constexpr int kReaders = Tr::kConsumers * kGroupWarps;
+    for (int i = 0; i < Tr::kConsumers; ++i) {
+      ptx::st_shared_relaxed(&kept[i], 0);
+      ptx::mbarrier_init(&q_full[i], 1);
+      ptx::mbarrier_init(&q_empty[i], Tr::kSeparateO ? kGroupWarps : 1);
+    }
+    for (int i = 0; i < Tr::kStages; ++i) {
+      ptx::mbarrier_init(&k_full[i], 1);
+      ptx::mbarrier_init(&k_empty[i], kReaders);
+      ptx::mbarrier_init(&v_full[i], 1);
+      ptx::mbarrier_init(&v_empty[i], kReaders);
+      for (int group = 0; group < Tr::kConsumers; ++group) ptx::mbarrier_init(&voted[i][group], kGroupWarps);
+    }
+    for (int i = 0; i < kWorkSlots; ++i) {
+      ptx::mbarrier_init(&work_full[i], 1);
+      ptx::mbarrier_init(&work_empty[i], kReaders + 1);  // and the warp that loads V
+    }
+    ptx::fence_mbarrier_init();
+  }
+};
+
+template <class Tr>
+SKIM_DEVICE WorkItem read_work(const SharedStorage<Tr>& smem, int slot) {
+  int words[kWorkWords];
+#pragma unroll
+  for (int i = 0; i < kWorkWords; ++i) words[i] = static_cast<int>(ptx::ld_shared(&smem.work[slot][i]));
+  return {words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]};
+}
+
+// Named barriers; 0 belongs to cta_sync.
+template <class Tr>
+struct NamedBarrier {
+  static constexpr int kOrder = 1;                        // + group: whose turn it is to issue matrix products
+  static constexpr int kGroup = kOrder + Tr::kConsumers;  // + group: one warpgroup, for votes and the epilogue
+  static constexpr int kTail = kGroup + Tr::kConsumers;   // all consumers
+};
+
+// A position in a ring of kSlots buffers; `phase` is the parity that a reader waits for.
+template <int kSlots>
+struct Ring {
+  int slot = 0;
+  uint32_t phase = 0;
+  SKIM_DEVICE void advance() {
+    if (++slot == kSlots) {
+      slot = 0;
+      phase ^= 1;
+    }
+  }
+  SKIM_DEVICE Ring previous() const {
+    return slot == 0 ? Ring{kSlots - 1, phase ^ 1} : Ring{slot - 1, phase};
+  }
+};
+
+}  // namespace skimattn::sm90
