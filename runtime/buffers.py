@@ -9,19 +9,11 @@ from .plan import Buffers
 from .validate_options import pack_mask
 
 
-def allocate_out(params: Params, out_shape: tuple[int, ...]) -> torch.Tensor:
-    """A new contiguous output on torch's current stream, not initialised."""
-    q = params.q
-    if q.shape == out_shape and q.is_contiguous():
-        return torch.empty_like(q)  # the same, in less host time
-    return q.new_empty(out_shape)
-
-
 def make_buffers(params: Params, out_shape: tuple[int, ...]) -> Buffers:
-    """Allocate what the caller did not give, on torch's current stream."""
+    """Allocate what the caller did not give, on torch's current stream. New outputs are not initialised."""
     out, lse, mask = params.out, params.lse, params.custom_mask
     if out is None:
-        out = allocate_out(params, out_shape)
+        out = params.q.new_empty(out_shape)
     if lse is None and params.return_lse:
         lse = params.q.new_empty(out_shape[:-1], dtype=torch.float32)
     if mask is not None and mask.dtype == torch.bool:

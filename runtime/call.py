@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,9 +11,11 @@ if TYPE_CHECKING:
     from .binding import Bound
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Params:
-    """One attention call. Immutable, cheap to make, reusable; repeated launches of one object are the fastest.
+    """One attention call. Cheap to make and reusable: repeated launches of one object are the fastest.
+
+    Once it was launched on a GPU it cannot be changed any more; ``dataclasses.replace`` makes another one.
 
     Sizes: B requests, Hq query heads, Hkv key/value heads (Hq is a multiple), D and Dv columns of keys and values.
 
@@ -73,6 +75,30 @@ class Params:
     return_lse: bool = False
     # What the launcher prepared for this object; never part of the meaning of the call.
     _prepared: Bound | None = field(default=None, init=False, repr=False)
+
+
+class _Launched(Params):
+    """A call that was launched. It is this class that forbids changes, since a frozen dataclass costs 2 us a call."""
+
+    __slots__ = ()
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """A new object (``dataclasses.replace`` makes one) was not launched yet."""
+        object.__setattr__(self, "__class__", Params)
+        self.__init__(*arguments, **named)  # type: ignore[misc]
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse: the launch that was prepared would not know."""
+        raise AttributeError(f"{name}: this call was launched and cannot change; dataclasses.replace makes another one")
+
+
+def keep_prepared(params: Params, bound: Bound) -> None:
+    """Let repeated launches of ``params`` find what was prepared, and forbid changes to it from now on."""
+    if type(params) is Params:
+        params._prepared = bound
+        params.__class__ = _Launched
+    elif type(params) is _Launched:
+        object.__setattr__(params, "_prepared", bound)
 
 
 @dataclass(frozen=True, slots=True)

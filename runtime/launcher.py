@@ -10,8 +10,8 @@ import torch
 
 from . import reference, streams
 from .binding import Bound, Scan
-from .buffers import allocate_out, make_buffers
-from .call import Params, Problem
+from .buffers import make_buffers
+from .call import Params, Problem, keep_prepared
 from .checks import TMA_BYTES
 from .device import device
 from .dispatch import CPU_ARCH, arch_of, spec_of
@@ -61,7 +61,8 @@ def _enqueue(bound: Bound, params: Params, stream: Any) -> Result:
     if stream is None:
         handle = streams.current(prepared.ordinal)
         if prepared.only_out:  # the common case, without what it does not need
-            out = allocate_out(params, prepared.out_shape)
+            q = params.q
+            out = torch.empty_like(q) if prepared.out_like_q else q.new_empty(prepared.out_shape)
             prepared.launch(bound.addresses, (("out", out.data_ptr()),), handle)
             return out
         buffers = make_buffers(params, prepared.out_shape)
@@ -96,12 +97,12 @@ def _first_launch(params: Params, stream: Any) -> Result:
         if prepared is None:
             return _result(params, make_buffers(params, problem.out_shape))
     bound = Bound(scan, prepared)
-    if torch.is_grad_enabled() and bound.needs_gradient():
+    if bound.needs_gradient():
         validate(params)
     addresses = scan.addresses
     if scan.given or (addresses["q"] | addresses["k"] | addresses["v"]) % TMA_BYTES:
         check_addresses(params)
-    object.__setattr__(params, "_prepared", bound)
+    keep_prepared(params, bound)
     return _enqueue(bound, params, stream)
 
 

@@ -35,6 +35,7 @@ class Prepared:
         cuda = driver.bindings()
         self.kernel, self.ordinal, self.out_shape = loaded.kernel, device.ordinal, problem.out_shape
         params = problem.params
+        self.out_like_q = params.q.shape == problem.out_shape and params.q.is_contiguous()
         self.only_out = params.out is None and not params.return_lse and params.custom_mask is None
         self._counters = device.counters
         self._function, self._context = loaded.function, device.context

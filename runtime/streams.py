@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from .errors import expected
+from .errors import CudaError, expected
 
 LEGACY = 0  # the default stream; CU_STREAM_LEGACY names it too
 _CU_STREAM_LEGACY = 1
@@ -38,9 +38,12 @@ def handle_of(stream: Any, ordinal: int) -> int:
     return LEGACY if handle == _CU_STREAM_LEGACY else handle
 
 
-def current(ordinal: int) -> int:
-    """The handle of torch's current stream of a device."""
-    return int(torch._C._cuda_getCurrentRawStream(ordinal))
+def _no_cuda(_ordinal: int) -> int:
+    raise CudaError("torch: this build has no CUDA, so there are no streams")
+
+
+# The handle of torch's current stream of a device, by its index.
+current: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _no_cuda)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -121,6 +122,19 @@ def test_known_kinds_still_check_addresses_and_gradients(fake: FakeDriver) -> No
     with pytest.raises(ArgumentError, match=r"^q: expected no requires_grad"):
         launch(good)
     assert len(fake.launches) == 2
+
+
+def test_a_launched_call_cannot_change(fake: FakeDriver) -> None:
+    params = call()
+    params.softmax_scale = 0.5
+    launch(params)
+    with pytest.raises(AttributeError, match=r"^mask: this call was launched and cannot change"):
+        params.mask = "full"
+    other = replace(params, mask="full")
+    other.softmax_scale = 0.25
+    launch(other)
+    assert [params.mask, other.mask] == ["causal", "full"] and isinstance(params, Params)
+    assert fake.launches[0].block.scale_log2 == 2 * fake.launches[1].block.scale_log2
 
 
 def test_kinds_are_bounded(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,11 +148,6 @@ def test_attention_refuses_contradictions() -> None:
         attention(q, q, q, dropout=0.1)
 
 
-def test_params_are_immutable() -> None:
-    with pytest.raises(AttributeError):
-        call().mask = "full"  # type: ignore[misc]
-
-
 def test_variants_lists_the_whole_matrix(folder: Path) -> None:
     put(folder)
     rows = variants()
