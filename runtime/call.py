@@ -35,7 +35,8 @@ class Params:
         window_size: of ``mask="window"``: keys to the left and right, both inclusive, -1 = unlimited.
         chunk_size: of ``mask="chunked"``: keys per chunk.
         custom_mask: of ``mask="custom"``: bool ``[Sq, Sk]``, ``[B, Sq, Sk]`` or ``[B, Hq, Sq, Sk]`` (ragged:
-            ``[total_q, max_k]`` or ``[Hq, total_q, max_k]``), or the same packed by :func:`skimattn.pack_mask`.
+            ``[total_q, max_k]`` or ``[Hq, total_q, max_k]``), or the same packed by
+            :func:`skimattn.pack_mask` (every launch packs a bool mask anew, into memory that it allocates).
         softmax_scale: factor of q.k; default ``D ** -0.5``.
         softcap: scores become ``softcap * tanh(score / softcap)``; 0 = off.
         alibi_slopes: float32 ``[Hq]``; ``slope * distance`` is subtracted from the scores.

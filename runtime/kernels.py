@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +14,6 @@ from skimattn.codegen.spec import KernelSpec
 
 from .dispatch import not_built
 
-LOGGER = logging.getLogger("skimattn")
 FOLDER_VARIABLE = "SKIMATTN_KERNELS"  # a folder with metadata.json
 JIT_VARIABLE = "SKIMATTN_JIT"  # 0 = never compile while running
 _UNBUILT = Report("", "", "", "", 0, 0, 0.0, 0)

@@ -57,6 +57,7 @@ class Prepared:
         self._launch = cuda.cuLaunchKernelEx
         self._current = cuda.cuCtxGetCurrent
         self._replace = cuda.cuTensorMapReplaceAddress
+        self._is_capturing, self._stream_id = cuda.cuStreamIsCapturing, cuda.cuStreamGetId
 
     def _configuration(self, grid: int) -> Any:
         config = driver.bindings().CUlaunchConfig()
@@ -119,6 +120,12 @@ class Prepared:
 
     def _counter_for(self, stream: int) -> int:
         """Address of the work counter: the stream's own, or a fresh one in a capture (see :mod:`.counters`)."""
-        if int(driver.call("cuStreamIsCapturing", stream)):
+        status, capturing = self._is_capturing(stream)
+        if status:
+            driver.raise_for("cuStreamIsCapturing", status)
+        if int(capturing):
             return self._counters.of_captured_launch()
-        return self._counters.of_stream(int(driver.call("cuStreamGetId", stream)))
+        status, stream_id = self._stream_id(stream)
+        if status:
+            driver.raise_for("cuStreamGetId", status)
+        return self._counters.of_stream(int(stream_id))
