@@ -6,6 +6,7 @@ import math
 from itertools import combinations
 
 import torch
+
 from tests.helpers.build import BAD_PAGE, build
 from tests.helpers.cases import Case, answers, contents
 from tests.helpers.catalogue import DIMS, MASKS, pairwise_cases
@@ -65,7 +66,9 @@ def test_unowned_memory_is_hostile() -> None:
 
 
 def test_requests_do_not_depend_on_their_batch() -> None:
-    case = Case("batch", q_layout="ragged", kv_layout="ragged", lens=((10, 20), (70, 300)), mask="custom", custom="bool3")
+    case = Case(
+        "batch", q_layout="ragged", kv_layout="ragged", lens=((10, 20), (70, 300)), mask="custom", custom="bool3"
+    )
     alone = contents(case.alone(1))[0]
     inside = contents(case)[1]
     assert torch.equal(alone.q, inside.q) and torch.equal(alone.k, inside.k)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.helpers.boundary import Boundary, boundaries
 from tests.helpers.cases import Case
 from tests.helpers.catalogue import device_cases, pairwise_cases, pattern_cases

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tests.helpers.cases import Case
 from tests.helpers.catalogue import default_set_cases
 from tests.helpers.check import check

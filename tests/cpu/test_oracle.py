@@ -7,13 +7,16 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from tests.helpers import oracle
 from tests.helpers.oracle import Request, Rules, attend, visible_keys
 
 LN2 = math.log(2.0)
 
 
-def one_head(score_rows: list[list[float]], threshold: float | None, tile_n: int = 2, **options: object) -> oracle.Answer:
+def one_head(
+    score_rows: list[list[float]], threshold: float | None, tile_n: int = 2, **options: object
+) -> oracle.Answer:
     """Attend with given scores: q is one-hot, k holds the scores, values are 0, 1, 2, ..."""
     s = np.array(score_rows, dtype=np.float64)
     q = np.eye(len(s))[:, None, :]
@@ -53,9 +56,7 @@ def test_visible_keys_by_hand() -> None:
 
 def test_sinks_softcap_alibi_by_hand() -> None:
     q, k, v = np.array([[[2.0]]]), np.array([[[1.0]], [[3.0]]]), np.array([[[1.0]], [[5.0]]])
-    rules = Rules(
-        mask="full", scale=1.0, tile_n=4, softcap=4.0, alibi=np.array([0.5]), sinks=np.array([1.0])
-    )
+    rules = Rules(mask="full", scale=1.0, tile_n=4, softcap=4.0, alibi=np.array([0.5]), sinks=np.array([1.0]))
     got = attend(rules, Request(q, k, v))
     s0, s1 = 4 * math.tanh(2 / 4) - 0.5, 4 * math.tanh(6 / 4)  # the row stands at key 1
     p0, p1 = math.exp(s0), math.exp(s1)

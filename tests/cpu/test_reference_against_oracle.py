@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from tests.helpers.boundary import Boundary, boundaries
 from tests.helpers.cases import Case
 from tests.helpers.catalogue import pairwise_cases, pattern_cases

@@ -44,9 +44,9 @@ def _content(case: Case, scores: NDArray[np.int64], threshold: float) -> Content
     q, k = integer_scores(scores, ROWS, case.head_dim)
     v = np.random.default_rng(case.seed).standard_normal((len(k), 1, case.head_dim_v))
     dtype = DTYPES[case.dtype]
-    tensors = [torch.from_numpy(x).to(dtype) for x in (q, k, v)]
-    assert all(torch.equal(t.double(), torch.from_numpy(x)) for t, x in zip(tensors, (q, k), strict=False)), "inexact"
-    return Content(*tensors, np.full(1, threshold, np.float32), None)
+    q16, k16, v16 = (torch.from_numpy(x).to(dtype) for x in (q, k, v))
+    assert (q16.double().numpy() == q).all() and (k16.double().numpy() == k).all(), "inexact"
+    return Content(q16, k16, v16, np.full(1, threshold, np.float32), None)
 
 
 def _case(name: str, requests: int, kind: str, thresholds: tuple[float, ...], unit: int, dim: int) -> Case:

@@ -13,11 +13,15 @@ import torch
 
 from .cases import DTYPES, Case, Content, sinks_of, slopes_of
 
-SENTINEL = -7424.0  # exact in both 16-bit types, and no output comes near it
 MAP_SENTINEL = 99
 BAD_PAGE = 0x7FFFFFF0
 SPARE_KEYS = 40
 Tensors = dict[str, torch.Tensor]
+
+
+def sentinel(dtype: torch.dtype) -> float:
+    """What outputs hold before a call: the lowest finite value, which no output comes near."""
+    return torch.finfo(dtype).min
 
 
 @dataclass
@@ -89,14 +93,15 @@ def _allocate(case: Case) -> Tensors:
     hq, hkv, d, dv = case.heads_q, case.heads_kv, case.head_dim, case.head_dim_v
     if case.memory == "packed_qkv":
         assert q_shape == kv_shape and d == dv, "packed qkv wants equal shapes"
-        q, k, v = _full((*q_shape, hq + 2 * hkv, d), dtype, fill).split((hq, hkv, hkv), dim=-2)
-        return {"q": q, "k": k, "v": v}
+        packed = _full((*q_shape, hq + 2 * hkv, d), dtype, fill)
+        return {"q": packed[..., :hq, :], "k": packed[..., hq : hq + hkv, :], "v": packed[..., hq + hkv :, :]}
     q = _empty(case, (*q_shape, hq, d), dtype, fill)
     if case.paged:
         return {"q": q}
     if case.memory == "packed_kv":
         assert d == dv, "packed kv wants equal head dims"
-        k, v = _full((*kv_shape, 2 * hkv, d), dtype, fill).unflatten(-2, (2, hkv)).unbind(-3)
+        packed = _full((*kv_shape, 2 * hkv, d), dtype, fill)
+        k, v = packed[..., :hkv, :], packed[..., hkv:, :]
     else:
         k, v = (_empty(case, (*kv_shape, hkv, columns), dtype, fill) for columns in (d, dv))
     return {"q": q, "k": k, "v": v}
@@ -181,10 +186,14 @@ def _results(case: Case) -> Tensors:
     tensors: Tensors = {}
     rows = _sequence(case, 0)
     if case.give_out:
-        tensors["out"] = _empty(case, (*rows, case.heads_q, case.head_dim_v), DTYPES[case.dtype], SENTINEL)
+        tensors["out"] = _empty(
+            case, (*rows, case.heads_q, case.head_dim_v), DTYPES[case.dtype], sentinel(DTYPES[case.dtype])
+        )
         if case.lse:
-            lse = torch.full((*rows[:-1], case.heads_q, rows[-1]), SENTINEL, dtype=torch.float32)
-            tensors["lse"] = lse.transpose(-1, -2) if case.memory == "transposed" else lse.transpose(-1, -2).contiguous()
+            lse = torch.full((*rows[:-1], case.heads_q, rows[-1]), sentinel(torch.float32), dtype=torch.float32)
+            tensors["lse"] = (
+                lse.transpose(-1, -2) if case.memory == "transposed" else lse.transpose(-1, -2).contiguous()
+            )
     if case.skip == "stat":
         batch = len(case.lens)
         shape = {"all": (2,), "batch": (batch, 2), "head": (batch, case.heads_q, 2)}[case.stats_kind]

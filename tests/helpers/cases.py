@@ -20,6 +20,8 @@ from .oracle import Answer, Request, Rules, attend, visible_keys, visited_tiles,
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 KERNEL_DIMS = ((64, 64), (128, 128), (192, 128), (256, 256))
+LOUD = {"bf16": 2.0**20, "fp16": 2.0**13}  # values of low tiles: what is kept or dropped by mistake shows in the output
+F64 = NDArray[np.float64]
 _SINKS = (1.5, -2.0, 0.25, 4.0)
 
 
@@ -93,7 +95,7 @@ class Case:
     @property
     def tile_n(self) -> int:
         """Keys per tile of the kernel."""
-        return tile_of(self.spec).tile_n
+        return int(tile_of(self.spec).tile_n)
 
     @property
     def streams(self) -> tuple[int, ...]:
@@ -103,7 +105,7 @@ class Case:
     @property
     def softmax_scale(self) -> float:
         """The scale in use."""
-        return self.head_dim**-0.5 if self.scale is None else self.scale
+        return float(self.head_dim**-0.5) if self.scale is None else self.scale
 
     def alone(self, index: int) -> Case:
         """The case of one request by itself."""
@@ -112,7 +114,7 @@ class Case:
 
 @dataclass
 class Content:
-    """What one request holds: 16-bit q [len_q, Hq, D], k, v [len_k, Hkv, *], thresholds [Hq], mask [Hq, len_q, len_k]."""
+    """One request: 16-bit q [len_q, Hq, D], k and v [len_k, Hkv, *], thresholds [Hq], mask [Hq, len_q, len_k]."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -170,26 +172,29 @@ def content(case: Case, index: int) -> Content:
     q = rng.standard_normal((len_q, case.heads_q, case.head_dim))
     k = rng.standard_normal((len_k, case.heads_kv, case.head_dim))
     v = rng.standard_normal((len_k, case.heads_kv, case.head_dim_v))
-    if case.skip != "dense":  # large values, so that a tile kept or dropped by mistake shows in the output
-        v *= np.where((np.arange(len_k) // case.tile_n + stream) % 2 == 0, 256.0, 1.0)[:, None, None]
     custom = custom_bits(case, stream, len_q, len_k)
     if len_q and len_k:
-        _plant(case, q, k, custom, rng)
+        heavy = _plant(case, q, k, custom, rng)
+        v *= np.where(heavy, LOUD[case.dtype], 1.0)[:, :, None]
     dtype = DTYPES[case.dtype]
-    tensors = [torch.from_numpy(x).to(dtype) for x in (q, k, v)]
-    return Content(*tensors, threshold_of(case, stream), custom)
+    q16, k16, v16 = (torch.from_numpy(x).to(dtype) for x in (q, k, v))
+    return Content(q16, k16, v16, threshold_of(case, stream), custom)
 
 
-def _plant(
-    case: Case, q: NDArray[np.float64], k: NDArray[np.float64], custom: NDArray[np.bool_] | None, rng: np.random.Generator
-) -> None:
+def _plant(case: Case, q: F64, k: F64, custom: NDArray[np.bool_] | None, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Plant the pattern in q and k; returns which keys [len_k, Hkv] most rows find low, if tiles can be skipped."""
     patterns.plant_keys(k, case.tile_n)
-    geometry = visible_keys(rules_of(case), len(q), len(k)) if custom is None else custom
+    geometry = visible_keys(rules_of(case), len(q), len(k)) if custom is None else None
+    low = np.zeros(k.shape[:2])
     for head in range(case.heads_q):
-        seen = geometry if custom is None else custom[head]
+        seen = custom[head] if geometry is None and custom is not None else geometry
+        assert seen is not None
         field = patterns.Field(len(q), len(k), case.tile_n, seen, _ranks(case, seen), rng)
         bias = patterns.PATTERNS[case.pattern](field)
         patterns.plant_queries(q[:, head], bias, case.softmax_scale, len(k), case.tile_n)
+        share = (bias < patterns.LOW / 2).mean(axis=0)
+        low[:, head * case.heads_kv // case.heads_q] += np.repeat(share, field.block)[: len(k)]
+    return np.asarray((low > 0.5 * case.heads_q / case.heads_kv) & (case.skip != "dense"))
 
 
 def _ranks(case: Case, seen: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -41,7 +41,7 @@ _KERNEL = ("dtype", "dims", "mask", "paged", "skip", "softcap", "alibi")
 
 @cache
 def kernels() -> tuple[tuple[Any, ...], ...]:
-    """The kernels of the pairwise set, as values of ``_KERNEL``: pairs of the default features, and some of the rest."""
+    """The kernels of the pairwise set, as values of ``_KERNEL``: pairs of default features, and some of the rest."""
     factors: dict[str, Any] = {
         "dtype": ("bf16", "fp16"),
         "dims": tuple(DIMS),

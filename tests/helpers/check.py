@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from .build import MAP_SENTINEL, SENTINEL, Built, rows_of, stats_before, whole
+from .build import MAP_SENTINEL, Built, rows_of, sentinel, stats_before, whole
 from .cases import DTYPES, Case, Content, answers, rules_of
 from .oracle import Answer
 
+Array = NDArray[Any]
 _UNIT = {"bf16": 2.0**-8, "fp16": 2.0**-11}  # rounding moves a value by at most this, relative
 _TINY = {"bf16": 1e-6, "fp16": 2.0**-23}  # fp16 has subnormals well within reach
 
@@ -85,14 +88,14 @@ def check_floats(case: Case, result: Result, index: int, one: Content, answer: A
         _check_lse(case, result.rows("lse", index).double().numpy(), answer, f"{case.name}[{index}] lse")
 
 
-def _check_classes(what: str, got: np.ndarray, wanted: np.ndarray) -> None:  # type: ignore[type-arg]
+def _check_classes(what: str, got: Array, wanted: Array) -> None:
     """NaN and Inf exactly where wanted. A wanted Inf may be NaN: P is rounded, so it may meet a zero."""
     finite = np.isfinite(wanted)
     wrong = np.argwhere(np.isfinite(got) != finite)
     assert not len(wrong), f"{what}: finite where it must not be, or not where it must be: {wrong[:4].tolist()}"
 
 
-def _check_lse(case: Case, got: np.ndarray, answer: Answer, what: str) -> None:  # type: ignore[type-arg]
+def _check_lse(case: Case, got: Array, answer: Answer, what: str) -> None:
     blind = ~answer.kept_keys.any(axis=2).T
     assert (got[blind] == -np.inf).all(), f"{what}: rows that see nothing must be -inf"
     _check_classes(what, got, answer.lse)
@@ -102,7 +105,7 @@ def _check_lse(case: Case, got: np.ndarray, answer: Answer, what: str) -> None: 
     assert (error <= bound).all(), f"{what}: error {error.max():.2e}, bound {bound[np.argmax(error / bound)]:.2e}"
 
 
-def score_error(case: Case, answer: Answer) -> np.ndarray:  # type: ignore[type-arg]
+def score_error(case: Case, answer: Answer) -> Array:
     """How far float32 scores may be off, [len_q, Hq]: dot products, and with softcap the device's fast tanh."""
     error = answer.score_size * 2.0**-20 + 2.0**-20
     if case.softcap:
@@ -112,7 +115,7 @@ def score_error(case: Case, answer: Answer) -> np.ndarray:  # type: ignore[type-
     return np.asarray(error)
 
 
-def out_bound(case: Case, answer: Answer) -> np.ndarray:  # type: ignore[type-arg]
+def out_bound(case: Case, answer: Answer) -> Array:
     """Largest error that correct arithmetic can make: P and the output are rounded to 16 bits, scores to float32."""
     unit = _UNIT[case.dtype]
     scores = 2.2 * score_error(case, answer)[:, :, None]
@@ -121,7 +124,7 @@ def out_bound(case: Case, answer: Answer) -> np.ndarray:  # type: ignore[type-ar
     return np.asarray(relative * answer.spread + unit * 1.02 * np.abs(answer.out) + absolute + _TINY[case.dtype])
 
 
-def same_precision(case: Case, one: Content, answer: Answer) -> np.ndarray:  # type: ignore[type-arg]
+def same_precision(case: Case, one: Content, answer: Answer) -> Array:
     """The same attention over the kept keys, by PyTorch in the 16-bit type throughout; [len_q, Hq, Dv] float64."""
     rules = rules_of(case)
     repeat = case.heads_q // case.heads_kv
@@ -154,8 +157,8 @@ def check_untouched(result: Result) -> None:
         inside = owned.as_strided(view.size(), view.stride(), view.storage_offset())
         for index in range(len(case.lens)):
             rows_of(case, inside, index)[...] = True
-        assert bool((flat[~owned] == SENTINEL).all()), f"{case.name}: wrote outside the rows of {name}"
-        missed = int((flat[owned] == SENTINEL).sum())
+        assert bool((flat[~owned] == sentinel(flat.dtype)).all()), f"{case.name}: wrote outside the rows of {name}"
+        missed = int((flat[owned] == sentinel(flat.dtype)).sum())
         assert missed == 0, f"{case.name}: {missed} elements of {name} were not written"
 
 

@@ -65,12 +65,12 @@ class Answer:
     @property
     def visited(self) -> NDArray[np.int64]:
         """Visited group-tiles per head, [Hq]."""
-        return (self.skip_map != 0).sum(axis=(1, 2)).astype(np.int64)
+        return np.asarray((self.skip_map != 0).sum(axis=(1, 2)), dtype=np.int64)
 
     @property
     def skipped(self) -> NDArray[np.int64]:
         """Skipped group-tiles per head, [Hq]."""
-        return (self.skip_map == SKIPPED).sum(axis=(1, 2)).astype(np.int64)
+        return np.asarray((self.skip_map == SKIPPED).sum(axis=(1, 2)), dtype=np.int64)
 
 
 def visible_keys(rules: Rules, len_q: int, len_k: int) -> Bits:
@@ -80,7 +80,7 @@ def visible_keys(rules: Rules, len_q: int, len_k: int) -> Bits:
     if rules.mask == "full":
         return np.ones((len_q, len_k), dtype=bool)
     if rules.mask == "causal":
-        return key <= position
+        return np.asarray(key <= position)
     if rules.mask == "window":
         left, right = rules.window
         seen = np.ones((len_q, len_k), dtype=bool)
@@ -90,7 +90,7 @@ def visible_keys(rules: Rules, len_q: int, len_k: int) -> Bits:
             seen &= key <= position + right
         return seen
     assert rules.mask == "chunked", rules.mask
-    return (key <= position) & (key // rules.chunk == np.floor_divide(position, rules.chunk))
+    return np.asarray((key <= position) & (key // rules.chunk == np.floor_divide(position, rules.chunk)))
 
 
 def scores(rules: Rules, q: F64, k: F64, head: int) -> F64:
@@ -141,35 +141,55 @@ def vote(row_max: F64, running: F64, seen: Bits, limit: float, margin: float) ->
     return bool(agrees.all()), bool(close.any() and (agrees | close).all())
 
 
-def decide(rules: Rules, masked: F64, seen: Bits, limit: float, rows: slice) -> tuple[dict[int, int], list[int]]:
-    """{tile: KEPT | SKIPPED} of the row group ``rows`` of one head, and the tiles too close to call."""
-    tiles = visited_tiles(rules, seen[rows])
+def tile_maxima(rules: Rules, masked: F64, seen: Bits) -> tuple[F64, Bits]:
+    """Per row and tile: the largest visible score (a NaN wins), and whether the row sees any key; [len_q, tiles]."""
+    starts = range(0, masked.shape[1], rules.tile_n)
+    tiles = [slice(start, start + rules.tile_n) for start in starts]
+    maxima = [masked[:, keys].max(axis=1) for keys in tiles]  # numpy's max hands a NaN on
+    sees = [seen[:, keys].any(axis=1) for keys in tiles]
+    shape = (len(starts), len(masked))
+    return np.array(maxima).reshape(shape).T, np.array(sees, dtype=bool).reshape(shape).T
+
+
+def decide(
+    rules: Rules, tiles: range, maxima: F64, sees: Bits, limit: float, told: dict[int, int] | None = None
+) -> tuple[dict[int, int], list[int]]:
+    """{tile: KEPT | SKIPPED} of one row group, and the tiles too close to call.
+
+    Args:
+        rules: order and margin.
+        tiles: the tiles that the group visits.
+        maxima: per valid row and tile, from :func:`tile_maxima`.
+        sees: likewise.
+        limit: log2 of the threshold.
+        told: what to take for tiles that are too close to call; default: what float64 says.
+    """
     decisions: dict[int, int] = {}
     close_calls = []
-    running = np.full(len(masked[rows]), -np.inf)
+    running = np.full(len(maxima), -np.inf)
     for tile in visiting_order(rules.order, tiles):
-        keys = slice(tile * rules.tile_n, (tile + 1) * rules.tile_n)
-        row_max = masked[rows, keys].max(axis=1)  # numpy's max hands a NaN on
-        skip, close = vote(row_max, running, seen[rows, keys].any(axis=1), limit, rules.margin)
+        skip, close = vote(maxima[:, tile], running, sees[:, tile], limit, rules.margin)
         decisions[tile] = SKIPPED if skip else KEPT
         if close:
             close_calls.append(tile)
-        if not skip:
-            running = np.maximum(running, row_max)
+            decisions[tile] = (told or decisions)[tile]
+        if decisions[tile] == KEPT:
+            running = np.maximum(running, maxima[:, tile])
     return decisions, close_calls
 
 
 def softmax_rows(s: F64, kept: Bits, v: F64, sink: float) -> tuple[F64, F64, F64, F64]:
     """(out, lse, spread, reach) of rows that see ``kept`` keys; lse without the sink, denominator with it."""
     top = np.where(kept, s, -np.inf).max(axis=1, initial=-np.inf)
-    blind = ~kept.any(axis=1)
+    blind = np.logical_not(np.any(kept, axis=1))
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         p = np.where(kept, np.exp(s - top[:, None]), 0.0)
         total = p.sum(axis=1)
         weights = p / (total + np.exp(sink - top))[:, None]
         lse = np.where(blind, -np.inf, np.log(total) + top)
         reach = kept / (total + np.exp(sink - top))[:, None]
-        parts = [weigh(matrix, kept, values) for matrix, values in ((weights, v), (weights, np.abs(v)), (reach, np.abs(v)))]
+        pairs = ((weights, v), (weights, np.abs(v)), (reach, np.abs(v)))
+        parts = [weigh(matrix, kept, values) for matrix, values in pairs]
     out, spread, reached = (np.where(blind[:, None], 0.0, part) for part in parts)
     return out, lse, spread, reached
 
@@ -216,9 +236,10 @@ def _attend_head(rules: Rules, request: Request, head: int, answer: Answer) -> N
     s = scores(rules, q, k, head)
     masked = np.where(seen, s, -np.inf)
     limit = -math.inf if request.threshold is None else log2_threshold(float(request.threshold[head]))
+    maxima, sees = tile_maxima(rules, masked, seen)
     for group in range(answer.skip_map.shape[1]):
         rows = slice(group * rules.group_rows, (group + 1) * rules.group_rows)
-        decisions, close = decide(rules, masked, seen, limit, rows)
+        decisions, close = decide(rules, visited_tiles(rules, seen[rows]), maxima[rows], sees[rows], limit)
         answer.ambiguous += [(head, group, tile) for tile in close]
         for tile, decision in decisions.items():
             answer.skip_map[head, group, tile] = decision

@@ -29,7 +29,10 @@ def covering(
     rng = random.Random(seed)
     names = list(factors)
     missing = {
-        (first, a, second, b) for first, second in combinations(names, 2) for a in factors[first] for b in factors[second]
+        (first, a, second, b)
+        for first, second in combinations(names, 2)
+        for a in factors[first]
+        for b in factors[second]
     }
     rows: list[Row] = []
     while missing and len(rows) < limit:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
-LOW, HIGH = -16.0, 16.0  # e^-16 is far below any threshold the cases use, with room for the noise
+LOW, HIGH = -13.0, 16.0  # e^-13 is below any threshold the cases use, with room for the noise
 BLOCKS_PER_TILE = 4
 GROUP_ROWS = 64
 

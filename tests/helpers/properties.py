@@ -180,7 +180,11 @@ def nothing_to_see(backend: str) -> None:
 
 def repeated_runs(backend: str, options: list[dict[str, Any]]) -> None:
     """The same call, run in other ways (schedules, grids, plain repetition), gives the same bits."""
-    for case in (BASE, replace(FULL, pattern="alternating"), replace(SEEING, kv_layout="hnd", page_size=16, mask="causal")):
+    for case in (
+        BASE,
+        replace(FULL, pattern="alternating"),
+        replace(SEEING, kv_layout="hnd", page_size=16, mask="causal"),
+    ):
         held = contents(case)
         first, _ = run_case(case, backend, held)
         check(first, held)

@@ -27,7 +27,9 @@ def params_of(built: Built) -> Params:
     return Params(**arguments)
 
 
-def run_case(case: Case, backend: str, held: list[Content] | None = None, **options: Any) -> tuple[Result, list[Content]]:
+def run_case(
+    case: Case, backend: str, held: list[Content] | None = None, **options: Any
+) -> tuple[Result, list[Content]]:
     """Build and run a case; returns what it wrote and what its requests held."""
     held = contents(case) if held is None else held
     return run_built(build(case, held), backend, **options), held
@@ -73,6 +75,7 @@ def run_on_emulator(
     from skimattn.buffers import make_buffers
     from skimattn.plan import make_plan
     from skimattn.validate import validate
+
     from tests.emulator import run_plan
 
     spec = built.case.spec
@@ -86,7 +89,11 @@ def run_on_emulator(
         plan = make_plan(
             problem, kernels.describe(spec), buffers, sm_count=sms, work_counter_address=counter.data_ptr()
         )
-    owned = [*built.tensors.values(), counter, *(x for x in (buffers.out, buffers.lse, buffers.custom_mask) if x is not None)]
+    owned = [
+        *built.tensors.values(),
+        counter,
+        *(x for x in (buffers.out, buffers.lse, buffers.custom_mask) if x is not None),
+    ]
     ranges = [(tensor.data_ptr(), extent(tensor)) for tensor in owned if tensor.numel()]
     run_plan(kernel or emulated(spec), plan, schedule=schedule, seed=seed, ranges=ranges)
     assert int(counter[0]) == 0, f"{built.case.name}: the work counter is left at {int(counter[0])}"
