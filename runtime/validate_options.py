@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from skimattn.codegen.features import BY_NAME
 
 from .call import Params, Problem
 from .checks import (
@@ -19,8 +20,7 @@ from .checks import (
 )
 from .errors import ArgumentError, expected
 
-MASKS = {"full": "full", "padding": "full", "causal": "causal", "window": "window", "chunked": "chunked"}
-MASKS["custom"] = "custom"
+MASKS = {str(name): str(name) for name in BY_NAME["mask"].values} | {"padding": "full"}  # accepted -> in kernel specs
 UNLIMITED = (-1, -1)
 WORD_BYTES = 4  # the kernel reads custom masks in words of 32 keys
 

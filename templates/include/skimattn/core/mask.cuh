@@ -12,6 +12,10 @@ struct Span {
   int lo, hi;
 };
 
+// Whether some row may not see the first keys, so that the tiles at that end need masking too.
+template <Mask kMask>
+inline constexpr bool kHidesFirstKeys = kMask != Mask::kFull && kMask != Mask::kCausal;
+
 // The keys that a row sees whose own position on the key axis is `diagonal` (row + len_k - len_q: bottom-right
 // aligned, negative where the row lies before the first key).
 template <Mask kMask>

@@ -42,7 +42,7 @@ SKIM_DEVICE uint32_t load_mask_word(int r, int key, const FragmentPlace& at, con
 template <class Tr, int kSize>
 SKIM_DEVICE void mask_scores(float (&s)[kSize], int key0, const FragmentPlace& at, const Params& p) {
   constexpr bool kCustom = Tr::kMask == Mask::kCustom;
-  constexpr bool kHasLow = Tr::kMask == Mask::kWindow || Tr::kMask == Mask::kChunked;
+  constexpr bool kHasLow = kHidesFirstKeys<Tr::kMask> && !kCustom;
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r) {
     const Span span = visible_keys<Tr::kMask>(at.diagonal(r), at.len_k, p);

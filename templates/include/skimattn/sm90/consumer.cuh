@@ -103,7 +103,7 @@ class Consumer {
         clear_tail(visited(i));
       }
       for (; i < tiles && visited(i) >= own_.clean_first; ++i) next_step<false>(visited(i));
-      if constexpr (Tr::kMask == Mask::kWindow || Tr::kMask == Mask::kChunked || Tr::kMask == Mask::kCustom) {
+      if constexpr (kHidesFirstKeys<Tr::kMask>) {
         for (; i < tiles; ++i) next_step<true>(visited(i));
       }
       last_product();
