@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from skimattn.codegen import matrix
+from skimattn.codegen.features import BY_NAME
 from skimattn.codegen.spec import KernelSpec
 from skimattn.codegen.tiles import order_of
 
@@ -15,7 +16,7 @@ from .cases import Case
 from .pairwise import Row, covering
 from .patterns import PATTERNS, planted
 
-MASKS = ("full", "causal", "window", "chunked", "custom")
+MASKS = tuple(map(str, BY_NAME["mask"].values))
 WINDOWS = ((150, 0), (-1, 0), (40, 70), (0, 0), (-1, 30), (200, -1), (0, 150))
 CHUNKS = (48, 100, 128, 192)
 # Smaller head dims that run on each kernel, by TMA zero fill.
