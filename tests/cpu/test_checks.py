@@ -14,6 +14,7 @@ from tests.helpers.build import sentinel, whole
 from tests.helpers.cases import Case, contents, rules_of
 from tests.helpers.catalogue import pattern_cases
 from tests.helpers.check import Result, check
+from tests.helpers.large import run_large
 from tests.helpers.oracle import decide, log2_threshold, scores, tile_maxima, visible_keys, visited_tiles
 from tests.helpers.run import run_case
 
@@ -123,3 +124,14 @@ def test_masked_scores_that_vote_are_noticed() -> None:
         maxima, sees = tile_maxima(rules, values, seen)
         votes.append(decide(rules, tiles, maxima[rows], sees[rows], limit)[0])
     assert 2 in votes[0].values() and votes[0] != votes[1]
+
+
+@pytest.mark.parametrize("mask", ["full", "causal", "window"])
+def test_the_large_check_agrees_with_the_small_one(mask: str) -> None:
+    case = replace(CASE, mask=mask, window=(200, 30) if mask == "window" else (-1, -1), memory="plain")
+    result, held = run_case(case, "reference")
+    expected = check(result, held)
+    tally = run_large(case, "reference")
+    assert tally.visited == sum(int(answer.visited.sum()) for answer in expected)
+    assert tally.skipped == sum(int(answer.skipped.sum()) for answer in expected) > 0
+    assert tally.close == 0 and 0.1 < tally.worst <= 1

@@ -86,6 +86,23 @@ def pairwise_cases() -> tuple[Case, ...]:
     return tuple(case_of(row, index) for index, row in enumerate(rows))
 
 
+def covering_cases(count: int) -> tuple[Case, ...]:
+    """The ``count`` pairwise cases that together meet the most values of kernel features, layouts and lengths."""
+    left, chosen = list(pairwise_cases()), []
+    seen: set[tuple[str, Any]] = set()
+    for _ in range(count):
+        best = max(left, key=lambda case: len(_traits(case) - seen))
+        left.remove(best)
+        chosen.append(best)
+        seen |= _traits(best)
+    return tuple(chosen)
+
+
+def _traits(case: Case) -> set[tuple[str, Any]]:
+    names = ("dtype", "mask", "kv_layout", "q_layout", "skip", "lens", "memory", "softcap", "alibi", "seqused", "sinks")
+    return {(name, getattr(case, name)) for name in names} | {("dims", (case.spec.head_dim, case.mask, case.skip))}
+
+
 def runtime_factors() -> dict[str, Any]:
     """All factors of a call. Finer choices (exact head dims, windows, page sizes) go round by row."""
     return {
