@@ -14,20 +14,28 @@ from .spec import KernelSpec
 GROUP_ROWS = 64  # rows that decide together: one warpgroup's wgmma tile (m64)
 PANEL_COLUMNS = 64  # 16-bit columns in one 128-byte swizzled row
 MAX_SMEM_BYTES = 232448  # 227 KB, the opt-in limit of one CTA on SM90
+_SM_REGISTERS = 65536
 _ALIGN = 1024  # of a 128-byte-swizzled TMA destination
 _BARRIER_BYTES = 1024  # barriers and the two work items, padded to the swizzle's alignment
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Launch geometry of one kernel. ``tile_m`` query rows by ``tile_n`` keys; ``stages`` K and V slots each."""
+    """Launch geometry of one kernel. ``tile_m`` query rows by ``tile_n`` keys; ``stages`` slots of K, ``stages_v`` of V."""
 
     tile_m: int
     tile_n: int
     stages: int
+    stages_v: int
     producer_regs: int
     consumer_regs: int
     separate_o: bool
+
+    def __post_init__(self) -> None:
+        """setmaxnreg only moves registers that the CTA got at launch: asking for more would wait for ever."""
+        at_launch = _SM_REGISTERS // self.threads // 8 * 8 * (self.consumers + 1)
+        asked = self.producer_regs + self.consumers * self.consumer_regs
+        assert asked <= at_launch, (self, at_launch)
 
     @property
     def consumers(self) -> int:
@@ -42,10 +50,10 @@ class Tile:
 
 # (head_dim, head_dim_v) -> tile. Registers: producer + consumers x consumer_regs <= 512 per thread column.
 _SM90_PREFILL = {
-    (64, 64): Tile(128, 128, 2, 40, 232, True),
-    (128, 128): Tile(128, 128, 2, 40, 232, True),
-    (192, 128): Tile(128, 128, 2, 40, 232, False),  # 48 KB of Q: O has to share its buffer
-    (256, 256): Tile(128, 64, 2, 40, 232, False),
+    (64, 64): Tile(128, 128, 2, 2, 40, 232, True),
+    (128, 128): Tile(128, 128, 3, 2, 40, 232, True),
+    (192, 128): Tile(128, 128, 2, 2, 40, 232, False),  # 48 KB of Q: O has to share its buffer
+    (256, 256): Tile(128, 64, 2, 2, 40, 232, False),
 }
 
 
@@ -67,7 +75,7 @@ def smem_bytes(spec: KernelSpec) -> int:
     """Dynamic shared memory of a kernel; ``storage.cuh`` asserts that ``sizeof(SharedStorage)`` agrees."""
     tile = tile_of(spec)
     q = tile.tile_m * spec.head_dim * 2
-    kv = tile.stages * tile.tile_n * (spec.head_dim + spec.head_dim_v) * 2
+    kv = tile.tile_n * (tile.stages * spec.head_dim + tile.stages_v * spec.head_dim_v) * 2
     o = tile.tile_m * spec.head_dim_v * 2 if tile.separate_o else 0
     total = q + kv + o + _BARRIER_BYTES
     assert total % _ALIGN == 0 and total <= MAX_SMEM_BYTES, (spec.name, total)

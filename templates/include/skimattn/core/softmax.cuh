@@ -41,42 +41,51 @@ SKIM_DEVICE void thread_maximum(const float (&s)[kSize], float (&out)[kThreadRow
   }
 }
 
-// Turns scores into exp2((s - max) * scale) in place, adds them to the row sums, and returns in `alpha` what older
-// sums and outputs have to be multiplied with. `thread_max` is what thread_maximum found.
-template <int kSize>
-SKIM_DEVICE void exponentiate(float (&s)[kSize], const float (&thread_max)[kThreadRows], RowState& rows,
-                              float scale_log2, float (&alpha)[kThreadRows]) {
-  float base[kThreadRows];
+// What a kept tile does to its rows: where its exponentials are measured from, and what older sums and outputs have to
+// be multiplied with.
+struct TileScale {
+  float base[kThreadRows], alpha[kThreadRows];
+};
+
+// `thread_max` is what thread_maximum found.
+SKIM_DEVICE TileScale raise_maximum(const float (&thread_max)[kThreadRows], RowState& rows, float scale_log2) {
+  TileScale scale;
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r) {
     const float old_max = rows.max[r];
     rows.max[r] = ptx::max_nan(old_max, quad_max(thread_max[r]));
     // A row that has seen no key keeps max = -inf; measured from 0 its exponentials come out as 0, not NaN.
-    base[r] = rows.max[r] == -kInf ? 0.0f : rows.max[r] * scale_log2;
-    alpha[r] = ptx::ex2(fmaf(old_max, scale_log2, -base[r]));
+    scale.base[r] = rows.max[r] == -kInf ? 0.0f : rows.max[r] * scale_log2;
+    scale.alpha[r] = ptx::ex2(fmaf(old_max, scale_log2, -scale.base[r]));
   }
+  return scale;
+}
+
+// Turns scores into probabilities, rounded to the element type as the A operand of P.V (the two fragments are the same
+// layout); adds them, not rounded, to the row sums; and multiplies the output by alpha.
+// Note: the three are interleaved because exponentials keep one pipe busy and the rest can hide behind it. There is no
+// branch around the multiplications where no maximum rose: measured, it costs more than they do.
+template <class Element, int kScores, int kOut>
+SKIM_DEVICE void weigh(const float (&s)[kScores], const TileScale& scale, float scale_log2, RowState& rows,
+                       uint32_t (&p)[kScores / 8][4], float (&o)[kOut]) {
+  constexpr int kSteps = kScores / 8, kChunk = kOut / kSteps;
+  static_assert(kOut % kSteps == 0);
   float sum[2 * kThreadRows] = {};
 #pragma unroll
-  for (int i = 0; i < kSize; ++i) {
-    s[i] = ptx::ex2(fmaf(s[i], scale_log2, -base[fragment_row(i)]));
-    sum[i & 3] += s[i];
+  for (int step = 0; step < kSteps; ++step) {
+    float e[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      e[i] = ptx::ex2(fmaf(s[8 * step + i], scale_log2, -scale.base[fragment_row(i)]));
+      sum[i & 3] += e[i];
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) p[step][i] = ptx::pack(Element{}, e[2 * i], e[2 * i + 1]);
+#pragma unroll
+    for (int i = step * kChunk; i < (step + 1) * kChunk; ++i) o[i] *= scale.alpha[fragment_row(i)];
   }
 #pragma unroll
-  for (int r = 0; r < kThreadRows; ++r) rows.sum[r] = fmaf(rows.sum[r], alpha[r], sum[2 * r] + sum[2 * r + 1]);
-}
-
-// Note: no branch around it where no maximum rose: measured, the branch costs more than the multiplications.
-template <int kSize>
-SKIM_DEVICE void rescale(float (&o)[kSize], const float (&alpha)[kThreadRows]) {
-#pragma unroll
-  for (int i = 0; i < kSize; ++i) o[i] *= alpha[fragment_row(i)];
-}
-
-// Rounds probabilities to the element type, as the A operand of P.V (the two fragments are the same layout).
-template <class Element, int kSize>
-SKIM_DEVICE void pack_probabilities(const float (&s)[kSize], uint32_t (&p)[kSize / 8][4]) {
-#pragma unroll
-  for (int i = 0; i < kSize / 2; ++i) p[i / 4][i % 4] = ptx::pack(Element{}, s[2 * i], s[2 * i + 1]);
+  for (int r = 0; r < kThreadRows; ++r) rows.sum[r] = fmaf(rows.sum[r], scale.alpha[r], sum[2 * r] + sum[2 * r + 1]);
 }
 
 }  // namespace skimattn

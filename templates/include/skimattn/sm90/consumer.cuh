@@ -130,8 +130,8 @@ class Consumer {
   template <bool kMasked, Due kDue>
   SKIM_DEVICE void step(int n) {
     float s[kScores];
-    const Ring<Tr::kStages> due = tiles_.previous();
-    ptx::mbarrier_wait_parity(&smem_.k_full[tiles_.slot], tiles_.phase);
+    const Ring<Tr::kStagesV> due = v_.previous();
+    ptx::mbarrier_wait_parity(&smem_.k_full[k_.slot], k_.phase);
     ptx::bar_sync(Bars::kOrder + group_, 2 * kGroupThreads);
     issue_qk(s);
     ptx::wgmma_commit();
@@ -141,13 +141,19 @@ class Consumer {
     }
     ptx::bar_arrive(Bars::kOrder + (group_ + 1) % Tr::kConsumers, 2 * kGroupThreads);
     ptx::wgmma_wait<kDue == Due::kProduct ? 1 : 0>();
-    release(&smem_.k_empty[tiles_.slot]);
-    tiles_.advance();
+    release(&smem_.k_empty[k_.slot]);
+    k_.advance();
+    v_.advance();
 
     bend_scores<Tr>(s, n * Tr::kTileN, at_, p_);
     if constexpr (kMasked) mask_scores<Tr>(s, n * Tr::kTileN, at_, p_);
-    float thread_max[kThreadRows], alpha[kThreadRows];
+    float thread_max[kThreadRows];
     thread_maximum(s, thread_max);
+    RowState raised = rows_;
+    TileScale scale;
+    // A tile after a kept one is most often kept: what can be computed before the answer to the vote is.
+    constexpr bool kExpectKept = kDue == Due::kProduct;
+    if constexpr (kExpectKept) scale = raise_maximum(thread_max, raised, p_.scale_log2);
     if constexpr (kSkips) {
       pending_ = !vote_to_skip(thread_max);
       if constexpr (kCounts) record(n, pending_);
@@ -156,15 +162,15 @@ class Consumer {
         return;
       }
     }
-    exponentiate(s, thread_max, rows_, p_.scale_log2, alpha);
+    if constexpr (!kExpectKept) scale = raise_maximum(thread_max, raised, p_.scale_log2);
+    rows_ = raised;
     finish_product<kDue>(due);
-    rescale(o_, alpha);
-    pack_probabilities<typename Tr::Element>(s, probabilities_);
+    weigh<typename Tr::Element>(s, scale, p_.scale_log2, rows_, probabilities_, o_);
   }
 
   SKIM_DEVICE void issue_qk(float (&s)[kScores]) {
     ptx::wgmma_fence();
-    const uint64_t q = k_major(smem_.q(group_)), k = k_major(smem_.k[tiles_.slot]);
+    const uint64_t q = k_major(smem_.q(group_)), k = k_major(smem_.k[k_.slot]);
 #pragma unroll
     for (int i = 0; i < Tr::kHeadDim / 16; ++i) {
       const int panel = i / 4, inside = i % 4 * 32;  // four k16 steps to a 128-byte row
@@ -173,7 +179,7 @@ class Consumer {
     }
   }
 
-  SKIM_DEVICE void issue_pv(Ring<Tr::kStages> due) {
+  SKIM_DEVICE void issue_pv(Ring<Tr::kStagesV> due) {
     ptx::mbarrier_wait_parity(&smem_.v_full[due.slot], due.phase);
     ptx::wgmma_fence();  // for this product's registers; the compiler inserts one where it is missing, and serialises
     const uint64_t v = mn_major(smem_.v[due.slot], Storage::kKvPanelBytes);
@@ -185,7 +191,7 @@ class Consumer {
 
   // Waits for the product of the tile before this one, if there was one, and hands its V back.
   template <Due kDue>
-  SKIM_DEVICE void finish_product(Ring<Tr::kStages> due) {
+  SKIM_DEVICE void finish_product(Ring<Tr::kStagesV> due) {
     if constexpr (kDue == Due::kProduct) ptx::wgmma_wait<0>();
     // Note: a slot whose product was skipped must still be seen full before it is handed back: the parity of a phase
     // that was never waited for would be taken for the one before it.
@@ -194,7 +200,7 @@ class Consumer {
   }
 
   SKIM_DEVICE void last_product() {
-    const Ring<Tr::kStages> due = tiles_.previous();
+    const Ring<Tr::kStagesV> due = v_.previous();
     if (!kSkips || pending_) {
       issue_pv(due);
       ptx::wgmma_commit();
@@ -210,7 +216,7 @@ class Consumer {
   SKIM_DEVICE void clear_tail(int n) {
     const int keys = at_.len_k - n * Tr::kTileN;
     if (keys >= Tr::kTileN) return;
-    const Ring<Tr::kStages> due = tiles_.previous();
+    const Ring<Tr::kStagesV> due = v_.previous();
     ptx::mbarrier_wait_parity(&smem_.v_full[due.slot], due.phase);
     for (int panel = 0; panel < Storage::kPanelsV; ++panel) {
       const int begin = panel * Storage::kKvPanelBytes;
@@ -234,17 +240,16 @@ class Consumer {
       // Rows past the end belong to a neighbour, or to nobody: they have no vote.
       agree &= !at_.valid(r) | agrees(thread_max[r], rows_.max[r], p_.scale_log2, limit_);
     }
-    const Ring<Tr::kStages> tile = tiles_.previous();
+    const Ring<Tr::kStagesV> tile = v_.previous();
     uint64_t* voted = &smem_.voted[tile.slot][group_];
-    ++votes_;
     const bool keep = ptx::warp_any(!agree);
-    if (thread_ % kWarpThreads == 0) {
-      if (keep) ptx::st_shared_relaxed(&smem_.kept[group_], votes_);
-      ptx::mbarrier_arrive(voted);
-    }
+    ++votes_;
+    const bool speaks = thread_ % kWarpThreads == 0;
+    if (speaks & keep) ptx::st_shared_relaxed(&smem_.kept[group_], votes_);
+    if (speaks) ptx::mbarrier_arrive(voted);
     if (keep) return false;
     ptx::mbarrier_wait_parity(voted, tile.phase);
-    return ptx::ld_shared_relaxed(&smem_.kept[group_]) != votes_;
+    return ptx::shfl(static_cast<int>(ptx::ld_shared_relaxed(&smem_.kept[group_])), 0) != static_cast<int>(votes_);
   }
 
   SKIM_DEVICE void record(int n, bool keep) {
@@ -283,7 +288,8 @@ class Consumer {
   float o_[kOut];
   uint32_t probabilities_[Tr::kTileN / 16][4];
   RowState rows_;
-  Ring<Tr::kStages> tiles_;  // of K; the V that is due lies one before it
+  Ring<Tr::kStages> k_;
+  Ring<Tr::kStagesV> v_;  // of the same tile as k_; the V that is due lies one before it
   uint32_t items_ = 0;
 };
 

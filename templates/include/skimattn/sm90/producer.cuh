@@ -170,7 +170,8 @@ class Producer {
 
   const Params& p_;
   Storage& smem_;
-  Ring<Tr::kStages> k_, v_;  // each used by its own warp
+  Ring<Tr::kStages> k_;   // warp 0's
+  Ring<Tr::kStagesV> v_;  // warp 1's
   Ring<kWorkSlots> work_;
   uint32_t q_phase_ = 0, votes_ = 0;
 };

@@ -156,7 +156,7 @@ SKIM_DEVICE void wgmma_wait() {
 // ---- arithmetic
 SKIM_DEVICE float ex2(float x) {
   float y;
-  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 SKIM_DEVICE float tanh_approx(float x) {

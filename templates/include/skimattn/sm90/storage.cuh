@@ -18,17 +18,17 @@ struct SharedStorage {
   // Plane 0 holds Q; the last plane O, which shares Q's where there is no room for both.
   alignas(1024) uint8_t qo[kPlanes][Tr::kConsumers][kPanels * kQPanelBytes];
   alignas(1024) uint8_t k[Tr::kStages][kPanels * kKvPanelBytes];
-  alignas(1024) uint8_t v[Tr::kStages][kPanelsV * kKvPanelBytes];
+  alignas(1024) uint8_t v[Tr::kStagesV][kPanelsV * kKvPanelBytes];
   // `full`: the producer's bytes have landed. `empty`: every reader is done; one arrival per reading warp.
   alignas(1024) uint64_t q_full[Tr::kConsumers];
   uint64_t q_empty[Tr::kConsumers];
   uint64_t k_full[Tr::kStages], k_empty[Tr::kStages];
-  uint64_t v_full[Tr::kStages], v_empty[Tr::kStages];
+  uint64_t v_full[Tr::kStagesV], v_empty[Tr::kStagesV];
   uint64_t work_full[kWorkSlots], work_empty[kWorkSlots];
   uint32_t work[kWorkSlots][kWorkWords];
   // Skip kernels: a group's warps have voted on the tile of this stage; and, counted over all tiles, the last vote in
   // which some warp of the group kept its tile.
-  uint64_t voted[Tr::kStages][Tr::kConsumers];
+  uint64_t voted[Tr::kStagesV][Tr::kConsumers];
   uint32_t kept[Tr::kConsumers];
 
   SKIM_DEVICE uint8_t* q(int group) { return qo[0][group]; }
@@ -44,6 +44,8 @@ struct SharedStorage {
     for (int i = 0; i < Tr::kStages; ++i) {
       ptx::mbarrier_init(&k_full[i], 1);
       ptx::mbarrier_init(&k_empty[i], kReaders);
+    }
+    for (int i = 0; i < Tr::kStagesV; ++i) {
       ptx::mbarrier_init(&v_full[i], 1);
       ptx::mbarrier_init(&v_empty[i], kReaders);
       for (int group = 0; group < Tr::kConsumers; ++group) ptx::mbarrier_init(&voted[i][group], kGroupWarps);
