@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+# Read by torch when it is imported, here and in processes that tests start. On the small tensors of tests more threads
+# gain nothing, and where they share cores with something else they are 5 to 50 times slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _GPU_FOLDER = Path(__file__).parent / "gpu"
 
