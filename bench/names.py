@@ -1,0 +1,23 @@
+"""What result files and their readers agree on: names of what is timed, and the thresholds it is timed with."""
+
+from __future__ import annotations
+
+DENSE = "ours dense"
+REPEATED = "launch(params), out given"  # in ``bench host``: the row that must stay within the bound
+SKIP_NOTHING = (0.0, 1e-30)  # thresholds on N(0,1): never skip, and vote on every tile without ever agreeing
+THRESHOLD = 1e-3  # on planted inputs
+
+
+def skip_name(threshold: float) -> str:
+    """Our skip kernel at a threshold."""
+    return f"ours skip@{threshold:g}"
+
+
+def stat_name(threshold: float) -> str:
+    """Our stat kernel at a threshold."""
+    return f"ours stat@{threshold:g}"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a name is that of a kernel of this project."""
+    return name.startswith("ours ")

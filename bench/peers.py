@@ -1,0 +1,167 @@
+"""The libraries that we are measured beside. Each is loaded if it is there; what is not is reported with the reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .contender import Contender, first
+from .inputs import Inputs
+from .shape import Shape
+
+_WORKSPACE_BYTES = 128 << 20
+
+# Inputs, shape, skip threshold (None: the dense kernel only) -> the calls of one peer.
+Maker = Callable[[Inputs, Shape, float | None], list[Contender]]
+
+
+class MissingError(Exception):
+    """The peer cannot run here; the text says why."""
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A peer that was asked for and did not run, where (``"anywhere"``, or the case), and why."""
+
+    peer: str
+    case: str
+    reason: str
+
+
+def load_cudnn() -> Maker:
+    """cuDNN through torch's scaled_dot_product_attention."""
+    cudnn: Any = torch.backends.cudnn
+    if not cudnn.is_available():
+        raise MissingError("torch has no cuDNN here")
+    attention = import_module("torch.nn.attention")
+
+    def make(inputs: Inputs, shape: Shape, threshold: float | None) -> list[Contender]:
+        q, k, v = (x.transpose(1, 2) for x in (inputs.q, inputs.k, inputs.v))
+
+        def call() -> torch.Tensor:
+            with attention.sdpa_kernel(attention.SDPBackend.CUDNN_ATTENTION):
+                out = F.scaled_dot_product_attention(q, k, v, is_causal=shape.causal, enable_gqa=True)
+            return out.transpose(1, 2)
+
+        return [Contender("cudnn", call)]
+
+    return make
+
+
+def load_fa4() -> Maker:
+    """FlashAttention-4, the CuTe DSL implementation."""
+    library = _import("flash_attn.cute")
+
+    def make(inputs: Inputs, shape: Shape, threshold: float | None) -> list[Contender]:
+        q, k, v = inputs.q, inputs.k, inputs.v
+        return [Contender("fa4", lambda: first(library.flash_attn_func(q, k, v, causal=shape.causal)))]
+
+    return make
+
+
+def load_fa3() -> Maker:
+    """FlashAttention-3 as vLLM builds it: a library of torch operators that ``FA3_LIBRARY`` names."""
+    path = os.environ.get("FA3_LIBRARY")
+    if not path:
+        raise MissingError("the environment variable FA3_LIBRARY does not name its library")
+    operators: Any = torch.ops
+    operators.load_library(path)
+
+    def make(inputs: Inputs, shape: Shape, threshold: float | None) -> list[Contender]:
+        q, k, v = (x.flatten(0, 1) for x in (inputs.q, inputs.k, inputs.v))
+        offsets = _offsets(shape, q.device)
+
+        def call() -> torch.Tensor:
+            # fmt: off
+            result = operators._vllm_fa3_C.fwd(
+                q, k, v, None, None, None, None, offsets, offsets, None, None, None, shape.seqlen, shape.seqlen, None,
+                None, None, None, None, None, None, None, None, shape.head_dim**-0.5, shape.causal, -1, -1, 0.0,
+                True, None, 1, None, 0, None, 1, 0, None,
+            )
+            # fmt: on
+            return first(result).view(inputs.q.shape)
+
+        return [Contender("fa3", call)]
+
+    return make
+
+
+def load_fmha_v2() -> Maker:
+    """fmha_v2 of FlashInfer, which has a skip kernel of its own."""
+    library = _import("flashinfer.prefill")
+
+    def make(inputs: Inputs, shape: Shape, threshold: float | None) -> list[Contender]:
+        q = inputs.q.flatten(0, 1)
+        pair = torch.stack([inputs.k.flatten(0, 1), inputs.v.flatten(0, 1)], 1)
+        workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=q.device)
+        offsets = _offsets(shape, q.device)
+        lens = torch.full((shape.batch,), shape.seqlen, dtype=torch.int32, device=q.device)
+
+        def call(out: torch.Tensor, factor: float) -> torch.Tensor:
+            mask = "causal" if shape.causal else "padding"
+            # fmt: off
+            library.trtllm_fmha_v2_prefill(
+                (q, pair), "CONTIGUOUS_Q_KV", workspace, lens, shape.seqlen, shape.seqlen, shape.head_dim**-0.5, 1.0,
+                shape.batch, offsets, offsets, out=out, mask_mode=mask, skip_softmax_threshold_scale_factor=factor,
+            )
+            # fmt: on
+            return out.view(inputs.q.shape)
+
+        factors = {"fmha_v2": 0.0}
+        if threshold:
+            factors[f"fmha_v2 skip@{threshold:g}"] = threshold * shape.seqlen  # it divides by the length
+        outs = {name: torch.full_like(q, float("nan")) for name in factors}
+        return [
+            Contender(name, partial(call, outs[name], factor), partial(outs[name].fill_, float("nan")))
+            for name, factor in factors.items()
+        ]
+
+    return make
+
+
+def _import(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise MissingError(f"{name} cannot be imported: {error}") from error
+
+
+def _offsets(shape: Shape, device: torch.device) -> torch.Tensor:
+    return torch.arange(shape.batch + 1, dtype=torch.int32, device=device) * shape.seqlen
+
+
+LOADERS: dict[str, Callable[[], Maker]] = {
+    "cudnn": load_cudnn,
+    "fa4": load_fa4,
+    "fa3": load_fa3,
+    "fmha_v2": load_fmha_v2,
+}
+
+
+def load(names: Iterable[str]) -> tuple[dict[str, Maker], list[NotRun]]:
+    """Load the named peers, cuDNN in any case.
+
+    Returns:
+        What can make the calls of each peer that is there, and the peers that are not.
+    """
+    makers: dict[str, Maker] = {}
+    missing: list[NotRun] = []
+    for name in dict.fromkeys(("cudnn", *names)):
+        try:
+            makers[name] = LOADERS[name]()
+        except Exception as error:  # a foreign library may fail in any way, and must not end the run
+            missing.append(NotRun(name, "anywhere", reason_of(error)))
+    return makers, missing
+
+
+def reason_of(error: Exception) -> str:
+    """An error in one line."""
+    text = str(error) if isinstance(error, MissingError) else repr(error)
+    return " ".join(text.split())[:400]

@@ -1,0 +1,56 @@
+"""Speedup over sparsity as a picture, if matplotlib is there."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .names import DENSE
+
+
+def speedups(document: dict[str, Any]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Points (sparsity, speedup, 10th, 90th percentile) per line: ours by shape, and fmha_v2 over its own dense."""
+    lines: dict[str, list[tuple[float, float, float, float]]] = {}
+    for case in document["cases"]:
+        if case["input"] != "planted":
+            continue
+        for item in case["comparisons"]:
+            ours = item["of"].startswith("ours skip") and item["over"] == DENSE
+            theirs = item["of"].startswith("fmha_v2 skip") and item["over"] == "fmha_v2"
+            if ours or theirs:
+                who = "skimattn" if ours else "fmha_v2"
+                speed = item["speed"]
+                point = (case["counts"]["sparsity"], speed["median"], speed["p10"], speed["p90"])
+                lines.setdefault(f"{who} {case['mask']} {case['seqlen'] // 1024}k", []).append(point)
+    return {name: sorted(points) for name, points in lines.items()}
+
+
+def draw(document: dict[str, Any], path: Path) -> str:
+    """Draw to ``path``; says what was done, or why nothing was."""
+    lines = speedups(document)
+    if not lines:
+        return "no picture: nothing with planted sparsity was measured"
+    try:
+        matplotlib = import_module("matplotlib")
+    except ModuleNotFoundError:
+        return "no picture: matplotlib is not installed (pip install matplotlib)"
+    matplotlib.use("Agg")
+    figure, axes = import_module("matplotlib.pyplot").subplots(figsize=(7.5, 5))
+    bound = [step / 100 for step in range(101)]
+    axes.plot(bound, [1 / (1 - s / 2) for s in bound], ":", color="gray", label="bound: Q·K stays, P·V is skipped")
+    for name, points in lines.items():
+        at, middle, low, high = (list(values) for values in zip(*points, strict=True))
+        errors = [
+            [m - lo for m, lo in zip(middle, low, strict=True)],
+            [hi - m for m, hi in zip(middle, high, strict=True)],
+        ]
+        style = "o-" if name.startswith("skimattn") else "x--"
+        axes.errorbar(at, middle, yerr=errors, fmt=style, capsize=3, label=name)
+    axes.axhline(1, color="black", linewidth=0.5)
+    axes.set_xlabel("skipped share of the visited tiles")
+    axes.set_ylabel("speed over the same library's dense kernel")
+    axes.set_title(f"{document['gpu']}, planted inputs, {document['cases'][0]['dtype']}")
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    return str(path)
