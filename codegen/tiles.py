@@ -66,9 +66,10 @@ def order_of(spec: KernelSpec) -> str:
     """In which order a row group visits its key tiles.
 
     ``sink_first``: tile 0, then from the last visible one down; attention sinks raise the running maximum at once, so
-    more of what follows can be skipped. ``reverse``: from the last down to the first, where the first is no sink.
+    more of what follows can be skipped. ``reverse``: from the last down to the first. All groups of a CTA walk its
+    tiles in one order, which is each group's own only if they start at the same tile: where rows see the first key.
     """
-    return "reverse" if spec.mask in ("window", "chunked") else "sink_first"
+    return "sink_first" if spec.mask in ("full", "causal", "custom") else "reverse"
 
 
 def smem_bytes(spec: KernelSpec) -> int:
