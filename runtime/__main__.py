@@ -28,6 +28,8 @@ def demo(png: Path | None, seqlen: int, threshold: float, device: str | None) ->
     try:
         for line in script.run(seqlen, threshold, device, png):
             click.echo(line)
+    except BrokenPipeError:  # of whatever reads the output; click ends quietly
+        raise
     except (ArgumentError, BuildError, CudaError, NoKernelError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
