@@ -12,7 +12,7 @@ import jinja2
 from . import params
 from .features import FEATURES
 from .spec import KernelSpec
-from .tiles import PANEL_COLUMNS, order_of, smem_bytes, tile_of
+from .tiles import PANEL_COLUMNS, order_of, q_in_registers, smem_bytes, tile_of
 
 TEMPLATES = "skimattn.templates"
 TEMPLATES_VARIABLE = "SKIMATTN_TEMPLATES"  # a folder to use instead, for work on kernels outside the checkout
@@ -56,7 +56,14 @@ def camel(value: str) -> str:
 def render_kernel(spec: KernelSpec) -> str:
     """The ``.cu`` of one kernel: its traits and its ``extern "C"`` entry."""
     template = environment().get_template("kernel.cu.j2")
-    return template.render(spec=spec, tile=tile_of(spec), smem=smem_bytes(spec), order=order_of(spec), camel=camel)
+    return template.render(
+        spec=spec,
+        tile=tile_of(spec),
+        smem=smem_bytes(spec),
+        order=order_of(spec),
+        q_in_registers=q_in_registers(spec),
+        camel=camel,
+    )
 
 
 def render_header(name: str) -> str:

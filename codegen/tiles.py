@@ -21,7 +21,7 @@ _BARRIER_BYTES = 1024  # barriers and the two work items, padded to the swizzle'
 
 @dataclass(frozen=True)
 class Tile:
-    """Launch geometry of one kernel. ``tile_m`` query rows by ``tile_n`` keys; ``stages`` slots of K, ``stages_v`` of V."""
+    """Launch geometry of one kernel: ``tile_m`` query rows by ``tile_n`` keys, ``stages`` K and ``stages_v`` V slots."""
 
     tile_m: int
     tile_n: int
@@ -48,18 +48,32 @@ class Tile:
         return 128 * (self.consumers + 1)
 
 
-# (head_dim, head_dim_v) -> tile. Registers: producer + consumers x consumer_regs <= 512 per thread column.
+# (head_dim, head_dim_v) -> tile. A third K slot where it fits: K is waited for in every tile, V only in kept ones.
 _SM90_PREFILL = {
-    (64, 64): Tile(128, 128, 2, 2, 40, 232, True),
-    (128, 128): Tile(128, 128, 3, 2, 40, 232, True),
-    (192, 128): Tile(128, 128, 2, 2, 40, 232, False),  # 48 KB of Q: O has to share its buffer
-    (256, 256): Tile(128, 64, 2, 2, 40, 232, False),
+    (64, 64): Tile(tile_m=128, tile_n=128, stages=3, stages_v=2, producer_regs=40, consumer_regs=232, separate_o=True),
+    (128, 128): Tile(
+        tile_m=128, tile_n=128, stages=3, stages_v=2, producer_regs=40, consumer_regs=232, separate_o=True
+    ),
+    # 48 KB of Q: O has to share its buffer.
+    (192, 128): Tile(
+        tile_m=128, tile_n=128, stages=2, stages_v=2, producer_regs=40, consumer_regs=232, separate_o=False
+    ),
+    (256, 256): Tile(
+        tile_m=128, tile_n=64, stages=2, stages_v=2, producer_regs=40, consumer_regs=232, separate_o=False
+    ),
 }
 
 
 def tile_of(spec: KernelSpec) -> Tile:
     """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
     return _SM90_PREFILL[spec.head_dim, spec.head_dim_v]
+
+
+def q_in_registers(spec: KernelSpec) -> bool:
+    """Whether Q is the A operand from registers. It spares shared-memory bandwidth, which skipping kernels are short of
+    (measured: 2.5 % faster), and costs register bandwidth, which dense ones are (3 % slower); it needs head_dim / 4
+    registers, which head_dim 192 and 256 do not have."""
+    return spec.skip != "dense" and spec.head_dim <= 128
 
 
 def order_of(spec: KernelSpec) -> str:

@@ -22,6 +22,7 @@ class Consumer {
   static constexpr bool kCounts = Tr::kSkip == Skip::kStat;
   static constexpr int kScores = Tr::kTileN / 2;  // floats a thread holds of a 64-row tile
   static constexpr int kOut = Tr::kHeadDimV / 2;
+  static constexpr int kStepsQ = Tr::kHeadDim / 16;
 
   SKIM_DEVICE Consumer(const Params& p, Storage& smem, int group)
       : p_(p), smem_(smem), group_(group), thread_(ptx::thread_index() % kGroupThreads) {}
@@ -86,12 +87,23 @@ class Consumer {
     const TileRange all = tile_range<Tr::kMask, Tr::kTileN>(item.row0, row1, item.len_q, item.len_k, p_);
     first_ = all.first;
     last_ = all.last;
-    skipped_ = 0;
+    if constexpr (kCounts) {
+      skipped_ = 0;
+      map_ = nullptr;
+      if (p_.skip_map != nullptr && thread_ == 0) {
+        map_ = p_.skip_map + item.batch * p_.skip_map_stride_batch + item.head * p_.skip_map_stride_head +
+               (item.row0 / kGroupRows + group_) * p_.skip_map_stride_group;
+      }
+    }
     return true;
   }
 
   SKIM_DEVICE void attend() {
     ptx::mbarrier_wait_parity(&smem_.q_full[group_], item_parity());
+    if constexpr (Tr::kQInRegisters) {
+      load_q();
+      release(&smem_.q_empty[group_]);  // the next item's rows may come while this one is computed
+    }
     const int tiles = last_ - first_;
     if (tiles > 0) {
       step<true, Due::kNothing>(visited(0));
@@ -108,7 +120,7 @@ class Consumer {
       }
       last_product();
     }
-    if constexpr (Tr::kSeparateO) release(&smem_.q_empty[group_]);
+    if constexpr (Tr::kSeparateO && !Tr::kQInRegisters) release(&smem_.q_empty[group_]);
   }
 
   SKIM_DEVICE int visited(int i) const { return visited_tile<Tr::kSinkFirst>(first_, last_, i); }
@@ -140,6 +152,7 @@ class Consumer {
       ptx::wgmma_commit();
     }
     ptx::bar_arrive(Bars::kOrder + (group_ + 1) % Tr::kConsumers, 2 * kGroupThreads);
+    if constexpr (kDue == Due::kRelease) return_v(due);  // while the product runs
     ptx::wgmma_wait<kDue == Due::kProduct ? 1 : 0>();
     release(&smem_.k_empty[k_.slot]);
     k_.advance();
@@ -155,27 +168,49 @@ class Consumer {
     constexpr bool kExpectKept = kDue == Due::kProduct;
     if constexpr (kExpectKept) scale = raise_maximum(thread_max, raised, p_.scale_log2);
     if constexpr (kSkips) {
-      pending_ = !vote_to_skip(thread_max);
-      if constexpr (kCounts) record(n, pending_);
-      if (!pending_) {
-        finish_product<kDue>(due);
+      if (all_skip(thread_max)) {
+        if constexpr (kCounts) record_skipped<kMasked>(n);
+        if constexpr (kDue == Due::kProduct) finish_product(due);
+        pending_ = false;
         return;
       }
+      if constexpr (kCounts) record_kept<kMasked>(n);
+      pending_ = true;
     }
     if constexpr (!kExpectKept) scale = raise_maximum(thread_max, raised, p_.scale_log2);
     rows_ = raised;
-    finish_product<kDue>(due);
+    if constexpr (kDue == Due::kProduct) finish_product(due);
     weigh<typename Tr::Element>(s, scale, p_.scale_log2, rows_, probabilities_, o_);
   }
 
+  // Q as the A operand, one k16 step after the other: it then costs no shared-memory bandwidth per tile.
+  SKIM_DEVICE void load_q() {
+    const int lane = thread_ % kWarpThreads, row = thread_ / kWarpThreads * 16 + lane / 4;
+#pragma unroll
+    for (int i = 0; i < kStepsQ; ++i) {
+      const uint8_t* panel = smem_.q(group_) + i / 4 * Storage::kQPanelBytes;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint8_t* from = panel + swizzled_offset(row, i % 4 * 16 + half * 8) + lane % 4 * 4;
+        q_[i][2 * half] = ptx::ld_shared(from);
+        q_[i][2 * half + 1] = ptx::ld_shared(from + 8 * kPanelRowBytes);
+      }
+    }
+  }
+
   SKIM_DEVICE void issue_qk(float (&s)[kScores]) {
+    using Wgmma = ptx::Wgmma<typename Tr::Element, Tr::kTileN>;
     ptx::wgmma_fence();
     const uint64_t q = k_major(smem_.q(group_)), k = k_major(smem_.k[k_.slot]);
 #pragma unroll
-    for (int i = 0; i < Tr::kHeadDim / 16; ++i) {
+    for (int i = 0; i < kStepsQ; ++i) {
       const int panel = i / 4, inside = i % 4 * 32;  // four k16 steps to a 128-byte row
-      ptx::Wgmma<typename Tr::Element, Tr::kTileN>::ss(s, advance(q, panel * Storage::kQPanelBytes + inside),
-                                                       advance(k, panel * Storage::kKvPanelBytes + inside), i > 0);
+      const uint64_t keys = advance(k, panel * Storage::kKvPanelBytes + inside);
+      if constexpr (Tr::kQInRegisters) {
+        Wgmma::rs_k_major(s, q_[i], keys, i > 0);
+      } else {
+        Wgmma::ss(s, advance(q, panel * Storage::kQPanelBytes + inside), keys, i > 0);
+      }
     }
   }
 
@@ -189,14 +224,18 @@ class Consumer {
     }
   }
 
-  // Waits for the product of the tile before this one, if there was one, and hands its V back.
-  template <Due kDue>
+  // Waits for the product of the tile before this one and hands its V back.
   SKIM_DEVICE void finish_product(Ring<Tr::kStagesV> due) {
-    if constexpr (kDue == Due::kProduct) ptx::wgmma_wait<0>();
-    // Note: a slot whose product was skipped must still be seen full before it is handed back: the parity of a phase
-    // that was never waited for would be taken for the one before it.
-    if constexpr (kDue == Due::kRelease) ptx::mbarrier_wait_parity(&smem_.v_full[due.slot], due.phase);
-    if constexpr (kDue != Due::kNothing) release(&smem_.v_empty[due.slot]);
+    ptx::wgmma_wait<0>();
+    release(&smem_.v_empty[due.slot]);
+  }
+
+  // Hands back a V that was not used.
+  // Note: it must still be seen full: the parity of a phase that was never waited for would be taken for the one
+  // before it.
+  SKIM_DEVICE void return_v(Ring<Tr::kStagesV> due) {
+    ptx::mbarrier_wait_parity(&smem_.v_full[due.slot], due.phase);
+    release(&smem_.v_empty[due.slot]);
   }
 
   SKIM_DEVICE void last_product() {
@@ -204,9 +243,9 @@ class Consumer {
     if (!kSkips || pending_) {
       issue_pv(due);
       ptx::wgmma_commit();
-      finish_product<Due::kProduct>(due);
+      finish_product(due);
     } else {
-      finish_product<Due::kRelease>(due);
+      return_v(due);
     }
   }
 
@@ -233,7 +272,7 @@ class Consumer {
   // leaves word and goes on. Only warps that would skip wait for the others' word, so a tile that everybody keeps
   // costs no synchronisation. The loader of V listens too.
   // Note: kept[] is not written again before every warp has read it: the turn barrier lies between two votes.
-  SKIM_DEVICE bool vote_to_skip(const float (&thread_max)[kThreadRows]) {
+  SKIM_DEVICE bool all_skip(const float (&thread_max)[kThreadRows]) {
     bool agree = true;
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
@@ -242,24 +281,29 @@ class Consumer {
     }
     const Ring<Tr::kStagesV> tile = v_.previous();
     uint64_t* voted = &smem_.voted[tile.slot][group_];
-    const bool keep = ptx::warp_any(!agree);
+    const bool keep = ptx::warp_any(!agree), speaks = thread_ % kWarpThreads == 0;
     ++votes_;
-    const bool speaks = thread_ % kWarpThreads == 0;
     if (speaks & keep) ptx::st_shared_relaxed(&smem_.kept[group_], votes_);
     if (speaks) ptx::mbarrier_arrive(voted);
     if (keep) return false;
     ptx::mbarrier_wait_parity(voted, tile.phase);
-    return ptx::shfl(static_cast<int>(ptx::ld_shared_relaxed(&smem_.kept[group_])), 0) != static_cast<int>(votes_);
+    return ptx::ld_shared_relaxed(&smem_.kept[group_]) != votes_;
   }
 
-  SKIM_DEVICE void record(int n, bool keep) {
-    if (n < own_.first || n >= own_.last) return;  // another group's tile
-    skipped_ += !keep;
-    if (p_.skip_map == nullptr || thread_ != 0) return;
-    const int64_t group = at_.row / kGroupRows;
-    ptx::st_global(p_.skip_map + at_.batch * p_.skip_map_stride_batch + at_.head * p_.skip_map_stride_head +
-                       group * p_.skip_map_stride_group + n,
-                   static_cast<uint8_t>(keep ? 1 : 2));
+  // A masked tile may be another group's; a whole one is always this group's.
+  template <bool kMasked>
+  SKIM_DEVICE bool is_own(int n) const {
+    return !kMasked || (n >= own_.first && n < own_.last);
+  }
+  template <bool kMasked>
+  SKIM_DEVICE void record_skipped(int n) {
+    if (!is_own<kMasked>(n)) return;
+    ++skipped_;
+    if (map_ != nullptr) ptx::st_global(map_ + n, uint8_t{2});
+  }
+  template <bool kMasked>
+  SKIM_DEVICE void record_kept(int n) {
+    if (map_ != nullptr && is_own<kMasked>(n)) ptx::st_global(map_ + n, uint8_t{1});
   }
 
   SKIM_DEVICE void finish() {
@@ -282,10 +326,12 @@ class Consumer {
   TileRange own_;      // of this group's rows
   int first_, last_;   // of all the CTA's rows: every group walks them all
   float limit_ = -kInf;
-  int skipped_ = 0;
+  int skipped_ = 0;         // stat kernels
+  uint8_t* map_ = nullptr;  // stat kernels: this group's row of the skip map, in one thread, if wanted
   uint32_t votes_ = 0;
   bool pending_ = false;
   float o_[kOut];
+  uint32_t q_[Tr::kQInRegisters ? kStepsQ : 1][4];
   uint32_t probabilities_[Tr::kTileN / 16][4];
   RowState rows_;
   Ring<Tr::kStages> k_;

@@ -19,6 +19,9 @@ struct Wgmma {
   static void rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) {
     skim_emulator::wgmma(d, N, kHostElement<T>, a, 0, b, true, true);
   }
+  static void rs_k_major(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+    skim_emulator::wgmma(d, N, kHostElement<T>, a, 0, b, accumulate, false);
+  }
 };
 
 }  // namespace skimattn::ptx
