@@ -90,7 +90,7 @@ FIELDS: tuple[Field, ...] = (
     _int32("heads_q", "query heads"),
     _int32("heads_kv", "key/value heads; heads_q is a multiple"),
     _int32("len_q", "rows per request, where cu_seqlens_q is null"),
-    _int32("len_k", "keys per request, where cu_seqlens_k and seqused_k are null"),
+    _int32("len_k", "keys per request, where cu_seqlens_k and seqused_k are null; the most that seqused_k may say"),
     _int32("head_dim_v", "columns of the output, at most the kernel's"),
     _int32("page_size", "keys per page; paged kernels only"),
     _int32("page_box_rows", "rows of one copy: the largest power of two that divides page_size, at most the tile"),

@@ -17,8 +17,10 @@ SKIM_DEVICE int request_rows(const Params& p, int batch) {
   return ptx::ld_global(p.cu_seqlens_q + batch + 1) - ptx::ld_global(p.cu_seqlens_q + batch);
 }
 
+// Lengths that lie on the device were never checked: seqused_k is cut to what the host said is there, since the page
+// table, the mask and skip_map end there.
 SKIM_DEVICE int request_keys(const Params& p, int batch) {
-  if (p.seqused_k != nullptr) return ptx::ld_global(p.seqused_k + batch);
+  if (p.seqused_k != nullptr) return imax(imin(ptx::ld_global(p.seqused_k + batch), p.len_k), 0);
   if (p.cu_seqlens_k == nullptr) return p.len_k;
   return ptx::ld_global(p.cu_seqlens_k + batch + 1) - ptx::ld_global(p.cu_seqlens_k + batch);
 }
