@@ -79,7 +79,7 @@ def run_case(case: Case, session: Session) -> dict[str, Any]:
         "counts": counts,
         "rows": rows,
         "comparisons": comparisons,
-        "checks": [{**asdict(check), "passed": check.passed} for check in checks],
+        "checks": [_plain(check) for check in checks],
         "under_load": session.under_load(calls[DENSE], Summary.of(times[DENSE]).median),
     }
 
@@ -138,6 +138,10 @@ def _count(
         "sparsity": round(skipped / max(visited, 1), 4),
     }
     return counts, check_counts(name, (visited, skipped), expected)
+
+
+def _plain(check: Check) -> dict[str, object]:
+    return {**asdict(check), "value": float(f"{check.value:.3g}"), "passed": check.passed}
 
 
 def _row(name: str, samples: Sequence[float], shape: Shape) -> dict[str, object]:

@@ -49,7 +49,7 @@ def gpu_state() -> dict[str, object]:
             [*command, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True, timeout=30
         )
         return parse_smi(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError, AttributeError, RuntimeError) as error:
+    except (OSError, subprocess.SubprocessError, ValueError, AssertionError, AttributeError, RuntimeError) as error:
         return {"unknown": f"{type(error).__name__}: {error}"}
 
 

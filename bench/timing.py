@@ -49,11 +49,11 @@ def speed_over(times: Sequence[float], others: Sequence[float]) -> Summary:
 
 
 def round_order(names: Sequence[str], index: int) -> list[str]:
-    """The order of round ``index``: the start rotates, and every second round goes backwards.
+    """The order of round ``index``: the start rotates every second round, and the rounds between go backwards.
 
     So each takes every place, and none always follows the same neighbour, whose heat or cache it would inherit.
     """
-    start = index % len(names)
+    start = index // 2 % len(names)
     order = [*names[start:], *names[:start]]
     return order[::-1] if index % 2 else order
 
