@@ -42,7 +42,8 @@ class Toolchain:
         line = ("-lineinfo",) if self.lineinfo else ()
         if self.compiler == "nvcc":
             return (f"-gencode=arch=compute_{target},code=sm_{target}", "-cubin", "-Xptxas=-v", *_COMMON, *line)
-        return (f"-arch=sm_{target}", "--ptxas-options=-v", *_COMMON, *line)
+        # NVRTC keeps compiled results in the driver's cache where there is one, and what comes from there has no log.
+        return (f"-arch=sm_{target}", "--ptxas-options=-v", "--no-cache", *_COMMON, *line)
 
 
 def find_toolchain(compiler: str, lineinfo: bool = False) -> Toolchain:
