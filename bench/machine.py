@@ -23,7 +23,7 @@ _QUERY = {
     "temperature.gpu": "temperature_c",
 }
 _DISTRIBUTIONS = ("nvidia-cuda-nvrtc", "flash-attn-4", "flashinfer-python", "nvidia-cutlass-dsl", "triton")
-_LOAD_MS = 300.0  # of work behind which the clocks are read: long enough for them to settle under it
+_LOAD_MS = 600.0  # of work enqueued before the clocks are read, so that they are read under it
 
 
 def parse_smi(text: str) -> dict[str, object]:
