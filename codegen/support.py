@@ -69,7 +69,7 @@ def _head_dim_table(specs: Iterable[KernelSpec]) -> list[str]:
 def between_markers(text: str) -> str:
     """What stands between the markers in a README; ``ValueError`` if they are not both there, in order."""
     _, begin, rest = text.partition(BEGIN + "\n")
-    inside, end, _ = rest.partition("\n" + END)
+    inside, end, _ = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"expected the lines {BEGIN} and {END}")
     return inside
@@ -78,11 +78,11 @@ def between_markers(text: str) -> str:
 def update(path: Path) -> bool:
     """Rewrite the support matrix in a README; returns whether it changed."""
     text = path.read_text(encoding="utf-8")
-    inside = between_markers(text)
-    fresh = text.replace(f"{BEGIN}\n{inside}\n{END}", f"{BEGIN}\n{table()}\n{END}")
-    if fresh != text:
-        path.write_text(fresh, encoding="utf-8")
-    return fresh != text
+    old, new = (f"{BEGIN}\n{inside}{END}" for inside in (between_markers(text), f"{table()}\n"))
+    if old == new:
+        return False
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return True
 
 
 def main(arguments: list[str]) -> None:
