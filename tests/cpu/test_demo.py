@@ -16,6 +16,12 @@ from skimattn.__main__ import main
 from skimattn.tile_map import ASCII, BLOCKS, png_bytes, text_lines
 
 
+@pytest.fixture(autouse=True)
+def _no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was built in the checkout, when and from what, does not matter here."""
+    monkeypatch.setenv("SKIMATTN_KERNELS", str(tmp_path / "nothing"))
+
+
 def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["demo", "--device", "cpu", *arguments])
 
