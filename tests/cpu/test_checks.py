@@ -53,7 +53,7 @@ def unvisited_tile(result: Result) -> None:
 
 
 def one_count(result: Result) -> None:
-    result.tensors["stats"].view(-1)[-1] += 1
+    result.tensors["stats"][-1, -1, 1] += 1
 
 
 def counts_not_added(result: Result) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers.boundary import Boundary, boundaries
 from tests.helpers.cases import Case
-from tests.helpers.catalogue import device_cases, pairwise_cases, pattern_cases
+from tests.helpers.catalogue import device_cases, pairwise_cases, pattern_cases, shape_cases
 from tests.helpers.check import check
 from tests.helpers.oracle import KEPT, SKIPPED
 from tests.helpers.run import run_case
@@ -30,6 +30,12 @@ def test_planted_patterns(case: Case) -> None:
     answers = check(result, held)
     assert any((answer.skip_map == SKIPPED).any() for answer in answers), "nothing to skip: the pattern is not planted"
     assert any((answer.skip_map == KEPT).any() for answer in answers)
+
+
+@pytest.mark.parametrize("case", shape_cases(), ids=name)
+def test_shapes(case: Case) -> None:
+    result, held = run_case(case, "emulator", sms=5)
+    check(result, held)
 
 
 @pytest.mark.parametrize("case", device_cases(), ids=name)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.boundary import Boundary, boundaries
 from tests.helpers.cases import Case
-from tests.helpers.catalogue import pairwise_cases, pattern_cases
+from tests.helpers.catalogue import pairwise_cases, pattern_cases, shape_cases
 from tests.helpers.check import check
 from tests.helpers.properties import PROPERTIES
 from tests.helpers.run import run_case
@@ -18,7 +18,7 @@ def name(value: Case | Boundary) -> str:
     return value.name if isinstance(value, Case) else value.case.name
 
 
-@pytest.mark.parametrize("case", [*pairwise_cases(), *pattern_cases()], ids=name)
+@pytest.mark.parametrize("case", [*pairwise_cases(), *pattern_cases(), *shape_cases()], ids=name)
 def test_cases(case: Case) -> None:
     result, held = run_case(case, "reference")
     check(result, held)

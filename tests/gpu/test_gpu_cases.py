@@ -8,17 +8,26 @@ import pytest
 
 from tests.helpers.boundary import Boundary, boundaries
 from tests.helpers.cases import Case
-from tests.helpers.catalogue import default_set_cases, device_cases, pairwise_cases, pattern_cases
+from tests.helpers.catalogue import (
+    default_set_cases,
+    device_cases,
+    fuzz_case,
+    pairwise_cases,
+    pattern_cases,
+    shape_cases,
+)
 from tests.helpers.check import check
 from tests.helpers.properties import PROPERTIES
 from tests.helpers.run import run_case
+
+FUZZ = 200
 
 
 def name(value: Case | Boundary) -> str:
     return value.name if isinstance(value, Case) else value.case.name
 
 
-@pytest.mark.parametrize("case", [*pairwise_cases(), *pattern_cases(), *device_cases()], ids=name)
+@pytest.mark.parametrize("case", [*pairwise_cases(), *pattern_cases(), *shape_cases(), *device_cases()], ids=name)
 def test_cases(case: Case) -> None:
     result, held = run_case(case, "gpu")
     check(result, held)
@@ -27,6 +36,12 @@ def test_cases(case: Case) -> None:
 @pytest.mark.parametrize("case", default_set_cases(), ids=name)
 def test_default_set(case: Case) -> None:
     result, held = run_case(case, "gpu")
+    check(result, held)
+
+
+@pytest.mark.parametrize("seed", range(FUZZ))
+def test_fuzz(seed: int) -> None:
+    result, held = run_case(fuzz_case(seed), "gpu")
     check(result, held)
 
 

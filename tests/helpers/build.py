@@ -14,6 +14,7 @@ import torch
 from .cases import DTYPES, Case, Content, sinks_of, slopes_of
 
 MAP_SENTINEL = 99
+UNCOUNTED = 7  # between pairs of counts
 BAD_PAGE = 0x7FFFFFF0
 SPARE_KEYS = 40
 Tensors = dict[str, torch.Tensor]
@@ -126,7 +127,8 @@ def _pages(case: Case, held: list[Content]) -> Tensors:
     needed = [-(-len(one.k) // size) for one in held]
     rng = np.random.default_rng([case.seed, 77])
     order = [int(page) for page in rng.permutation(sum(needed) + 3)]
-    table = torch.full((len(held), max(needed) + 2), BAD_PAGE, dtype=torch.int32)
+    width, spare = max(needed) + 2, 3 if case.memory == "gaps" else 0
+    table = torch.full((len(held), width + spare), BAD_PAGE, dtype=torch.int32)[:, :width]
     dtype, heads = DTYPES[case.dtype], case.heads_kv
     caches = {}
     for name, columns in (("k", case.head_dim), ("v", case.head_dim_v)):
@@ -168,7 +170,8 @@ def mask_tensor(case: Case, held: list[Content]) -> torch.Tensor:
         bits = bits if case.custom.endswith("3") else bits[0]
     else:
         bits = np.stack(padded)
-        bits = {"2": bits[0, 0], "3": bits[:, 0], "4": bits}[case.custom[-1]]
+        longest = max(range(len(held)), key=lambda index: len(held[index].k))  # holds every bit of a shared mask
+        bits = {"2": bits[longest, 0], "3": bits[:, 0], "4": bits}[case.custom[-1]]
     if case.custom.startswith("bool"):
         return torch.from_numpy(np.ascontiguousarray(bits))
     width = 32 * -(-keys // 32) + 64  # rows longer than they need be, hostile at the end
@@ -186,22 +189,32 @@ def _results(case: Case) -> Tensors:
     tensors: Tensors = {}
     rows = _sequence(case, 0)
     if case.give_out:
-        tensors["out"] = _empty(
-            case, (*rows, case.heads_q, case.head_dim_v), DTYPES[case.dtype], sentinel(DTYPES[case.dtype])
-        )
+        dtype = DTYPES[case.dtype]
+        tensors["out"] = _empty(case, (*rows, case.heads_q, case.head_dim_v), dtype, sentinel(dtype))
         if case.lse:
-            lse = torch.full((*rows[:-1], case.heads_q, rows[-1]), sentinel(torch.float32), dtype=torch.float32)
-            tensors["lse"] = (
-                lse.transpose(-1, -2) if case.memory == "transposed" else lse.transpose(-1, -2).contiguous()
-            )
+            tensors["lse"] = _lse(case, rows)
     if case.skip == "stat":
-        batch = len(case.lens)
-        shape = {"all": (2,), "batch": (batch, 2), "head": (batch, case.heads_q, 2)}[case.stats_kind]
-        tensors["stats"] = stats_before(shape)
-        groups = -(-(max(len_q for len_q, _ in case.lens) + case.extra_rows) // 64) + 1
-        tiles = -(-max(len_k for _, len_k in case.lens) // case.tile_n) + 2
-        tensors["skip_map"] = torch.full((batch, case.heads_q, groups, tiles), MAP_SENTINEL, dtype=torch.uint8)
+        tensors |= _statistics(case)
     return tensors
+
+
+def _lse(case: Case, rows: tuple[int, ...]) -> torch.Tensor:
+    """[..., rows, heads], row by row, or head by head where memory is transposed."""
+    fill = sentinel(torch.float32)
+    if case.memory == "transposed":
+        return torch.full((*rows[:-1], case.heads_q, rows[-1]), fill).transpose(-1, -2)
+    spare = 3 if case.memory == "gaps" else 0
+    return torch.full((*rows, case.heads_q + spare), fill)[..., : case.heads_q]
+
+
+def _statistics(case: Case) -> Tensors:
+    batch, spare = len(case.lens), 2 if case.memory == "gaps" else 0
+    shape = {"all": (2,), "batch": (batch, 2), "head": (batch, case.heads_q, 2)}[case.stats_kind]
+    stats = torch.full((*shape[:-1], 2 + spare), UNCOUNTED)[..., :2]
+    groups = -(-(max(len_q for len_q, _ in case.lens) + case.extra_rows) // 64) + 1
+    tiles = -(-max(len_k for _, len_k in case.lens) // case.tile_n) + 2
+    skip_map = torch.full((batch, case.heads_q + spare, groups, tiles + spare), MAP_SENTINEL, dtype=torch.uint8)
+    return {"stats": stats.copy_(stats_before(shape)), "skip_map": skip_map[:, : case.heads_q, :, :tiles]}
 
 
 def stats_before(shape: tuple[int, ...]) -> torch.Tensor:
@@ -217,7 +230,9 @@ def _threshold(case: Case, held: list[Content]) -> dict[str, object]:
     if case.threshold_kind == "float":
         return {"skip_softmax_threshold": float(case.thresholds[0])}
     values = per_head if case.threshold_kind == "head" else per_head[:, 0]
-    return {"skip_softmax_threshold": torch.from_numpy(np.ascontiguousarray(values))}
+    step = 2 if case.memory == "gaps" else 1
+    spread = torch.full((*values.shape[:-1], values.shape[-1] * step), 0.5)[..., ::step]
+    return {"skip_softmax_threshold": spread.copy_(torch.from_numpy(np.ascontiguousarray(values)))}
 
 
 def build(case: Case, held: list[Content]) -> Built:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -103,6 +104,24 @@ def _traits(case: Case) -> set[tuple[str, Any]]:
     return {(name, getattr(case, name)) for name in names} | {("dims", (case.spec.head_dim, case.mask, case.skip))}
 
 
+def fuzz_case(seed: int) -> Case:
+    """A random legal call of a random kernel of the pairwise set, with random lengths."""
+    rng = random.Random(seed)
+    factors = runtime_factors()
+    row = {name: rng.choice(values) for name, values in factors.items()}
+    while not _allowed(row):
+        row = {name: rng.choice(values) for name, values in factors.items()}
+    case = case_of(row, seed)
+    lens = [(rng.choice((0, 1, 63, 64, 65, 128)) if rng.random() < 0.2 else rng.randrange(1, 210)) for _ in case.lens]
+    keys = [(rng.choice((0, 1, 64, 128, 256)) if rng.random() < 0.3 else rng.randrange(1, 450)) for _ in case.lens]
+    if case.q_layout == "batched":
+        lens = [max(1, lens[0])] * len(lens)
+        keys = keys if case.paged or case.seqused else keys[:1] * len(keys)
+    if case.memory == "packed_qkv":
+        keys = lens
+    return replace(case, name=f"fuzz{seed}", lens=tuple(zip(lens, keys, strict=True)))
+
+
 def runtime_factors() -> dict[str, Any]:
     """All factors of a call. Finer choices (exact head dims, windows, page sizes) go round by row."""
     return {
@@ -178,6 +197,27 @@ def pattern_cases() -> tuple[Case, ...]:
             ragged = replace(case, lens=_UNEVEN, q_layout="ragged", kv_layout="ragged", threshold_kind="head")
             found += [case, replace(ragged, name=f"{case.name}-ragged", thresholds=(1e-3, 1e-2))]
     return tuple(found)
+
+
+def shape_cases() -> tuple[Case, ...]:
+    """Shapes that rings, schedulers and prefix sums trip over: long rows of tiles, many requests, many heads."""
+    deep = replace(_PLAIN, lens=((140, 1500),), pattern="random_rows")
+    many = tuple((7 * i % 90, 11 * i % 140) for i in range(130))
+    few = tuple((index % 3 * 65, 40) for index in range(40))
+    crowd = replace(_PLAIN, q_layout="ragged", kv_layout="ragged", head_dim=64, head_dim_v=64, heads_q=1, heads_kv=1)
+    return (
+        replace(deep, name="deep-causal"),
+        replace(deep, name="deep-full-alternating", mask="full", pattern="alternating"),
+        replace(deep, name="deep-skip", skip="skip", mask="full"),
+        replace(deep, name="deep-dense", skip="dense"),
+        replace(deep, name="deep-window-d256", mask="window", window=(500, 0), head_dim=256, head_dim_v=256, seed=1),
+        replace(deep, name="deep-d64-fp16", head_dim=64, head_dim_v=64, dtype="fp16", mask="full", heads_q=3),
+        replace(deep, name="deep-mla-paged", head_dim=192, kv_layout="nhd", page_size=16, lens=((200, 900),)),
+        replace(crowd, name="many-requests", lens=many),
+        replace(crowd, name="many-requests-tall", lens=few, mask="full", heads_q=2),
+        replace(_PLAIN, name="many-heads", lens=((70, 260), (70, 260)), heads_q=24, heads_kv=3),
+        replace(_PLAIN, name="whole-pages", lens=((90, 384), (90, 256)), kv_layout="hnd", page_size=128),
+    )
 
 
 def device_cases() -> tuple[Case, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .build import MAP_SENTINEL, Built, rows_of, sentinel, stats_before, whole
+from .build import MAP_SENTINEL, UNCOUNTED, Built, rows_of, sentinel, stats_before, whole
 from .cases import DTYPES, Case, Content, answers, rules_of
 from .oracle import Answer
 
@@ -146,19 +146,23 @@ def same_precision(case: Case, one: Content, answer: Answer) -> Array:
 
 
 def check_untouched(result: Result) -> None:
-    """Bytes of given outputs that belong to no row are still the sentinel; rows that belong to one are not."""
+    """Bytes of given outputs that belong to no row are as they were; rows that belong to one are all written."""
     case = result.built.case
-    for name in ("out", "lse"):
+    for name in ("out", "lse", "stats", "skip_map"):
         if name not in result.built.tensors:
             continue
         view = result.tensors[name]
         flat = whole(view).view(view.dtype)
+        before = UNCOUNTED if name == "stats" else MAP_SENTINEL if name == "skip_map" else sentinel(flat.dtype)
         owned = torch.zeros(flat.shape, dtype=torch.bool)
         inside = owned.as_strided(view.size(), view.stride(), view.storage_offset())
         for index in range(len(case.lens)):
-            rows_of(case, inside, index)[...] = True
-        assert bool((flat[~owned] == sentinel(flat.dtype)).all()), f"{case.name}: wrote outside the rows of {name}"
-        missed = int((flat[owned] == sentinel(flat.dtype)).sum())
+            if name in ("out", "lse"):
+                rows_of(case, inside, index)[...] = True
+            else:
+                inside[...] = True
+        assert bool((flat[~owned] == before).all()), f"{case.name}: wrote outside the elements of {name}"
+        missed = int((flat[owned] == before).sum()) if name in ("out", "lse") else 0
         assert missed == 0, f"{case.name}: {missed} elements of {name} were not written"
 
 

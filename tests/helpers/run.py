@@ -68,9 +68,18 @@ def run_on_gpu(built: Built, device: str = "cuda") -> Result:
 
 
 def run_on_emulator(
-    built: Built, schedule: str = "late", seed: int = 0, sms: int = DEFAULT_SMS, kernel: Any = None
+    built: Built, schedule: str = "late", seed: int = 0, sms: int = DEFAULT_SMS, section: int = 0, kernel: Any = None
 ) -> Result:
-    """The rendered kernel on the CPU, with the launch plan that the runtime makes; ``kernel`` replaces the kernel."""
+    """The rendered kernel on the CPU, with the launch plan that the runtime makes.
+
+    Args:
+        built: the call.
+        schedule: when asynchronous work takes effect, see the emulator.
+        seed: of the order in which threads take turns.
+        sms: multiprocessors of the emulated device.
+        section: replaces the plan's choice of how the work is ordered; 0 = leave it.
+        kernel: replaces the compiled kernel.
+    """
     from skimattn import kernels
     from skimattn.buffers import make_buffers
     from skimattn.plan import make_plan
@@ -89,6 +98,8 @@ def run_on_emulator(
         plan = make_plan(
             problem, kernels.describe(spec), buffers, sm_count=sms, work_counter_address=counter.data_ptr()
         )
+    if section:
+        plan.scalars["section"] = section
     owned = [
         *built.tensors.values(),
         counter,
