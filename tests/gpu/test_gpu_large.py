@@ -17,8 +17,8 @@ _RAGGED = replace(
 CASES = (
     replace(_BASE, name="causal-16k-random", lens=((16384, 16384),), heads_q=1),
     replace(_BASE, name="full-8k-alternating", mask="full", pattern="alternating"),
-    replace(_BASE, name="causal-8k-natural", pattern="none", thresholds=(0.9,)),
-    replace(_BASE, name="full-8k-natural-fp16", mask="full", pattern="none", thresholds=(0.9,), dtype="fp16"),
+    replace(_BASE, name="causal-8k-natural", pattern="none", thresholds=(1.0,)),
+    replace(_BASE, name="full-8k-natural-fp16", mask="full", pattern="none", thresholds=(1.0,), dtype="fp16"),
     replace(_BASE, name="chunked-prefill-paged", lens=((2048, 16384),), kv_layout="hnd"),
     replace(_BASE, name="window-8k", mask="window", window=(1023, 0)),
     replace(_RAGGED, name="ragged-d64", head_dim=64, head_dim_v=64),
