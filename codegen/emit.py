@@ -12,7 +12,7 @@ import jinja2
 from . import params
 from .features import FEATURES
 from .spec import KernelSpec
-from .tiles import PANEL_COLUMNS, order_of, q_in_registers, smem_bytes, tile_of
+from .tiles import PANEL_COLUMNS, order_of, smem_bytes, tile_of
 
 TEMPLATES = "skimattn.templates"
 TEMPLATES_VARIABLE = "SKIMATTN_TEMPLATES"  # a folder to use instead, for work on kernels outside the checkout
@@ -61,7 +61,6 @@ def render_kernel(spec: KernelSpec) -> str:
         tile=tile_of(spec),
         smem=smem_bytes(spec),
         order=order_of(spec),
-        q_in_registers=q_in_registers(spec),
         camel=camel,
     )
 

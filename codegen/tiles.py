@@ -7,7 +7,7 @@ tiles skip, so it is part of the meaning of a kernel and stands in its metadata.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .spec import KernelSpec
 
@@ -21,15 +21,17 @@ _BARRIER_BYTES = 1024  # barriers and the two work items, padded to the swizzle'
 
 @dataclass(frozen=True)
 class Tile:
-    """Launch geometry of one kernel: ``tile_m`` query rows by ``tile_n`` keys, ``stages`` K and ``stages_v`` V slots."""
+    """Launch geometry of one kernel: ``tile_m`` query rows by ``tile_n`` keys, ``stages`` K, ``stages_v`` V slots."""
 
     tile_m: int
     tile_n: int
     stages: int
     stages_v: int
-    producer_regs: int
-    consumer_regs: int
     separate_o: bool
+    stages_q: int = 1
+    q_register_steps: int = 0  # k16 steps of Q that stay in registers
+    producer_regs: int = 40
+    consumer_regs: int = 232
 
     def __post_init__(self) -> None:
         """setmaxnreg only moves registers that the CTA got at launch: asking for more would wait for ever."""
@@ -50,30 +52,24 @@ class Tile:
 
 # (head_dim, head_dim_v) -> tile. A third K slot where it fits: K is waited for in every tile, V only in kept ones.
 _SM90_PREFILL = {
-    (64, 64): Tile(tile_m=128, tile_n=128, stages=3, stages_v=2, producer_regs=40, consumer_regs=232, separate_o=True),
-    (128, 128): Tile(
-        tile_m=128, tile_n=128, stages=3, stages_v=2, producer_regs=40, consumer_regs=232, separate_o=True
-    ),
+    (64, 64): Tile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
+    (128, 128): Tile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
     # 48 KB of Q: O has to share its buffer.
-    (192, 128): Tile(
-        tile_m=128, tile_n=128, stages=2, stages_v=2, producer_regs=40, consumer_regs=232, separate_o=False
-    ),
-    (256, 256): Tile(
-        tile_m=128, tile_n=64, stages=2, stages_v=2, producer_regs=40, consumer_regs=232, separate_o=False
-    ),
+    (192, 128): Tile(tile_m=128, tile_n=128, stages=2, stages_v=2, separate_o=False),
+    (256, 256): Tile(tile_m=128, tile_n=64, stages=2, stages_v=2, separate_o=False),
 }
 
 
 def tile_of(spec: KernelSpec) -> Tile:
     """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
-    return _SM90_PREFILL[spec.head_dim, spec.head_dim_v]
-
-
-def q_in_registers(spec: KernelSpec) -> bool:
-    """Whether Q is the A operand from registers. It spares shared-memory bandwidth, which skipping kernels are short of
-    (measured: 2.5 % faster), and costs register bandwidth, which dense ones are (3 % slower); it needs head_dim / 4
-    registers, which head_dim 192 and 256 do not have."""
-    return spec.skip != "dense" and spec.head_dim <= 128
+    tile = _SM90_PREFILL[spec.head_dim, spec.head_dim_v]
+    if spec.skip != "dense" and tile.separate_o:
+        # Skipped tiles leave little to hide the next rows' arrival behind; bench/NOTES.md has the measurements.
+        tile = replace(tile, stages=2, stages_q=2, q_register_steps=2)
+    if spec.paged or spec.mask in ("window", "chunked") or not tile.separate_o:
+        # The loaders need more registers than 40 to follow pages or two mask edges; big heads leave them to spare.
+        tile = replace(tile, producer_regs=56, consumer_regs=224)
+    return tile
 
 
 def order_of(spec: KernelSpec) -> str:
@@ -89,7 +85,7 @@ def order_of(spec: KernelSpec) -> str:
 def smem_bytes(spec: KernelSpec) -> int:
     """Dynamic shared memory of a kernel; ``storage.cuh`` asserts that ``sizeof(SharedStorage)`` agrees."""
     tile = tile_of(spec)
-    q = tile.tile_m * spec.head_dim * 2
+    q = tile.stages_q * tile.tile_m * spec.head_dim * 2
     kv = tile.tile_n * (tile.stages * spec.head_dim + tile.stages_v * spec.head_dim_v) * 2
     o = tile.tile_m * spec.head_dim_v * 2 if tile.separate_o else 0
     total = q + kv + o + _BARRIER_BYTES

@@ -41,8 +41,8 @@ constexpr int kPanelRowBytes = 128;
 struct ElementBf16 {};
 struct ElementFp16 {};
 
-SKIM_DEVICE int imin(int a, int b) { return a < b ? a : b; }
-SKIM_DEVICE int imax(int a, int b) { return a > b ? a : b; }
-SKIM_DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
+SKIM_DEVICE constexpr int imin(int a, int b) { return a < b ? a : b; }
+SKIM_DEVICE constexpr int imax(int a, int b) { return a > b ? a : b; }
+SKIM_DEVICE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 }  // namespace skimattn

@@ -29,7 +29,8 @@ SKIM_DEVICE void bend_scores(float (&s)[kSize], int key0, const FragmentPlace& a
   }
 }
 
-// 32 bits of the custom mask: row r of the fragment against keys [key, key + 32). Keys and rows past the end are hidden.
+// 32 bits of the custom mask: row r of the fragment against keys [key, key + 32). Keys and rows past the end are
+// hidden.
 SKIM_DEVICE uint32_t load_mask_word(int r, int key, const FragmentPlace& at, const Params& p) {
   if (!at.valid(r) || key >= at.len_k) return 0;
   // Note: a ragged batch's mask has its rows end to end, a batched one a plane per request (stride 0: shared).

@@ -9,9 +9,10 @@ namespace skimattn {
 // log2 of the threshold of one request and head: -inf (never skip) for 0, negative numbers and NaN, and at most 0,
 // so that a tile that raises the maximum is never dropped.
 SKIM_DEVICE float log2_threshold(const Params& p, int batch, int head) {
-  const float threshold = p.threshold == nullptr ? p.threshold_value
-                                                 : ptx::ld_global(p.threshold + batch * p.threshold_stride_batch +
-                                                                  head * p.threshold_stride_head);
+  const float threshold =
+      p.threshold == nullptr
+          ? p.threshold_value
+          : ptx::ld_global(p.threshold + batch * p.threshold_stride_batch + head * p.threshold_stride_head);
   if (!(threshold > 0.0f)) return -kInf;
   return threshold < 1.0f ? log2f(threshold) : 0.0f;
 }

@@ -22,7 +22,6 @@ class Consumer {
   static constexpr bool kCounts = Tr::kSkip == Skip::kStat;
   static constexpr int kScores = Tr::kTileN / 2;  // floats a thread holds of a 64-row tile
   static constexpr int kOut = Tr::kHeadDimV / 2;
-  static constexpr int kStepsQ = Tr::kHeadDim / 16;
 
   SKIM_DEVICE Consumer(const Params& p, Storage& smem, int group)
       : p_(p), smem_(smem), group_(group), thread_(ptx::thread_index() % kGroupThreads) {}
@@ -39,15 +38,16 @@ class Consumer {
   }
 
  private:
-  SKIM_DEVICE uint32_t item_parity() const { return items_ & 1; }
   SKIM_DEVICE int work_slot() const { return items_ % kWorkSlots; }
+  SKIM_DEVICE int q_slot() const { return items_ % Tr::kStagesQ; }
 
   // Note: read again at the end of an item rather than kept, since the main loop has no register to spare.
   SKIM_DEVICE WorkItem read_item() const {
     const WorkItem item = read_work(smem_, work_slot());
     // Shuffled, so that the compiler knows them to be the same in the whole warp: branches depend on them.
-    return {ptx::shfl(item.valid, 0), ptx::shfl(item.batch, 0), ptx::shfl(item.head, 0),     ptx::shfl(item.row0, 0),
-            ptx::shfl(item.len_q, 0), ptx::shfl(item.len_k, 0), ptx::shfl(item.q_offset, 0), ptx::shfl(item.k_offset, 0)};
+    return {ptx::shfl(item.valid, 0),    ptx::shfl(item.batch, 0),   ptx::shfl(item.head, 0),
+            ptx::shfl(item.row0, 0),     ptx::shfl(item.len_q, 0),   ptx::shfl(item.len_k, 0),
+            ptx::shfl(item.q_offset, 0), ptx::shfl(item.k_offset, 0)};
   }
 
   // One arrival per warp, once all its lanes are done with the buffer.
@@ -58,8 +58,14 @@ class Consumer {
 
   SKIM_DEVICE FragmentPlace place_of(const WorkItem& item) const {
     const int lane = thread_ % kWarpThreads, warp = thread_ / kWarpThreads;
-    return {item.row0 + group_ * kGroupRows + warp * 16 + lane / 4, lane % 4 * 2, item.batch, item.head,
-            item.len_q, item.len_k, item.q_offset, 0.0f};
+    return {item.row0 + group_ * kGroupRows + warp * 16 + lane / 4,
+            lane % 4 * 2,
+            item.batch,
+            item.head,
+            item.len_q,
+            item.len_k,
+            item.q_offset,
+            0.0f};
   }
 
   SKIM_DEVICE TileRange group_range(const WorkItem& item) const {
@@ -99,11 +105,8 @@ class Consumer {
   }
 
   SKIM_DEVICE void attend() {
-    ptx::mbarrier_wait_parity(&smem_.q_full[group_], item_parity());
-    if constexpr (Tr::kQInRegisters) {
-      load_q();
-      release(&smem_.q_empty[group_]);  // the next item's rows may come while this one is computed
-    }
+    ptx::mbarrier_wait_parity(&smem_.q_full[q_slot()][group_], items_ / Tr::kStagesQ & 1);
+    load_q();
     const int tiles = last_ - first_;
     if (tiles > 0) {
       step<true, Due::kNothing>(visited(0));
@@ -114,13 +117,13 @@ class Consumer {
         next_step<true>(visited(i));
         clear_tail(visited(i));
       }
-      for (; i < tiles && visited(i) >= own_.clean_first; ++i) next_step<false>(visited(i));
-      if constexpr (kHidesFirstKeys<Tr::kMask>) {
+      walk_whole_tiles(i, tiles);
+      if constexpr (Tr::kMask == Mask::kWindow || Tr::kMask == Mask::kChunked || Tr::kMask == Mask::kCustom) {
         for (; i < tiles; ++i) next_step<true>(visited(i));
       }
       last_product();
     }
-    if constexpr (Tr::kSeparateO && !Tr::kQInRegisters) release(&smem_.q_empty[group_]);
+    if constexpr (Tr::kSeparateO) release(&smem_.q_empty[q_slot()][group_]);
   }
 
   SKIM_DEVICE int visited(int i) const { return visited_tile<Tr::kSinkFirst>(first_, last_, i); }
@@ -136,6 +139,19 @@ class Consumer {
       step<kMasked, Due::kProduct>(n);
     } else {
       step<kMasked, Due::kRelease>(n);
+    }
+  }
+
+  // Runs of kept and of skipped tiles each have a loop of their own, so that nothing is decided twice in a run.
+  SKIM_DEVICE void walk_whole_tiles(int& i, int tiles) {
+    const auto more = [&] { return i < tiles && visited(i) >= own_.clean_first; };
+    if constexpr (kSkips) {
+      while (more()) {
+        for (; more() && pending_; ++i) step<false, Due::kProduct>(visited(i));
+        for (; more() && !pending_; ++i) step<false, Due::kRelease>(visited(i));
+      }
+    } else {
+      for (; more(); ++i) step<false, Due::kProduct>(visited(i));
     }
   }
 
@@ -183,12 +199,13 @@ class Consumer {
     weigh<typename Tr::Element>(s, scale, p_.scale_log2, rows_, probabilities_, o_);
   }
 
-  // Q as the A operand, one k16 step after the other: it then costs no shared-memory bandwidth per tile.
+  // The first k16 steps of Q as A operands: what they no longer read from shared memory per tile is what a skipping
+  // kernel's loads need, and more of them would crowd the register ports instead.
   SKIM_DEVICE void load_q() {
     const int lane = thread_ % kWarpThreads, row = thread_ / kWarpThreads * 16 + lane / 4;
 #pragma unroll
-    for (int i = 0; i < kStepsQ; ++i) {
-      const uint8_t* panel = smem_.q(group_) + i / 4 * Storage::kQPanelBytes;
+    for (int i = 0; i < Tr::kQRegisterSteps; ++i) {
+      const uint8_t* panel = smem_.q(q_slot(), group_) + i / 4 * Storage::kQPanelBytes;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const uint8_t* from = panel + swizzled_offset(row, i % 4 * 16 + half * 8) + lane % 4 * 4;
@@ -201,12 +218,12 @@ class Consumer {
   SKIM_DEVICE void issue_qk(float (&s)[kScores]) {
     using Wgmma = ptx::Wgmma<typename Tr::Element, Tr::kTileN>;
     ptx::wgmma_fence();
-    const uint64_t q = k_major(smem_.q(group_)), k = k_major(smem_.k[k_.slot]);
+    const uint64_t q = k_major(smem_.q(q_slot(), group_)), k = k_major(smem_.k[k_.slot]);
 #pragma unroll
-    for (int i = 0; i < kStepsQ; ++i) {
+    for (int i = 0; i < Tr::kHeadDim / 16; ++i) {
       const int panel = i / 4, inside = i % 4 * 32;  // four k16 steps to a 128-byte row
       const uint64_t keys = advance(k, panel * Storage::kKvPanelBytes + inside);
-      if constexpr (Tr::kQInRegisters) {
+      if (i < Tr::kQRegisterSteps) {
         Wgmma::rs_k_major(s, q_[i], keys, i > 0);
       } else {
         Wgmma::ss(s, advance(q, panel * Storage::kQPanelBytes + inside), keys, i > 0);
@@ -281,11 +298,14 @@ class Consumer {
     }
     const Ring<Tr::kStagesV> tile = v_.previous();
     uint64_t* voted = &smem_.voted[tile.slot][group_];
-    const bool keep = ptx::warp_any(!agree), speaks = thread_ % kWarpThreads == 0;
+    const bool speaks = thread_ % kWarpThreads == 0;
     ++votes_;
-    if (speaks & keep) ptx::st_shared_relaxed(&smem_.kept[group_], votes_);
+    if (ptx::warp_any(!agree)) {
+      if (speaks) ptx::st_shared_relaxed(&smem_.kept[group_], votes_);
+      if (speaks) ptx::mbarrier_arrive(voted);
+      return false;
+    }
     if (speaks) ptx::mbarrier_arrive(voted);
-    if (keep) return false;
     ptx::mbarrier_wait_parity(voted, tile.phase);
     return ptx::ld_shared_relaxed(&smem_.kept[group_]) != votes_;
   }
@@ -323,15 +343,15 @@ class Consumer {
   Storage& smem_;
   const int group_, thread_;
   FragmentPlace at_;
-  TileRange own_;      // of this group's rows
-  int first_, last_;   // of all the CTA's rows: every group walks them all
+  TileRange own_;     // of this group's rows
+  int first_, last_;  // of all the CTA's rows: every group walks them all
   float limit_ = -kInf;
   int skipped_ = 0;         // stat kernels
   uint8_t* map_ = nullptr;  // stat kernels: this group's row of the skip map, in one thread, if wanted
   uint32_t votes_ = 0;
   bool pending_ = false;
   float o_[kOut];
-  uint32_t q_[Tr::kQInRegisters ? kStepsQ : 1][4];
+  uint32_t q_[imax(Tr::kQRegisterSteps, 1)][4];
   uint32_t probabilities_[Tr::kTileN / 16][4];
   RowState rows_;
   Ring<Tr::kStages> k_;

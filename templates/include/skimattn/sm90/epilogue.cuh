@@ -31,7 +31,7 @@ struct Epilogue {
       if (!whole) ptx::bar_sync(NamedBarrier<Tr>::kGroup + group, kGroupThreads);
       if (thread == 0) {
         ptx::tma_store_wait_read<0>();
-        ptx::mbarrier_arrive(&smem.q_empty[group]);
+        ptx::mbarrier_arrive(&smem.q_empty[0][group]);
       }
     }
   }
@@ -78,9 +78,9 @@ struct Epilogue {
 #pragma unroll
         for (int r = 0; r < kThreadRows; ++r) {
           const int i = panel * (kPanelColumns / 2) + chunk * 4 + 2 * r;
-          ptx::st_shared(to + panel * Storage::kQPanelBytes + r * 8 * kPanelRowBytes,
-                         ptx::pack(typename Tr::Element{}, normalised(o[i], inverse[r]),
-                                   normalised(o[i + 1], inverse[r])));
+          ptx::st_shared(
+              to + panel * Storage::kQPanelBytes + r * 8 * kPanelRowBytes,
+              ptx::pack(typename Tr::Element{}, normalised(o[i], inverse[r]), normalised(o[i + 1], inverse[r])));
         }
       }
     }
@@ -103,13 +103,15 @@ struct Epilogue {
     for (int r = 0; r < kThreadRows; ++r) {
       if (!at.valid(r)) continue;
       const int64_t row = at.q_offset + at.row + 8 * r;
-      auto* to = static_cast<uint16_t*>(p.out) + outer + row * p.out_stride_row + at.head * p.out_stride_head + at.column;
+      auto* to =
+          static_cast<uint16_t*>(p.out) + outer + row * p.out_stride_row + at.head * p.out_stride_head + at.column;
 #pragma unroll
       for (int i = 2 * r; i < kOut; i += 4) {
         const int column = fragment_column(i);
         if (column >= p.head_dim_v) break;
-        ptx::st_global(reinterpret_cast<uint32_t*>(to + column),
-                       ptx::pack(typename Tr::Element{}, normalised(o[i], inverse[r]), normalised(o[i + 1], inverse[r])));
+        ptx::st_global(
+            reinterpret_cast<uint32_t*>(to + column),
+            ptx::pack(typename Tr::Element{}, normalised(o[i], inverse[r]), normalised(o[i + 1], inverse[r])));
       }
     }
   }

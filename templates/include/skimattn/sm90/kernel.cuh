@@ -24,6 +24,7 @@ SKIM_DEVICE void attention_forward(const Params& p) {
     const int lane = ptx::thread_index() % kWarpThreads;
     if (warp == 0) Producer<Tr>(p, smem).run_keys(lane);
     if (warp == 1 && lane == 0) Producer<Tr>(p, smem).run_values();
+    if (warp == 2 && lane == 0) Producer<Tr>(p, smem).run_queries();
   } else {
     ptx::setmaxnreg_inc<Tr::kConsumerRegs>();
     Consumer<Tr>(p, smem, group).run();

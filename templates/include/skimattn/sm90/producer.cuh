@@ -1,5 +1,5 @@
-// The producer warpgroup: warp 0 draws work, tells everybody, and loads Q and K; warp 1 loads V. Two warps, since K
-// runs ahead of V, and neither then has to keep the other's place.
+// The producer warpgroup: warp 0 draws work, tells everybody, and loads K; warp 1 loads V, warp 2 Q. Each runs ahead as
+// far as its own buffers allow, and none has to keep another's place in the few registers it has.
 #pragma once
 #include <skimattn/core/tile_range.cuh>
 #include <skimattn/sm90/storage.cuh>
@@ -28,9 +28,8 @@ class Producer {
 #pragma unroll 1  // a copy would only cost registers
         for (int i = 0; i < range.last - range.first; ++i) {
           load_k(keys, visited_tile<Tr::kSinkFirst>(range.first, range.last, i));
-          if (i == 0) load_q(item);  // after K, whose slot is free while the old Q is still in use
         }
-        if (range.last == range.first) load_q(item);  // nobody reads it, but the consumers count phases
+        work_.advance();
       }
       ptx::warp_sync();
       ticket = ptx::shfl(next, 0);
@@ -40,12 +39,7 @@ class Producer {
 
   // Warp 1, one lane.
   SKIM_DEVICE void run_values() {
-    for (;;) {
-      ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
-      const WorkItem item = read_work(smem_, work_.slot);
-      ptx::mbarrier_arrive(&smem_.work_empty[work_.slot]);
-      work_.advance();
-      if (!item.valid) return;
+    for (WorkItem item = receive(); item.valid; item = receive()) {
       const TileRange range = item_range(item);
       const Keys keys = keys_of(item);
 #pragma unroll 1
@@ -55,11 +49,28 @@ class Producer {
     }
   }
 
+  // Warp 2, one lane. Items without a visible key get their Q too: the consumers count phases.
+  SKIM_DEVICE void run_queries() {
+    Ring<Tr::kStagesQ> q;
+    for (WorkItem item = receive(); item.valid; item = receive()) {
+      load_q(item, q);
+      q.advance();
+    }
+  }
+
  private:
   // Where an item's keys and values are.
   struct Keys {
     int head, batch, offset, len_k;
   };
+
+  SKIM_DEVICE WorkItem receive() {
+    ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
+    const WorkItem item = read_work(smem_, work_.slot);
+    ptx::mbarrier_arrive(&smem_.work_empty[work_.slot]);
+    work_.advance();
+    return item;
+  }
 
   SKIM_DEVICE Keys keys_of(const WorkItem& item) const {
     return {item.head / (p_.heads_q / p_.heads_kv), item.batch, item.k_offset, item.len_k};
@@ -77,24 +88,22 @@ class Producer {
 #pragma unroll
     for (int i = 0; i < kWorkWords; ++i) ptx::st_shared(&smem_.work[work_.slot][i], words[i]);
     ptx::mbarrier_arrive(&smem_.work_full[work_.slot]);
-    work_.advance();
   }
 
-  SKIM_DEVICE void load_q(const WorkItem& item) {
-    const bool ragged = p_.cu_seqlens_q != nullptr;
+  SKIM_DEVICE void load_q(const WorkItem& item, Ring<Tr::kStagesQ> q) {
     const uint64_t policy = ptx::createpolicy_evict_first();
+    const int row0 = item.q_offset + item.row0, outer = p_.cu_seqlens_q == nullptr ? item.batch : 0;
 #pragma unroll
     for (int group = 0; group < Tr::kConsumers; ++group) {
-      ptx::mbarrier_wait_parity(&smem_.q_empty[group], q_phase_ ^ 1);
-      ptx::mbarrier_arrive_expect_tx(&smem_.q_full[group], Storage::kPanels * Storage::kQPanelBytes);
+      uint64_t* full = &smem_.q_full[q.slot][group];
+      ptx::mbarrier_wait_parity(&smem_.q_empty[q.slot][group], q.phase ^ 1);
+      ptx::mbarrier_arrive_expect_tx(full, Storage::kPanels * Storage::kQPanelBytes);
 #pragma unroll
       for (int panel = 0; panel < Storage::kPanels; ++panel) {
-        ptx::tma_load(smem_.q(group) + panel * Storage::kQPanelBytes, &p_.tma_q, &smem_.q_full[group], policy,
-                      panel * kPanelColumns, item.q_offset + item.row0 + group * kGroupRows, item.head,
-                      ragged ? 0 : item.batch);
+        ptx::tma_load(smem_.q(q.slot, group) + panel * Storage::kQPanelBytes, &p_.tma_q, full, policy,
+                      panel * kPanelColumns, row0 + group * kGroupRows, item.head, outer);
       }
     }
-    q_phase_ ^= 1;
   }
 
   SKIM_DEVICE void load_k(const Keys& keys, int tile) {
@@ -150,7 +159,8 @@ class Producer {
       for (int box = 0; box < boxes; ++box) {
         const int key = key0 + box * p_.page_box_rows;
         const int page = ptx::ld_global(pages + key / p_.page_size);
-        load_panels<kPanels>(to + box * p_.page_box_rows * kPanelRowBytes, map, full, key % p_.page_size, keys.head, page);
+        load_panels<kPanels>(to + box * p_.page_box_rows * kPanelRowBytes, map, full, key % p_.page_size, keys.head,
+                             page);
       }
     } else {
       const bool ragged = p_.cu_seqlens_k != nullptr;
@@ -164,7 +174,8 @@ class Producer {
     const uint64_t policy = ptx::createpolicy_evict_last();  // other query tiles read it again
 #pragma unroll
     for (int panel = 0; panel < kPanels; ++panel) {
-      ptx::tma_load(to + panel * Storage::kKvPanelBytes, &map, full, policy, panel * kPanelColumns, row, kv_head, outer);
+      ptx::tma_load(to + panel * Storage::kKvPanelBytes, &map, full, policy, panel * kPanelColumns, row, kv_head,
+                    outer);
     }
   }
 
@@ -173,7 +184,7 @@ class Producer {
   Ring<Tr::kStages> k_;   // warp 0's
   Ring<Tr::kStagesV> v_;  // warp 1's
   Ring<kWorkSlots> work_;
-  uint32_t q_phase_ = 0, votes_ = 0;
+  uint32_t votes_ = 0;
 };
 
 }  // namespace skimattn::sm90

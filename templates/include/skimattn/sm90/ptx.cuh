@@ -38,9 +38,7 @@ SKIM_DEVICE void setmaxnreg_dec() {
 }
 
 // ---- named barriers: `threads` counts everyone who syncs or arrives
-SKIM_DEVICE void bar_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
+SKIM_DEVICE void bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 SKIM_DEVICE void bar_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -101,8 +99,8 @@ SKIM_DEVICE void mbarrier_arrive_expect_tx(uint64_t* barrier, uint32_t bytes) {
 // Returns once the phase with this parity has completed.
 SKIM_DEVICE void mbarrier_wait_parity(uint64_t* barrier, uint32_t parity) {
   asm volatile(
-      "{\n.reg .pred p;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\nbra WAIT;\nDONE:\n}\n" ::"r"(
-          smem_address(barrier)),
+      "{\n.reg .pred p;\nWAIT:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@p bra DONE;\nbra "
+      "WAIT;\nDONE:\n}\n" ::"r"(smem_address(barrier)),
       "r"(parity)
       : "memory");
 }

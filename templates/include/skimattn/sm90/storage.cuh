@@ -12,16 +12,17 @@ struct SharedStorage {
   static constexpr int kPanels = Tr::kHeadDim / kPanelColumns, kPanelsV = Tr::kHeadDimV / kPanelColumns;
   static constexpr int kQPanelBytes = kGroupRows * kPanelRowBytes;  // of Q and O, one warpgroup's rows
   static constexpr int kKvPanelBytes = Tr::kTileN * kPanelRowBytes;
-  static constexpr int kPlanes = Tr::kSeparateO ? 2 : 1;
+  static constexpr int kPlanes = Tr::kStagesQ + (Tr::kSeparateO ? 1 : 0);
   static_assert(Tr::kHeadDimV <= Tr::kHeadDim && (!Tr::kSeparateO || Tr::kHeadDimV == Tr::kHeadDim));
+  static_assert(Tr::kStagesQ == 1 || Tr::kSeparateO);
 
-  // Plane 0 holds Q; the last plane O, which shares Q's where there is no room for both.
+  // The first kStagesQ planes hold Q; the last plane O, which shares Q's where there is no room for both.
   alignas(1024) uint8_t qo[kPlanes][Tr::kConsumers][kPanels * kQPanelBytes];
   alignas(1024) uint8_t k[Tr::kStages][kPanels * kKvPanelBytes];
   alignas(1024) uint8_t v[Tr::kStagesV][kPanelsV * kKvPanelBytes];
   // `full`: the producer's bytes have landed. `empty`: every reader is done; one arrival per reading warp.
-  alignas(1024) uint64_t q_full[Tr::kConsumers];
-  uint64_t q_empty[Tr::kConsumers];
+  alignas(1024) uint64_t q_full[Tr::kStagesQ][Tr::kConsumers];
+  uint64_t q_empty[Tr::kStagesQ][Tr::kConsumers];
   uint64_t k_full[Tr::kStages], k_empty[Tr::kStages];
   uint64_t v_full[Tr::kStagesV], v_empty[Tr::kStagesV];
   uint64_t work_full[kWorkSlots], work_empty[kWorkSlots];
@@ -31,15 +32,17 @@ struct SharedStorage {
   uint64_t voted[Tr::kStagesV][Tr::kConsumers];
   uint32_t kept[Tr::kConsumers];
 
-  SKIM_DEVICE uint8_t* q(int group) { return qo[0][group]; }
+  SKIM_DEVICE uint8_t* q(int slot, int group) { return qo[slot][group]; }
   SKIM_DEVICE uint8_t* o(int group) { return qo[kPlanes - 1][group]; }
 
   SKIM_DEVICE void init_barriers() {
     constexpr int kReaders = Tr::kConsumers * kGroupWarps;
     for (int i = 0; i < Tr::kConsumers; ++i) {
       ptx::st_shared_relaxed(&kept[i], 0);
-      ptx::mbarrier_init(&q_full[i], 1);
-      ptx::mbarrier_init(&q_empty[i], Tr::kSeparateO ? kGroupWarps : 1);
+      for (int slot = 0; slot < Tr::kStagesQ; ++slot) {
+        ptx::mbarrier_init(&q_full[slot][i], 1);
+        ptx::mbarrier_init(&q_empty[slot][i], Tr::kSeparateO ? kGroupWarps : 1);
+      }
     }
     for (int i = 0; i < Tr::kStages; ++i) {
       ptx::mbarrier_init(&k_full[i], 1);
@@ -52,7 +55,7 @@ struct SharedStorage {
     }
     for (int i = 0; i < kWorkSlots; ++i) {
       ptx::mbarrier_init(&work_full[i], 1);
-      ptx::mbarrier_init(&work_empty[i], kReaders + 1);  // and the warp that loads V
+      ptx::mbarrier_init(&work_empty[i], kReaders + 2);  // and the warps that load V and Q
     }
     ptx::fence_mbarrier_init();
   }
@@ -85,9 +88,7 @@ struct Ring {
       phase ^= 1;
     }
   }
-  SKIM_DEVICE Ring previous() const {
-    return slot == 0 ? Ring{kSlots - 1, phase ^ 1} : Ring{slot - 1, phase};
-  }
+  SKIM_DEVICE Ring previous() const { return slot == 0 ? Ring{kSlots - 1, phase ^ 1} : Ring{slot - 1, phase}; }
 };
 
 }  // namespace skimattn::sm90
