@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.helpers.cases import Case
-from tests.helpers.catalogue import default_set_cases, fuzz_case
+from tests.helpers.catalogue import default_set_cases, fuzz_case, kind_cases
 from tests.helpers.check import check
+from tests.helpers.properties import kinds_agree
 from tests.helpers.run import run_case
 
 pytestmark = pytest.mark.exhaustive
@@ -16,6 +17,11 @@ pytestmark = pytest.mark.exhaustive
 def test_default_set(case: Case) -> None:
     result, held = run_case(case, "emulator")
     check(result, held)
+
+
+@pytest.mark.parametrize("case", kind_cases(), ids=lambda case: case.name)
+def test_kinds_agree(case: Case) -> None:
+    kinds_agree(case, "emulator")
 
 
 @pytest.mark.parametrize("seed", range(300))

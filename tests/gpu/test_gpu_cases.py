@@ -12,12 +12,13 @@ from tests.helpers.catalogue import (
     default_set_cases,
     device_cases,
     fuzz_case,
+    kind_cases,
     pairwise_cases,
     pattern_cases,
     shape_cases,
 )
 from tests.helpers.check import check
-from tests.helpers.properties import PROPERTIES
+from tests.helpers.properties import PROPERTIES, kinds_agree
 from tests.helpers.run import run_case
 
 FUZZ = 200
@@ -37,6 +38,11 @@ def test_cases(case: Case) -> None:
 def test_default_set(case: Case) -> None:
     result, held = run_case(case, "gpu")
     check(result, held)
+
+
+@pytest.mark.parametrize("case", kind_cases(), ids=name)
+def test_kinds_agree(case: Case) -> None:
+    kinds_agree(case, "gpu")
 
 
 @pytest.mark.parametrize("seed", range(FUZZ))

@@ -261,6 +261,13 @@ def spec_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
     return tuple(found)
 
 
+def kind_cases() -> tuple[Case, ...]:
+    """A call for every group of three default kernels that differ only in what they do about skipping."""
+    specs = [spec for spec in matrix.specs("default", archs=["sm90"]) if spec.skip == "stat"]
+    calls = [replace(spec_cases(spec, index)[1], pattern="random", seed=index) for index, spec in enumerate(specs)]
+    return tuple(replace(call, name=f"{replace(call.spec, skip='dense').name}-kinds") for call in calls)
+
+
 def default_set_cases() -> tuple[Case, ...]:
     """Two calls of every kernel of the default set."""
     specs = matrix.specs("default", archs=["sm90"])

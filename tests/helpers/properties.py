@@ -24,29 +24,44 @@ FULL = replace(BASE, name="property-full", mask="full")
 SEEING = replace(FULL, name="property-seeing", lens=((100, 400), (70, 300)), pattern="all_but_first")
 
 
+def kinds_agree(base: Case, backend: str) -> None:
+    """One call through the three kinds of kernel: at threshold 0 all have the same bits, above it skip and stat do."""
+    stat = replace(base, skip="stat", threshold_kind="float", thresholds=(1e-3,))
+    held = contents(stat)
+    skipping, _ = run_case(stat, backend, held)
+    check(skipping, held)
+    assert_same_bits(f"{base.name}: stat and skip", skipping, run_case(replace(stat, skip="skip"), backend, held)[0])
+    never = replace(stat, thresholds=(0.0,))
+    for one in held:
+        one.threshold = np.zeros(base.heads_q, np.float32)
+    counted, _ = run_case(never, backend, held)
+    assert all(answer.skipped.sum() == 0 for answer in check(counted, held))
+    for skip in ("skip", "dense"):
+        other, _ = run_case(replace(never, skip=skip), backend, held)
+        assert_same_bits(f"{base.name}: stat at 0 and {skip}", counted, other)
+    tensor = replace(never, skip="skip", threshold_kind="head")
+    assert_same_bits(f"{base.name}: a threshold tensor of 0", counted, run_case(tensor, backend, held)[0])
+
+
 def threshold_zero_is_dense(backend: str) -> None:
-    """Skip and stat kernels at threshold 0 give the dense kernel's bits, and count no skip."""
-    for base in (BASE, FULL, replace(BASE, mask="window", window=(150, 20), dtype="fp16", head_dim=64, head_dim_v=64)):
-        stat = replace(base, thresholds=(0.0,))
-        held = contents(stat)
-        counted, _ = run_case(stat, backend, held)
-        assert all(answer.skipped.sum() == 0 and answer.visited.sum() >= 0 for answer in check(counted, held))
-        for skip in ("skip", "dense"):
-            other, _ = run_case(replace(stat, skip=skip), backend, held)
-            assert_same_bits(f"{base.name}: stat at 0 and {skip}", counted, other)
-        tensor = replace(stat, threshold_kind="head", skip="skip", thresholds=(0.0,))
-        assert_same_bits(f"{base.name}: threshold tensor of 0", counted, run_case(tensor, backend, held)[0])
+    """The three kinds of kernel agree, for every head_dim and some masks."""
+    narrow = {"mask": "window", "window": (150, 20), "dtype": "fp16"}
+    kinds_agree(BASE, backend)
+    kinds_agree(FULL, backend)
+    kinds_agree(replace(BASE, head_dim=64, head_dim_v=64, **narrow), backend)  # type: ignore[arg-type]
+    kinds_agree(replace(BASE, head_dim=192), backend)
+    kinds_agree(replace(BASE, head_dim=256, head_dim_v=256), backend)
 
 
 def skip_equals_stat(backend: str) -> None:
-    """Counting changes nothing: where tiles are skipped, the skip kernel gives the stat kernel's bits."""
+    """Counting changes nothing, however the threshold is given."""
     for base in (BASE, SEEING):
         held = contents(base)
         counted, _ = run_case(base, backend, held)
         assert any(answer.skipped.any() for answer in check(counted, held))
-        for changes in ({"threshold_kind": "float"}, {"threshold_kind": "batch"}, {"threshold_kind": "head"}):
-            other, _ = run_case(replace(base, skip="skip", **changes), backend, held)  # type: ignore[arg-type]
-            assert_same_bits(f"{base.name}: skip and stat, {changes}", counted, other)
+        for kind in ("float", "batch", "head"):
+            other, _ = run_case(replace(base, skip="skip", threshold_kind=kind), backend, held)
+            assert_same_bits(f"{base.name}: skip and stat, threshold by {kind}", counted, other)
 
 
 def alone_equals_batched(backend: str) -> None:
