@@ -30,7 +30,7 @@ PHASES = (
     ("runtime", "test_gpu_runtime.py", False),
 )
 PROCESSES = 8
-PHASE_LIMIT_S = 400
+PHASE_LIMIT_S = 240
 
 
 def make_importable(folder: Path) -> None:
