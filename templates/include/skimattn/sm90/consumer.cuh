@@ -118,7 +118,7 @@ class Consumer {
         clear_tail(visited(i));
       }
       walk_whole_tiles(i, tiles);
-      if constexpr (Tr::kMask == Mask::kWindow || Tr::kMask == Mask::kChunked || Tr::kMask == Mask::kCustom) {
+      if constexpr (kHidesFirstKeys<Tr::kMask>) {
         for (; i < tiles; ++i) next_step<true>(visited(i));
       }
       last_product();
