@@ -23,7 +23,17 @@ from tests.helpers.standin import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-COPIED = ("build.py", "pyproject.toml", "README.md", "bench", "codegen", "runtime", "templates", "tests")
+COPIED = (
+    "build.py",
+    "pyproject.toml",
+    "README.md",
+    "CONTRIBUTING.md",
+    "bench",
+    "codegen",
+    "runtime",
+    "templates",
+    "tests",
+)
 
 
 @pytest.fixture(autouse=True)
