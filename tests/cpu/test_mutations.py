@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.emulator import SCHEDULES, EmulatorError, compile_kernel
-from tests.emulator.mutations import MUTATIONS, RESULT, Mutation
+from tests.emulator.mutation import RESULT, Mutation
+from tests.emulator.mutations import MUTATIONS
 from tests.helpers.cases import Case
 from tests.helpers.check import check
 from tests.helpers.run import run_case

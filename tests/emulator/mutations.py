@@ -5,48 +5,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-from tests.helpers.cases import Case
-
-RESULT = "result"
-CONSUMER, PRODUCER = "skimattn/sm90/consumer.cuh", "skimattn/sm90/producer.cuh"
-EPILOGUE, STORAGE = "skimattn/sm90/epilogue.cuh", "skimattn/sm90/storage.cuh"
-DESCRIPTOR, SKIP = "skimattn/sm90/descriptor.cuh", "skimattn/core/skip.cuh"
-MASK, SOFTMAX, SCHEDULER = "skimattn/core/mask.cuh", "skimattn/core/softmax.cuh", "skimattn/core/scheduler.cuh"
-SCORES, TILES = "skimattn/core/scores.cuh", "skimattn/core/tile_range.cuh"
-
-DENSE = Case(
-    "mutation-dense", head_dim=128, head_dim_v=128, skip="dense", lens=((200, 500),), pattern="none", mask="causal"
+from .mutation import (
+    CONSUMER,
+    DENSE,
+    DESCRIPTOR,
+    EPILOGUE,
+    HEADS,
+    MASK,
+    PAGED,
+    PRODUCER,
+    RAGGED,
+    RESULT,
+    SCHEDULER,
+    SHARED_O,
+    SKIP,
+    SOFTMAX,
+    STAT,
+    STORAGE,
+    TILES,
+    WINDOW,
+    Mutation,
 )
-STAT = Case("mutation-stat", skip="stat", lens=((300, 700),), pattern="alternating", mask="full")
-RAGGED = replace(
-    STAT, name="mutation-ragged", q_layout="ragged", kv_layout="ragged", lens=((100, 400), (70, 300)), pattern="tail"
-)
-PAGED = replace(DENSE, name="mutation-paged", kv_layout="nhd", page_size=48, lens=((70, 300), (70, 200)))
-SHARED_O = replace(DENSE, name="mutation-shared-o", head_dim=192, lens=((256, 300),))
-WINDOW = replace(DENSE, name="mutation-window", mask="window", window=(150, 20))
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """Replaces ``old``, which must occur exactly once in ``header``, by ``new``; ``case`` shows it."""
-
-    name: str
-    header: str
-    old: str
-    new: str
-    case: Case
-    kinds: tuple[str, ...]
-
-    def apply(self, header: str, text: str) -> str:
-        """A ``source_override``; ``LookupError`` if the header no longer holds what is replaced."""
-        if header != self.header:
-            return text
-        if (count := text.count(self.old)) != 1:
-            raise LookupError(f"{self.name}: expected {self.old!r} once in {header} (got {count} times)")
-        return text.replace(self.old, self.new)
-
 
 MUTATIONS: tuple[Mutation, ...] = (
     # ---- wgmma
@@ -61,16 +40,26 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "output rescaled before the product is done",
         CONSUMER,
-        "    if constexpr (kDue == Due::kProduct) ptx::wgmma_wait<0>();\n",
-        "",
+        "    if constexpr (kDue == Due::kProduct) finish_product(due);\n    weigh<typename Tr::Element>"
+        "(s, scale, p_.scale_log2, rows_, probabilities_, o_);\n",
+        "    weigh<typename Tr::Element>(s, scale, p_.scale_log2, rows_, probabilities_, o_);\n"
+        "    if constexpr (kDue == Due::kProduct) finish_product(due);\n",
         DENSE,
-        ("early-overwrite", "register"),
+        ("register",),
+    ),
+    Mutation(
+        "V handed back before its product is done",
+        CONSUMER,
+        "    ptx::wgmma_wait<0>();\n    release(&smem_.v_empty[due.slot]);\n",
+        "    release(&smem_.v_empty[due.slot]);\n    ptx::wgmma_wait<0>();\n",
+        DENSE,
+        ("early-overwrite", "race"),
     ),
     Mutation(
         "no wgmma_fence before the scores",
         CONSUMER,
-        "SKIM_DEVICE void issue_qk(float (&s)[kScores]) {\n    ptx::wgmma_fence();",
-        "SKIM_DEVICE void issue_qk(float (&s)[kScores]) {",
+        "    ptx::wgmma_fence();\n    const uint64_t q",
+        "    const uint64_t q",
         DENSE,
         ("fence",),
     ),
@@ -85,8 +74,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "K handed back before its product is done",
         CONSUMER,
-        "    ptx::wgmma_wait<kDue == Due::kProduct ? 1 : 0>();\n    release(&smem_.k_empty[tiles_.slot]);\n",
-        "    release(&smem_.k_empty[tiles_.slot]);\n    ptx::wgmma_wait<kDue == Due::kProduct ? 1 : 0>();\n",
+        "    ptx::wgmma_wait<kDue == Due::kProduct ? 1 : 0>();\n    release(&smem_.k_empty[k_.slot]);\n",
+        "    release(&smem_.k_empty[k_.slot]);\n    ptx::wgmma_wait<kDue == Due::kProduct ? 1 : 0>();\n",
         DENSE,
         ("early-overwrite", "race"),
     ),
@@ -111,19 +100,27 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "consumer waits for the wrong parity",
         CONSUMER,
-        "&smem_.k_full[tiles_.slot], tiles_.phase)",
-        "&smem_.k_full[tiles_.slot], tiles_.phase ^ 1)",
+        "&smem_.k_full[k_.slot], k_.phase)",
+        "&smem_.k_full[k_.slot], k_.phase ^ 1)",
         DENSE,
         ("early-read", "race", "deadlock"),
     ),
-    Mutation("K never handed back", CONSUMER, "    release(&smem_.k_empty[tiles_.slot]);\n", "", DENSE, ("deadlock",)),
+    Mutation("K never handed back", CONSUMER, "    release(&smem_.k_empty[k_.slot]);\n", "", DENSE, ("deadlock",)),
     Mutation(
         "Q never handed back",
         CONSUMER,
-        "release(&smem_.q_empty[group_]);",
-        ";",
-        replace(DENSE, name="mutation-heads", heads_q=4),
+        "    if constexpr (Tr::kSeparateO) release(&smem_.q_empty[q_slot()][group_]);\n",
+        "",
+        HEADS,
         ("deadlock",),
+    ),
+    Mutation(
+        "Q handed back once its first steps are in registers",
+        CONSUMER,
+        "    load_q();\n",
+        "    load_q();\n    release(&smem_.q_empty[q_slot()][group_]);\n",
+        HEADS,
+        ("early-overwrite", "race", "barrier"),
     ),
     Mutation(
         "too few arrivals expected of the readers",
@@ -152,8 +149,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "a skipped V is handed back unseen",
         CONSUMER,
-        "    if constexpr (kDue == Due::kRelease) ptx::mbarrier_wait_parity(&smem_.v_full[due.slot], due.phase);\n",
-        "",
+        "    ptx::mbarrier_wait_parity(&smem_.v_full[due.slot], due.phase);\n    release(&smem_.v_empty[due.slot]);\n",
+        "    release(&smem_.v_empty[due.slot]);\n",
         STAT,
         ("early-overwrite", "race", "barrier"),
     ),
@@ -173,6 +170,31 @@ MUTATIONS: tuple[Mutation, ...] = (
         DENSE,
         ("fence",),
     ),
+    # ---- votes
+    Mutation(
+        "V's loader takes a vote it has not heard for a skip",
+        PRODUCER,
+        "      ptx::mbarrier_wait_parity(&smem_.voted[v_.slot][group], v_.phase);\n",
+        "",
+        STAT,
+        (RESULT,),
+    ),
+    Mutation(
+        "a kept tile noted under the vote before",
+        CONSUMER,
+        "ptx::st_shared_relaxed(&smem_.kept[group_], votes_);",
+        "ptx::st_shared_relaxed(&smem_.kept[group_], votes_ - 1);",
+        STAT,
+        (RESULT, "wgmma", "deadlock"),
+    ),
+    Mutation(
+        "a warp that would skip does not wait for the others' vote",
+        CONSUMER,
+        "    ptx::mbarrier_wait_parity(voted, tile.phase);\n",
+        "",
+        STAT,
+        (RESULT, "barrier", "wgmma", "deadlock"),
+    ),
     # ---- proxies and stores
     Mutation(
         "no proxy fence before the output's store", EPILOGUE, "    ptx::fence_proxy_async();\n", "", DENSE, ("fence",)
@@ -190,15 +212,15 @@ MUTATIONS: tuple[Mutation, ...] = (
         EPILOGUE,
         "    if (thread == 0) ptx::tma_store_wait_read<0>();  // the",
         "    // the",
-        replace(DENSE, name="mutation-heads", heads_q=4),
+        HEADS,
         ("early-overwrite",),
     ),
     Mutation(
         "Q's buffer handed back while the output leaves it",
         EPILOGUE,
-        "        ptx::tma_store_wait_read<0>();\n        ptx::mbarrier_arrive(&smem.q_empty[group]);",
-        "        ptx::mbarrier_arrive(&smem.q_empty[group]);",
-        replace(SHARED_O, name="mutation-shared-o-heads", heads_q=4),
+        "        ptx::tma_store_wait_read<0>();\n        ptx::mbarrier_arrive(&smem.q_empty[0][group]);",
+        "        ptx::mbarrier_arrive(&smem.q_empty[0][group]);",
+        SHARED_O,
         ("early-overwrite",),
     ),
     Mutation(
@@ -226,8 +248,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         (RESULT,),
     ),
     # ---- what is computed
-    Mutation("rescale dropped", CONSUMER, "    rescale(o_, alpha);\n", "", STAT, (RESULT,)),
-    Mutation("invalid rows vote", CONSUMER, "!at_.valid(r) || row_agrees", "row_agrees", RAGGED, (RESULT,)),
+    Mutation("output not rescaled", SOFTMAX, "o[i] *= scale.alpha[fragment_row(i)];", "o[i] *= 1.0f;", STAT, (RESULT,)),
+    Mutation("invalid rows vote", CONSUMER, "!at_.valid(r) | agrees(", "agrees(", RAGGED, (RESULT,)),
     Mutation(
         "causal mask one key too far",
         MASK,
@@ -263,15 +285,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "tail of V not cleared", CONSUMER, "    if (keys >= Tr::kTileN) return;\n", "    return;\n", PAGED, (RESULT,)
     ),
-    Mutation(
-        "running maximum of all tiles, skipped ones too",
-        CONSUMER,
-        "      pending_ = !vote_to_skip(tile_max);\n",
-        "      pending_ = !vote_to_skip(tile_max);\n"
-        "      for (int r = 0; r < kThreadRows; ++r) rows_.max[r] = ptx::max_nan(rows_.max[r], tile_max[r]);\n",
-        STAT,
-        (RESULT,),
-    ),
+    Mutation("running maximum not kept", CONSUMER, "    rows_ = raised;\n", "", STAT, (RESULT,)),
     Mutation(
         "threshold not limited to one", SKIP, "threshold < 1.0f ? log2f(threshold) : 0.0f", "8.0f", STAT, (RESULT,)
     ),
