@@ -28,7 +28,10 @@ WINDOW = replace(DENSE, name="mutation-window", mask="window", window=(150, 20))
 
 @dataclass(frozen=True)
 class Mutation:
-    """Replaces ``old``, which must occur exactly once in ``header``, by ``new``; ``case`` shows it."""
+    """Replaces ``old``, which must occur exactly once in ``header``, by ``new``; ``case`` shows it.
+
+    ``kinds`` says by what it is caught: an ``EmulatorError.kind`` or, as ``result``, an answer unlike the oracle's.
+    """
 
     name: str
     header: str

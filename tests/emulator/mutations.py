@@ -1,7 +1,4 @@
-"""Deliberate mistakes in the kernels: each replaces a piece of a header, and each must be caught.
-
-``kinds`` says by what: an ``EmulatorError.kind`` or, as ``result``, an answer that differs from the oracle's.
-"""
+"""Deliberate mistakes in the kernels: each replaces a piece of a header, and each must be caught."""
 
 from __future__ import annotations
 
