@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from click.testing import CliRunner
 from skimattn.codegen import cli, matrix, ptxas
 from skimattn.codegen.features import BY_NAME, FEATURES
 from skimattn.codegen.matrix import Accepted, Rejected, all_specs, explain, specs
-from skimattn.codegen.tiles import MAX_SMEM_BYTES, smem_bytes, tile_of
+from skimattn.codegen.tiles import MAX_SMEM_BYTES, Tile, smem_bytes, tile_of
 
 GOLDEN = Path(__file__).parent / "golden" / "variants.txt"
 
@@ -44,7 +45,13 @@ def test_every_kernel_has_a_tile_that_fits() -> None:
         tile = tile_of(spec)
         assert smem_bytes(spec) <= MAX_SMEM_BYTES
         registers = tile.producer_regs + tile.consumers * tile.consumer_regs
-        assert registers * 128 <= 65536 and tile.threads <= 1024, spec.name
+        assert registers <= 65536 // tile.threads // 8 * 8 * tile.threads // 128 and tile.threads <= 1024, spec.name
+
+
+def test_a_tile_asks_for_no_more_registers_than_it_was_launched_with() -> None:
+    tile = Tile(128, 128, stages=2, stages_v=2, separate_o=True, producer_regs=24, consumer_regs=240)  # 504 = 3 x 168
+    with pytest.raises(AssertionError, match="504"):
+        replace(tile, producer_regs=32)
 
 
 def test_only_filters_by_every_field() -> None:

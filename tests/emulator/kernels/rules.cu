@@ -88,20 +88,38 @@ KERNEL(product) {
   finish(d);
   write_words(p, d);
 }
-// A = 1, 2, 3 ... by row and k from registers, B = the tile as [k][n]; accumulates onto 1.
+// A[row][k] = row - k, as the four k16 steps of A operands.
+SKIM_DEVICE void fill_differences(uint32_t (&a)[4][4]) {
+  const int row = thread() / 32 * 16 + thread() % 32 / 4;
+  for (int i = 0; i < 16; ++i) {
+    const int k = i / 4 * 16 + (i % 4 >> 1) * 8 + thread() % 4 * 2, r = row + (i % 2) * 8;
+    a[i / 4][i % 4] = ptx::pack(ElementBf16{}, static_cast<float>(r - k), static_cast<float>(r - k - 1));
+  }
+}
+// A from registers, B = the tile as [k][n]; accumulates onto 1.
 KERNEL(product_registers) {
   load_both(p, s);
   if (!in_group()) return;
   float d[kN / 2];
   for (float& x : d) x = 1.0f;
   uint32_t a[4][4];
-  const int row = thread() / 32 * 16 + thread() % 32 / 4;
-  for (int i = 0; i < 16; ++i) {
-    const int k = i / 4 * 16 + (i % 4 >> 1) * 8 + thread() % 4 * 2, r = row + (i % 2) * 8;
-    a[i / 4][i % 4] = ptx::pack(ElementBf16{}, static_cast<float>(r - k), static_cast<float>(r - k - 1));
-  }
+  fill_differences(a);
   ptx::wgmma_fence();
   for (int i = 0; i < 4; ++i) Mma::rs(d, a[i], sm90::advance(sm90::mn_major(s.b, kTile), i * 2048));
+  ptx::wgmma_commit();
+  finish(d);
+  write_words(p, d);
+}
+// The same A from registers, B as [n][k]; the first step overwrites what d held.
+KERNEL(product_registers_k_major) {
+  load_both(p, s);
+  if (!in_group()) return;
+  float d[kN / 2];
+  for (float& x : d) x = 1e6f;
+  uint32_t a[4][4];
+  fill_differences(a);
+  ptx::wgmma_fence();
+  for (int i = 0; i < 4; ++i) Mma::rs_k_major(d, a[i], sm90::advance(sm90::k_major(s.b), i * 32), i > 0);
   ptx::wgmma_commit();
   finish(d);
   write_words(p, d);
@@ -234,7 +252,16 @@ KERNEL(lanes_diverge) {
 }
 KERNEL(register_multiple) { ptx::setmaxnreg_dec<100>(); }
 KERNEL(register_direction) { ptx::setmaxnreg_inc<24>(); }
-KERNEL(register_sum) { ptx::setmaxnreg_inc<136>(); }  // of four warpgroups
+// One warpgroup gives, the others take; len_q says whether it gives enough for three of them.
+KERNEL(register_sum) {
+  if (!in_group()) {
+    ptx::setmaxnreg_inc<240>();
+  } else if (p.len_q == 24) {
+    ptx::setmaxnreg_dec<24>();
+  } else {
+    ptx::setmaxnreg_dec<32>();
+  }
+}
 
 // ---- TMA
 
@@ -488,6 +515,13 @@ KERNEL(overwrite_without_barrier) {
   if (thread() == 1) ptx::ld_shared(&s.words[0]);
   ptx::shfl(0, 0);
   if (leader()) ptx::st_shared(&s.words[0], 2);
+}
+// Right, unlike the two above and the one below: strong accesses may race. Every thread sees a value that was written.
+KERNEL(relaxed_race) {
+  if (leader()) ptx::st_shared_relaxed(&s.words[0], 1);
+  ptx::cta_sync();
+  if (thread() % 32 == 0) ptx::st_shared_relaxed(&s.words[0], thread() + 1);
+  ptx::st_global(static_cast<uint32_t*>(p.out) + thread(), ptx::ld_shared_relaxed(&s.words[0]));
 }
 KERNEL(write_twice) {
   if (thread() % 32 == 0) ptx::st_shared(&s.words[0], thread());

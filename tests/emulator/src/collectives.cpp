@@ -167,15 +167,17 @@ void cta_sync() { barrier_sync(0, machine.current->cta->threads, true, false); }
 void set_registers(int count, bool increase) {
   warp_collective(Collective::kSetRegisters, increase, count);
   // The pool is only known to hold once every warp has said what it wants; until then the device would wait.
+  // Note: the pool is what the CTA got at launch, whole 8s per thread, not the register file.
   const Cta& cta = *machine.current->cta;
-  const int at_launch = kRegisterFile / cta.threads / 8 * 8;
+  const int at_launch = kRegisterFile / cta.threads / 8 * 8, pool = at_launch * cta.threads;
   int sum = 0;
   for (const Warp& warp : cta.warps) {
     if (warp.registers == at_launch) return;
     sum += warp.registers * kWarp;
   }
-  if (sum > kRegisterFile) {
-    fail("register", "setmaxnreg: the warps of a CTA want %d registers, expected at most %d", sum, kRegisterFile);
+  if (sum > pool) {
+    fail("register", "setmaxnreg: the warps of a CTA want %d registers, expected at most the %d it was launched with",
+         sum, pool);
   }
 }
 

@@ -55,9 +55,6 @@ std::string describe_wait(const Fibre& fibre) {
       snprintf(text, sizeof text, "wgmma_wait<%d> (%d of 128 threads of the warpgroup there)", wait.id,
                fibre.cta->groups[fibre.ids.thread / kGroup].waiting);
       break;
-    case Wait::kRegisters:
-      snprintf(text, sizeof text, "setmaxnreg to %d (registers not available)", wait.id);
-      break;
   }
   return text;
 }

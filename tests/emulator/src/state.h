@@ -41,7 +41,7 @@ struct Meeting {
 
 // Why a fibre is not running; kept for the deadlock report.
 struct Wait {
-  enum Kind { kNone, kCollective, kNamedBarrier, kMbarrier, kWgmma, kRegisters } kind = kNone;
+  enum Kind { kNone, kCollective, kNamedBarrier, kMbarrier, kWgmma } kind = kNone;
   const Mbarrier* barrier = nullptr;
   int id = 0;       // named barrier, parity, collective kind, or groups still allowed in flight
   int threads = 0;  // named barrier
