@@ -11,7 +11,8 @@ from .features import BY_NAME
 from .spec import KernelSpec
 from .tiles import tile_of
 
-BEGIN = "<!-- support matrix: python -m skimattn.codegen.support README.md -->"
+COMMAND = "python -m skimattn.codegen.support README.md"
+BEGIN = f"<!-- support matrix: {COMMAND} -->"
 END = "<!-- end of support matrix -->"
 
 

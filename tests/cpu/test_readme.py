@@ -67,7 +67,7 @@ def test_length() -> None:
 
 
 def test_support_matrix_is_that_of_the_tables() -> None:
-    assert support.between_markers(README) == support.table() + "\n", f"rewrite it with: {support.BEGIN[20:-4]}"
+    assert support.between_markers(README) == support.table() + "\n", f"rewrite it with: {support.COMMAND}"
 
 
 def test_support_matrix_is_rewritten_and_a_readme_without_markers_refused(tmp_path: Path) -> None:
