@@ -24,7 +24,18 @@ class Allowance:
     reason: str
 
 
-ALLOWANCES: list[Allowance] = []
+ALLOWANCES: list[Allowance] = [
+    Allowance(
+        "spills<=192",
+        lambda spec: spec.head_dim == 256,
+        "half of a consumer's registers hold the output: its loaders spill what they need once per page or tile",
+    ),
+    Allowance(
+        "spills<=1024",
+        lambda spec: spec.softcap or spec.alibi,
+        "rare, outside the default set and built on first use: slower is better than refused",
+    ),
+]
 
 _REGISTERS = re.compile(r"Used (\d+) registers")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")

@@ -66,8 +66,8 @@ def tile_of(spec: KernelSpec) -> Tile:
     if spec.skip != "dense" and tile.separate_o:
         # Skipped tiles leave little to hide the next rows' arrival behind; bench/NOTES.md has the measurements.
         tile = replace(tile, stages=2, stages_q=2, q_register_steps=2)
-    if spec.paged or spec.mask in ("window", "chunked") or not tile.separate_o:
-        # The loaders need more registers than 40 to follow pages or two mask edges; big heads leave them to spare.
+    if (spec.paged or spec.mask in ("window", "chunked") or spec.head_dim == 192) and spec.head_dim_v <= 128:
+        # The loaders need more than 40 registers to follow pages or two mask edges. A 256-column output leaves none.
         tile = replace(tile, producer_regs=56, consumer_regs=224)
     return tile
 

@@ -181,7 +181,7 @@ class Consumer {
     RowState raised = rows_;
     TileScale scale;
     // A tile after a kept one is most often kept: what can be computed before the answer to the vote is.
-    constexpr bool kExpectKept = kDue == Due::kProduct;
+    constexpr bool kExpectKept = kDue == Due::kProduct && Tr::kHeadDimV <= 128;  // 256 columns leave no registers
     if constexpr (kExpectKept) scale = raise_maximum(thread_max, raised, p_.scale_log2);
     if constexpr (kSkips) {
       if (all_skip(thread_max)) {
