@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seqlens", nargs="+", type=int, default=[16384, 65536])
     made.add_argument("--sparsities", nargs="+", type=float, default=[0.0, 0.5, 0.75, 0.9], help="planted")
     made.add_argument("--masks", nargs="+", choices=MASKS, default=list(MASKS))
+    made.add_argument("--shapes", nargs="+", metavar="MASK:SEQLEN", help="instead of every mask at every length")
     made.add_argument("--dtype", choices=DTYPES, default="bf16")
     made.add_argument("--heads-q", type=int, default=64)
     made.add_argument("--heads-kv", type=int, default=4)
@@ -37,18 +38,30 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def pairs_of(options: argparse.Namespace) -> list[tuple[str, int]]:
+    """(mask, sequence length) of every shape, in the order of measuring."""
+    if not options.shapes:
+        return [(mask, seqlen) for seqlen in options.seqlens for mask in options.masks]
+    pairs = []
+    for text in options.shapes:
+        mask, _, seqlen = text.partition(":")
+        if mask not in MASKS or not seqlen.isdigit():
+            raise ValueError(f"--shapes: expected MASK:SEQLEN with a mask of {', '.join(MASKS)} (got {text!r})")
+        pairs.append((mask, int(seqlen)))
+    return pairs
+
+
 def cases_of(options: argparse.Namespace) -> list[Case]:
     """The cases that the options ask for, N(0,1) before planted; ``ValueError`` if a shape is not possible."""
     chosen = []
-    for seqlen in options.seqlens:
-        for mask in options.masks:
-            shape = Shape(seqlen, mask, options.heads_q, options.heads_kv, options.head_dim, options.dtype)
-            if not options.no_dense:
-                chosen.append(Case(shape, None, () if options.no_skip else SKIP_NOTHING))
-            if not options.no_skip:
-                if seqlen % BLOCK:
-                    raise ValueError(f"--seqlens: expected multiples of {BLOCK} for planted inputs (got {seqlen})")
-                chosen += [Case(shape, sparsity, (THRESHOLD,)) for sparsity in options.sparsities]
+    for mask, seqlen in pairs_of(options):
+        shape = Shape(seqlen, mask, options.heads_q, options.heads_kv, options.head_dim, options.dtype)
+        if not options.no_dense:
+            chosen.append(Case(shape, None, () if options.no_skip else SKIP_NOTHING))
+        if not options.no_skip:
+            if seqlen % BLOCK:
+                raise ValueError(f"--seqlens: expected multiples of {BLOCK} for planted inputs (got {seqlen})")
+            chosen += [Case(shape, sparsity, (THRESHOLD,)) for sparsity in options.sparsities]
     if not chosen:
         raise ValueError("--no-dense and --no-skip together leave nothing to measure")
     return chosen

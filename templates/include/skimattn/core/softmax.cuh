@@ -61,13 +61,33 @@ SKIM_DEVICE TileScale raise_maximum(const float (&thread_max)[kThreadRows], RowS
   return scale;
 }
 
+// Row 0's exponentials of the first kAhead steps of eight scores, computed before row 1's maximum and the vote are:
+// the exponential unit would idle meanwhile. More of them only delay the vote.
+template <int kAhead>
+struct Ahead {
+  float row0[4 * imax(kAhead, 1)];
+
+  template <int kScores>
+  SKIM_DEVICE void compute(const float (&s)[kScores], float base, float scale_log2) {
+#pragma unroll
+    for (int step = 0; step < kAhead; ++step) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (fragment_row(i) == 0) row0[slot(step, i)] = ptx::ex2_now(fmaf(s[8 * step + i], scale_log2, -base));
+      }
+    }
+  }
+  SKIM_DEVICE static constexpr bool holds(int step, int i) { return step < kAhead && fragment_row(i) == 0; }
+  SKIM_DEVICE static constexpr int slot(int step, int i) { return 4 * step + 2 * (i >> 2) + (i & 1); }
+};
+
 // Turns scores into probabilities, rounded to the element type as the A operand of P.V (the two fragments are the same
 // layout); adds them, not rounded, to the row sums; and multiplies the output by alpha.
 // Note: the three are interleaved because exponentials keep one pipe busy and the rest can hide behind it. There is no
 // branch around the multiplications where no maximum rose: measured, it costs more than they do.
-template <class Element, int kScores, int kOut>
-SKIM_DEVICE void weigh(const float (&s)[kScores], const TileScale& scale, float scale_log2, RowState& rows,
-                       uint32_t (&p)[kScores / 8][4], float (&o)[kOut]) {
+template <class Element, int kAhead, int kScores, int kOut>
+SKIM_DEVICE void weigh(const float (&s)[kScores], const Ahead<kAhead>& ahead, const TileScale& scale, float scale_log2,
+                       RowState& rows, uint32_t (&p)[kScores / 8][4], float (&o)[kOut]) {
   constexpr int kSteps = kScores / 8, kChunk = kOut / kSteps;
   static_assert(kOut % kSteps == 0);
   float sum[2 * kThreadRows] = {};
@@ -76,7 +96,8 @@ SKIM_DEVICE void weigh(const float (&s)[kScores], const TileScale& scale, float 
     float e[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      e[i] = ptx::ex2(fmaf(s[8 * step + i], scale_log2, -scale.base[fragment_row(i)]));
+      e[i] = Ahead<kAhead>::holds(step, i) ? ahead.row0[Ahead<kAhead>::slot(step, i)]
+                                           : ptx::ex2(fmaf(s[8 * step + i], scale_log2, -scale.base[fragment_row(i)]));
       sum[i & 3] += e[i];
     }
 #pragma unroll

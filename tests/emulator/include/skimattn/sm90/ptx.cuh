@@ -104,6 +104,7 @@ inline float ex2(float x) {
   const float y = exp2f(x);
   return y < 1.17549435e-38f ? 0.0f : y;
 }
+inline float ex2_now(float x) { return ex2(x); }
 inline float tanh_approx(float x) { return tanhf(x); }
 inline float max_nan(float x, float y) { return x != x ? x : y != y ? y : (x > y ? x : y); }
 inline uint32_t pack(ElementBf16, float low, float high) { return emu::to_bf16(low) | emu::to_bf16(high) << 16; }
