@@ -29,7 +29,7 @@ PHASES = (
     ("large", "test_gpu_large.py", False),
     ("runtime", "test_gpu_runtime.py", False),
 )
-PROCESSES = 8
+PROCESSES = 12
 PHASE_LIMIT_S = 240
 
 

@@ -25,7 +25,7 @@ PROGRAM = shutil.which("compute-sanitizer") or str(
 )
 TOOLS = ("memcheck", "racecheck", "synccheck")
 CASES = {"memcheck": 12, "racecheck": 6, "synccheck": 8}
-LIMIT_S = 200
+LIMIT_S = float(os.environ.get("SKIMATTN_SANITIZER_LIMIT_S", "200"))
 _FOUND, _LINES = 9, 25
 
 
