@@ -17,6 +17,7 @@ DENSE = Case(
     "mutation-dense", head_dim=128, head_dim_v=128, skip="dense", lens=((200, 500),), pattern="none", mask="causal"
 )
 STAT = Case("mutation-stat", skip="stat", lens=((300, 700),), pattern="alternating", mask="full")
+RANDOM = replace(STAT, name="mutation-random", lens=((300, 1500),), pattern="random")
 RAGGED = replace(
     STAT, name="mutation-ragged", q_layout="ragged", kv_layout="ragged", lens=((100, 400), (70, 300)), pattern="tail"
 )
@@ -30,7 +31,8 @@ WINDOW = replace(DENSE, name="mutation-window", mask="window", window=(150, 20))
 class Mutation:
     """Replaces ``old``, which must occur exactly once in ``header``, by ``new``; ``case`` shows it.
 
-    ``kinds`` says by what it is caught: an ``EmulatorError.kind`` or, as ``result``, an answer unlike the oracle's.
+    ``moved``, if given, is also taken out: ``new`` holds it in its wrong place. ``kinds`` says by what it is caught: an
+    ``EmulatorError.kind`` or, as ``result``, an answer unlike the oracle's.
     """
 
     name: str
@@ -39,11 +41,13 @@ class Mutation:
     new: str
     case: Case
     kinds: tuple[str, ...]
+    moved: str = ""
 
     def apply(self, header: str, text: str) -> str:
         """A ``source_override``; ``LookupError`` if the header no longer holds what is replaced."""
         if header != self.header:
             return text
-        if (count := text.count(self.old)) != 1:
-            raise LookupError(f"{self.name}: expected {self.old!r} once in {header} (got {count} times)")
-        return text.replace(self.old, self.new)
+        for piece in filter(None, (self.old, self.moved)):
+            if (count := text.count(piece)) != 1:
+                raise LookupError(f"{self.name}: expected {piece!r} once in {header} (got {count} times)")
+        return (text.replace(self.moved, "") if self.moved else text).replace(self.old, self.new)

@@ -1,4 +1,7 @@
-"""Deliberate mistakes in the kernels: each replaces a piece of a header, and each must be caught."""
+"""Deliberate mistakes in the kernels: each replaces a piece of a header, and each must be caught.
+
+Here are those in how threads and copies wait for each other, and all of them together.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,16 @@ from .mutation import (
     DESCRIPTOR,
     EPILOGUE,
     HEADS,
-    MASK,
     PAGED,
     PRODUCER,
-    RAGGED,
+    RANDOM,
     RESULT,
-    SCHEDULER,
     SHARED_O,
-    SKIP,
-    SOFTMAX,
     STAT,
     STORAGE,
-    TILES,
-    WINDOW,
     Mutation,
 )
+from .mutations_of_answers import WRONG_ANSWERS
 
 MUTATIONS: tuple[Mutation, ...] = (
     # ---- wgmma
@@ -37,12 +35,11 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "output rescaled before the product is done",
         CONSUMER,
-        "    if constexpr (kDue == Due::kProduct) finish_product(due);\n    weigh<typename Tr::Element>"
-        "(s, scale, p_.scale_log2, rows_, probabilities_, o_);\n",
-        "    weigh<typename Tr::Element>(s, scale, p_.scale_log2, rows_, probabilities_, o_);\n"
-        "    if constexpr (kDue == Due::kProduct) finish_product(due);\n",
+        ", rows_, probabilities_, o_);\n",
+        ", rows_, probabilities_, o_);\n    if constexpr (kDue == Due::kProduct) finish_product(due);\n",
         DENSE,
         ("register",),
+        moved="\n    if constexpr (kDue == Due::kProduct) finish_product(due);",
     ),
     Mutation(
         "V handed back before its product is done",
@@ -117,7 +114,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         "    load_q();\n",
         "    load_q();\n    release(&smem_.q_empty[q_slot()][group_]);\n",
         HEADS,
-        ("early-overwrite", "race", "barrier"),
+        ("early-overwrite", "race"),
+        moved="    if constexpr (Tr::kSeparateO) release(&smem_.q_empty[q_slot()][group_]);\n",
     ),
     Mutation(
         "too few arrivals expected of the readers",
@@ -175,6 +173,24 @@ MUTATIONS: tuple[Mutation, ...] = (
         "",
         STAT,
         (RESULT,),
+    ),
+    Mutation(
+        "V's loader asks the first group only",
+        PRODUCER,
+        "    for (int group = 0; group < Tr::kConsumers; ++group) {\n      if (ptx::ld_shared_relaxed(",
+        "    for (int group = 0; group < 1; ++group) {\n      if (ptx::ld_shared_relaxed(",
+        RANDOM,
+        (RESULT,),
+    ),
+    Mutation(
+        "a vote counted before it is noted",
+        CONSUMER,
+        "      if (speaks) ptx::st_shared_relaxed(&smem_.kept[group_], votes_);\n"
+        "      if (speaks) ptx::mbarrier_arrive(voted);\n",
+        "      if (speaks) ptx::mbarrier_arrive(voted);\n"
+        "      if (speaks) ptx::st_shared_relaxed(&smem_.kept[group_], votes_);\n",
+        RANDOM,
+        (RESULT, "barrier", "wgmma", "deadlock"),
     ),
     Mutation(
         "a kept tile noted under the vote before",
@@ -244,55 +260,5 @@ MUTATIONS: tuple[Mutation, ...] = (
         DENSE,
         (RESULT,),
     ),
-    # ---- what is computed
-    Mutation("output not rescaled", SOFTMAX, "o[i] *= scale.alpha[fragment_row(i)];", "o[i] *= 1.0f;", STAT, (RESULT,)),
-    Mutation("invalid rows vote", CONSUMER, "!at_.valid(r) | agrees(", "agrees(", RAGGED, (RESULT,)),
-    Mutation(
-        "causal mask one key too far",
-        MASK,
-        "return {0, imin(diagonal + 1, len_k)};",
-        "return {0, imin(diagonal + 2, len_k)};",
-        DENSE,
-        (RESULT,),
-    ),
-    Mutation(
-        "window one key short on the left",
-        MASK,
-        "imax(diagonal - p.window_left, 0)",
-        "imax(diagonal - p.window_left + 1, 0)",
-        WINDOW,
-        (RESULT,),
-    ),
-    Mutation(
-        "wrong page",
-        PRODUCER,
-        "ptx::ld_global(pages + key / p_.page_size)",
-        "ptx::ld_global(pages + key0 / p_.page_size)",
-        PAGED,
-        (RESULT,),
-    ),
-    Mutation(
-        "page table read past the request",
-        PRODUCER,
-        "keys.batch) * p_.page_table_stride",
-        "keys.batch + 1) * p_.page_table_stride",
-        PAGED,
-        (RESULT, "out-of-bounds"),
-    ),
-    Mutation(
-        "tail of V not cleared", CONSUMER, "    if (keys >= Tr::kTileN) return;\n", "    return;\n", PAGED, (RESULT,)
-    ),
-    Mutation("running maximum not kept", CONSUMER, "    rows_ = raised;\n", "", STAT, (RESULT,)),
-    Mutation(
-        "threshold not limited to one", SKIP, "threshold < 1.0f ? log2f(threshold) : 0.0f", "8.0f", STAT, (RESULT,)
-    ),
-    Mutation(
-        "visible tile past the diagonal left out",
-        TILES,
-        "ceil_div(bottom.hi, kTileN), 0, 0}",
-        "bottom.hi / kTileN, 0, 0}",
-        DENSE,
-        (RESULT,),
-    ),
-    Mutation("work counter not reset", SCHEDULER, "ptx::st_global(counter_, 0u)", "", DENSE, (RESULT,)),
+    *WRONG_ANSWERS,
 )

@@ -5,6 +5,16 @@
 
 namespace skim_emulator {
 
+namespace {
+
+// Others take a turn first: a strong store comes as late as the barriers after it let it.
+void yield() {
+  wake(*machine.current);
+  block(Wait{});
+}
+
+}  // namespace
+
 uint8_t* dynamic_smem() { return machine.current->cta->smem; }
 
 uint32_t smem_address(const void* pointer) {
@@ -43,6 +53,7 @@ void shared_read(void* value, const void* pointer, int bytes) {
 
 void shared_write_relaxed(void* pointer, uint32_t value) {
   aligned_offset(pointer, sizeof value, "st_shared_relaxed");
+  yield();
   std::memcpy(pointer, &value, sizeof value);
 }
 

@@ -1,0 +1,82 @@
+"""Deliberate mistakes in what a kernel computes: no rule of the machine is broken, the answer is wrong."""
+
+from __future__ import annotations
+
+from .mutation import (
+    CONSUMER,
+    DENSE,
+    MASK,
+    PAGED,
+    PRODUCER,
+    RAGGED,
+    RANDOM,
+    RESULT,
+    SCHEDULER,
+    SKIP,
+    SOFTMAX,
+    STAT,
+    TILES,
+    WINDOW,
+    Mutation,
+)
+
+WRONG_ANSWERS: tuple[Mutation, ...] = (
+    Mutation("output not rescaled", SOFTMAX, "o[i] *= scale.alpha[fragment_row(i)];", "o[i] *= 1.0f;", STAT, (RESULT,)),
+    Mutation(
+        "exponentials ahead of the vote measured from the other row's maximum",
+        CONSUMER,
+        "ahead.compute(s, scale.base[0],",
+        "ahead.compute(s, scale.base[1],",
+        RANDOM,
+        (RESULT,),
+    ),
+    Mutation("invalid rows vote", CONSUMER, "!at_.valid(r) | agrees(", "agrees(", RAGGED, (RESULT,)),
+    Mutation(
+        "causal mask one key too far",
+        MASK,
+        "return {0, imin(diagonal + 1, len_k)};",
+        "return {0, imin(diagonal + 2, len_k)};",
+        DENSE,
+        (RESULT,),
+    ),
+    Mutation(
+        "window one key short on the left",
+        MASK,
+        "imax(diagonal - p.window_left, 0)",
+        "imax(diagonal - p.window_left + 1, 0)",
+        WINDOW,
+        (RESULT,),
+    ),
+    Mutation(
+        "wrong page",
+        PRODUCER,
+        "ptx::ld_global(pages + key / p_.page_size)",
+        "ptx::ld_global(pages + key0 / p_.page_size)",
+        PAGED,
+        (RESULT,),
+    ),
+    Mutation(
+        "page table read past the request",
+        PRODUCER,
+        "keys.batch) * p_.page_table_stride",
+        "keys.batch + 1) * p_.page_table_stride",
+        PAGED,
+        (RESULT, "out-of-bounds"),
+    ),
+    Mutation(
+        "tail of V not cleared", CONSUMER, "    if (keys >= Tr::kTileN) return;\n", "    return;\n", PAGED, (RESULT,)
+    ),
+    Mutation("running maximum not kept", CONSUMER, "    rows_ = raised;\n", "", STAT, (RESULT,)),
+    Mutation(
+        "threshold not limited to one", SKIP, "threshold < 1.0f ? log2f(threshold) : 0.0f", "8.0f", STAT, (RESULT,)
+    ),
+    Mutation(
+        "visible tile past the diagonal left out",
+        TILES,
+        "ceil_div(bottom.hi, kTileN), 0, 0}",
+        "bottom.hi / kTileN, 0, 0}",
+        DENSE,
+        (RESULT,),
+    ),
+    Mutation("work counter not reset", SCHEDULER, "ptx::st_global(counter_, 0u)", "", DENSE, (RESULT,)),
+)
