@@ -169,34 +169,34 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "V's loader takes a vote it has not heard for a skip",
         PRODUCER,
-        "      ptx::mbarrier_wait_parity(&smem_.voted[v_.slot][group], v_.phase);\n",
+        "      ptx::mbarrier_wait_parity(&smem_.voted[tile.slot][group], tile.phase);\n",
         "",
         STAT,
-        (RESULT,),
+        ("race",),
     ),
     Mutation(
         "V's loader asks the first group only",
         PRODUCER,
-        "    for (int group = 0; group < Tr::kConsumers; ++group) {\n      if (ptx::ld_shared_relaxed(",
-        "    for (int group = 0; group < 1; ++group) {\n      if (ptx::ld_shared_relaxed(",
+        "    for (int group = 0; group < Tr::kConsumers; ++group) {\n      ptx::mbarrier_wait_parity(&smem_.voted[",
+        "    for (int group = 0; group < 1; ++group) {\n      ptx::mbarrier_wait_parity(&smem_.voted[",
         RANDOM,
         (RESULT,),
     ),
     Mutation(
         "a vote counted before it is noted",
         CONSUMER,
-        "      if (speaks) ptx::st_shared_relaxed(&smem_.kept[group_], votes_);\n"
+        "      if (speaks) ptx::st_shared(&smem_.kept[tile.slot][group_], votes_);\n"
         "      if (speaks) ptx::mbarrier_arrive(voted);\n",
         "      if (speaks) ptx::mbarrier_arrive(voted);\n"
-        "      if (speaks) ptx::st_shared_relaxed(&smem_.kept[group_], votes_);\n",
+        "      if (speaks) ptx::st_shared(&smem_.kept[tile.slot][group_], votes_);\n",
         RANDOM,
-        (RESULT, "barrier", "wgmma", "deadlock"),
+        ("race",),
     ),
     Mutation(
         "a kept tile noted under the vote before",
         CONSUMER,
-        "ptx::st_shared_relaxed(&smem_.kept[group_], votes_);",
-        "ptx::st_shared_relaxed(&smem_.kept[group_], votes_ - 1);",
+        "ptx::st_shared(&smem_.kept[tile.slot][group_], votes_);",
+        "ptx::st_shared(&smem_.kept[tile.slot][group_], votes_ - 1);",
         STAT,
         (RESULT, "wgmma", "deadlock"),
     ),
@@ -206,7 +206,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "    ptx::mbarrier_wait_parity(voted, tile.phase);\n",
         "",
         STAT,
-        (RESULT, "barrier", "wgmma", "deadlock"),
+        ("race",),
     ),
     # ---- proxies and stores
     Mutation(

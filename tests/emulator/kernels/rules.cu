@@ -516,13 +516,6 @@ KERNEL(overwrite_without_barrier) {
   ptx::shfl(0, 0);
   if (leader()) ptx::st_shared(&s.words[0], 2);
 }
-// Right, unlike the two above and the one below: strong accesses may race. Every thread sees a value that was written.
-KERNEL(relaxed_race) {
-  if (leader()) ptx::st_shared_relaxed(&s.words[0], 1);
-  ptx::cta_sync();
-  if (thread() % 32 == 0) ptx::st_shared_relaxed(&s.words[0], thread() + 1);
-  ptx::st_global(static_cast<uint32_t*>(p.out) + thread(), ptx::ld_shared_relaxed(&s.words[0]));
-}
 KERNEL(write_twice) {
   if (thread() % 32 == 0) ptx::st_shared(&s.words[0], thread());
 }

@@ -51,19 +51,6 @@ void shared_read(void* value, const void* pointer, int bytes) {
   std::memcpy(value, pointer, static_cast<size_t>(bytes));
 }
 
-void shared_write_relaxed(void* pointer, uint32_t value) {
-  aligned_offset(pointer, sizeof value, "st_shared_relaxed");
-  yield();
-  std::memcpy(pointer, &value, sizeof value);
-}
-
-uint32_t shared_read_relaxed(const void* pointer) {
-  aligned_offset(pointer, 4, "ld_shared_relaxed");
-  uint32_t value;
-  std::memcpy(&value, pointer, sizeof value);
-  return value;
-}
-
 // Comes after every write so far and before every later one, in the thread's own time.
 void fence_proxy_async() { machine.current->fence_times.push_back(++machine.current->time); }
 

@@ -95,8 +95,8 @@ class Consumer {
     last_ = all.last;
     if constexpr (kCounts) {
       skipped_ = 0;
-      map_ = nullptr;
-      if (p_.skip_map != nullptr && thread_ == 0) {
+      maps_ = p_.skip_map != nullptr && thread_ == 0;
+      if (maps_) {
         map_ = p_.skip_map + item.batch * p_.skip_map_stride_batch + item.head * p_.skip_map_stride_head +
                (item.row0 / kGroupRows + group_) * p_.skip_map_stride_group;
       }
@@ -306,13 +306,13 @@ class Consumer {
     const bool speaks = thread_ % kWarpThreads == 0;
     ++votes_;
     if (ptx::warp_any(!agree)) {
-      if (speaks) ptx::st_shared_relaxed(&smem_.kept[group_], votes_);
+      if (speaks) ptx::st_shared(&smem_.kept[tile.slot][group_], votes_);
       if (speaks) ptx::mbarrier_arrive(voted);
       return false;
     }
     if (speaks) ptx::mbarrier_arrive(voted);
     ptx::mbarrier_wait_parity(voted, tile.phase);
-    return ptx::ld_shared_relaxed(&smem_.kept[group_]) != votes_;
+    return ptx::ld_shared(&smem_.kept[tile.slot][group_]) != votes_;
   }
 
   // A masked tile may be another group's; a whole one is always this group's.
@@ -324,11 +324,11 @@ class Consumer {
   SKIM_DEVICE void record_skipped(int n) {
     if (!is_own<kMasked>(n)) return;
     ++skipped_;
-    if (map_ != nullptr) ptx::st_global(map_ + n, uint8_t{2});
+    if (maps_) ptx::st_global(map_ + n, uint8_t{2});
   }
   template <bool kMasked>
   SKIM_DEVICE void record_kept(int n) {
-    if (map_ != nullptr && is_own<kMasked>(n)) ptx::st_global(map_ + n, uint8_t{1});
+    if (maps_ && is_own<kMasked>(n)) ptx::st_global(map_ + n, uint8_t{1});
   }
 
   SKIM_DEVICE void finish() {
@@ -351,8 +351,9 @@ class Consumer {
   TileRange own_;     // of this group's rows
   int first_, last_;  // of all the CTA's rows: every group walks them all
   float limit_ = -kInf;
-  int skipped_ = 0;         // stat kernels
-  uint8_t* map_ = nullptr;  // stat kernels: this group's row of the skip map, in one thread, if wanted
+  int skipped_ = 0;    // stat kernels
+  bool maps_ = false;  // stat kernels: this thread writes its group's row of the skip map, map_
+  uint8_t* map_ = nullptr;
   uint32_t votes_ = 0;
   bool pending_ = false;
   float o_[kOut];

@@ -124,25 +124,22 @@ class Producer {
 
   // Whether some group keeps the tile. After a tile that was kept this is taken for granted, since waiting for the vote
   // would delay V; after one that all groups skipped the vote is awaited, and most often spares the load.
-  // Note: a free slot says that every group has voted on the tile before this one. A group can be past this vote too,
-  // but only by having skipped: it cannot finish a product, nor vote twice more, without this slot.
   SKIM_DEVICE bool is_wanted(bool is_first) {
     if constexpr (Tr::kSkip == Skip::kDense) return true;
     ++votes_;
-    if (is_first || kept_since(votes_ - 1)) return true;
-    for (int group = 0; group < Tr::kConsumers; ++group) {
-      ptx::mbarrier_wait_parity(&smem_.voted[v_.slot][group], v_.phase);
-    }
-    for (int group = 0; group < Tr::kConsumers; ++group) {
-      if (ptx::ld_shared_relaxed(&smem_.kept[group]) == votes_) return true;
-    }
-    return false;
+    const Ring<Tr::kStagesV> before = v_.previous();
+    const bool expected = votes_ == 1 || some_group_keeps(before, votes_ - 1);
+    return is_first || expected || some_group_keeps(v_, votes_);
   }
 
-  SKIM_DEVICE bool kept_since(uint32_t vote) const {
+  // Waits until all groups have voted on a tile, and says whether one of them keeps it.
+  // Note: no group gets to the next vote in the same place before this one's V is settled: before a group votes it has
+  // waited for the V of the tile before.
+  SKIM_DEVICE bool some_group_keeps(Ring<Tr::kStagesV> tile, uint32_t vote) {
     bool kept = false;
     for (int group = 0; group < Tr::kConsumers; ++group) {
-      kept |= static_cast<int>(ptx::ld_shared_relaxed(&smem_.kept[group]) - vote) >= 0;
+      ptx::mbarrier_wait_parity(&smem_.voted[tile.slot][group], tile.phase);
+      kept |= ptx::ld_shared(&smem_.kept[tile.slot][group]) == vote;
     }
     return kept;
   }

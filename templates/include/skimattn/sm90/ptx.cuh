@@ -72,15 +72,6 @@ SKIM_DEVICE uint32_t ld_shared(const void* pointer) {
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(smem_address(pointer)) : "memory");
   return value;
 }
-// Strong accesses: threads may race on the word, and each sees some value that was written.
-SKIM_DEVICE void st_shared_relaxed(void* pointer, uint32_t value) {
-  asm volatile("st.relaxed.cta.shared::cta.b32 [%0], %1;" ::"r"(smem_address(pointer)), "r"(value) : "memory");
-}
-SKIM_DEVICE uint32_t ld_shared_relaxed(const void* pointer) {
-  uint32_t value;
-  asm volatile("ld.relaxed.cta.shared::cta.b32 %0, [%1];" : "=r"(value) : "r"(smem_address(pointer)) : "memory");
-  return value;
-}
 // Makes this thread's shared-memory writes visible to TMA and wgmma.
 SKIM_DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

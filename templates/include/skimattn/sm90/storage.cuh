@@ -30,7 +30,7 @@ struct SharedStorage {
   // Skip kernels: a group's warps have voted on the tile of this stage; and, counted over all tiles, the last vote in
   // which some warp of the group kept its tile.
   uint64_t voted[Tr::kStagesV][Tr::kConsumers];
-  uint32_t kept[Tr::kConsumers];
+  uint32_t kept[Tr::kStagesV][Tr::kConsumers];
 
   SKIM_DEVICE uint8_t* q(int slot, int group) { return qo[slot][group]; }
   SKIM_DEVICE uint8_t* o(int group) { return qo[kPlanes - 1][group]; }
@@ -38,7 +38,6 @@ struct SharedStorage {
   SKIM_DEVICE void init_barriers() {
     constexpr int kReaders = Tr::kConsumers * kGroupWarps;
     for (int i = 0; i < Tr::kConsumers; ++i) {
-      ptx::st_shared_relaxed(&kept[i], 0);
       for (int slot = 0; slot < Tr::kStagesQ; ++slot) {
         ptx::mbarrier_init(&q_full[slot][i], 1);
         ptx::mbarrier_init(&q_empty[slot][i], Tr::kSeparateO ? kGroupWarps : 1);
@@ -51,7 +50,10 @@ struct SharedStorage {
     for (int i = 0; i < Tr::kStagesV; ++i) {
       ptx::mbarrier_init(&v_full[i], 1);
       ptx::mbarrier_init(&v_empty[i], kReaders);
-      for (int group = 0; group < Tr::kConsumers; ++group) ptx::mbarrier_init(&voted[i][group], kGroupWarps);
+      for (int group = 0; group < Tr::kConsumers; ++group) {
+        ptx::mbarrier_init(&voted[i][group], kGroupWarps);
+        ptx::st_shared(&kept[i][group], 0);
+      }
     }
     for (int i = 0; i < kWorkSlots; ++i) {
       ptx::mbarrier_init(&work_full[i], 1);

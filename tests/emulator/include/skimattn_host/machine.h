@@ -26,8 +26,6 @@ uint8_t* dynamic_smem();
 uint32_t smem_address(const void* pointer);
 void shared_write(void* pointer, const void* value, int bytes);
 void shared_read(void* value, const void* pointer, int bytes);
-void shared_write_relaxed(void* pointer, uint32_t value);  // strong: no race, and no ordering of anything else
-uint32_t shared_read_relaxed(const void* pointer);
 void fence_proxy_async();
 
 void mbarrier_init(uint64_t* barrier, uint32_t count);

@@ -55,8 +55,6 @@ inline void st_shared_zero16(void* pointer) {
   const uint32_t zero[4] = {};
   emu::shared_write(pointer, zero, 16);
 }
-inline void st_shared_relaxed(void* pointer, uint32_t value) { emu::shared_write_relaxed(pointer, value); }
-inline uint32_t ld_shared_relaxed(const void* pointer) { return emu::shared_read_relaxed(pointer); }
 inline uint32_t ld_shared(const void* pointer) {
   uint32_t value;
   emu::shared_read(&value, pointer, 4);
