@@ -210,6 +210,8 @@ def test_scales() -> None:
 def test_masks() -> None:
     plan, *_ = plan_of(**batched(mask="window", window_size=(31, -1)))
     assert strides(plan, "window_left", "window_right", "chunk_size") == [31, -1, 0]
+    plan, *_ = plan_of(**batched(mask="window", window_size=(2**31 - 1, 0)))
+    assert strides(plan, "window_left", "window_right") == [300, 0]  # diagonal - left must fit 32 bits
     plan, *_ = plan_of(**batched(mask="chunked", chunk_size=48))
     assert strides(plan, "window_left", "window_right", "chunk_size") == [-1, -1, 48]
 

@@ -213,6 +213,7 @@ def shape_cases() -> tuple[Case, ...]:
         replace(deep, name="deep-window-d256", mask="window", window=(500, 0), head_dim=256, head_dim_v=256, seed=1),
         replace(deep, name="deep-d64-fp16", head_dim=64, head_dim_v=64, dtype="fp16", mask="full", heads_q=3),
         replace(deep, name="deep-mla-paged", head_dim=192, kv_layout="nhd", page_size=16, lens=((200, 900),)),
+        replace(_PLAIN, name="window-huge", mask="window", window=(2**31 - 1, 2**31 - 1), lens=((150, 40),)),
         replace(crowd, name="many-requests", lens=many),
         replace(crowd, name="many-requests-tall", lens=few, mask="full", heads_q=2),
         replace(_PLAIN, name="many-heads", lens=((70, 260), (70, 260)), heads_q=24, heads_kv=3),
