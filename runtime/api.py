@@ -37,7 +37,7 @@ def attention(
         ``out``, or ``(out, lse)`` with ``return_lse=True``.
     """
     if "mask" not in arguments:
-        if tuple(window_size) != UNLIMITED:
+        if window_size != UNLIMITED:
             if causal:
                 window_size = _causal_window(window_size)
             arguments["mask"] = "window"
@@ -49,7 +49,6 @@ def attention(
 
 
 def _causal_window(window_size: tuple[int, int]) -> tuple[int, int]:
-    left, right = window_size
-    if right not in (-1, 0):
-        raise expected("window_size", "(left, -1) or (left, 0) with causal=True", window_size)
-    return left, 0
+    if not isinstance(window_size, tuple) or len(window_size) != 2 or window_size[1] not in (-1, 0):
+        raise expected("window_size", "(left, -1) or (left, 0) with causal=True", repr(window_size))
+    return window_size[0], 0

@@ -39,7 +39,6 @@ _NAMES = (
     *_CHECKED,
 )
 _TENSORS = attrgetter(*_NAMES)
-_NUMBERS = (float, int)
 
 
 class Scan:
@@ -50,6 +49,7 @@ class Scan:
 
     Raises:
         AttributeError: q, k, v or an optional tensor is not a tensor; validation says which.
+        RuntimeError: a tensor has no memory of its own (it is sparse, for one); validation says which.
     """
 
     __slots__ = ("addresses", "forms", "given", "key")
@@ -62,7 +62,7 @@ class Scan:
         for name, value in zip(_NAMES, _TENSORS(params), strict=True):
             if value is None:
                 continue
-            if name == "skip_softmax_threshold" and isinstance(value, _NUMBERS):
+            if name == "skip_softmax_threshold" and not isinstance(value, torch.Tensor):
                 key.append(value)
                 continue
             address, shape, strides = value.data_ptr(), value.shape, value.stride()

@@ -88,7 +88,7 @@ def _first_launch(params: Params, stream: Any) -> Result:
     try:
         scan = Scan(params)
         prepared = _kinds.get(scan.key)
-    except (AttributeError, TypeError):  # not a tensor, or a value that cannot be hashed
+    except (AttributeError, TypeError, RuntimeError):  # not a (dense) tensor, or a value that cannot be hashed
         validate(params)  # says what is wrong
         raise
     if prepared is None:

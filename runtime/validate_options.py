@@ -33,8 +33,8 @@ def mask_name(params: Params) -> str:
 def check_mask(params: Params) -> tuple[tuple[int, int], int]:
     """Window and chunk size, each only with its own mask; returns ``(-1, -1)`` and 0 where unused."""
     mask, window, chunk = mask_name(params), params.window_size, params.chunk_size
-    if not isinstance(window, tuple | list) or len(window) != 2:
-        raise expected("window_size", "a pair (left, right)", repr(window))
+    if not isinstance(window, tuple) or len(window) != 2:  # a list could change after the launch
+        raise expected("window_size", "a pair (left, right), a tuple", repr(window))
     left, right = (integer("window_size", side, -1) for side in window)
     if mask != "window" and (left, right) != UNLIMITED:
         raise expected("window_size", f"(-1, -1) with mask {params.mask!r} (mask='window' uses it)", window)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cuda.bindings import driver as real
@@ -239,6 +241,28 @@ def test_errors_of_the_driver_carry_its_name(fake: FakeDriver) -> None:
     fake.failing = {"cuTensorMapEncodeTiled": real.CUresult.CUDA_ERROR_INVALID_VALUE}
     with pytest.raises(CudaError, match=r"cuTensorMapEncodeTiled: CUDA_ERROR_INVALID_VALUE .*dims=\(128, 70, 4, 1\)"):
         launch(call(mask="full"))
+
+
+@pytest.mark.parametrize("threshold", [1, np.float32(0.5), Fraction(1, 3)], ids=lambda value: type(value).__name__)
+def test_any_real_number_is_a_threshold(fake: FakeDriver, threshold: Any) -> None:
+    launch(call(skip_softmax_threshold=threshold))
+    assert fake.launches[0].block.threshold_value == pytest.approx(float(threshold))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"mask": "window", "window_size": [3, 0]}, r"^window_size: expected a pair \(left, right\), a tuple"),
+        ({"skip_softmax_threshold": "0.5"}, r"^skip_softmax_threshold: .*got str"),
+        ({"sinks": torch.zeros(4).to_sparse()}, r"^sinks: expected a dense \(strided\) tensor"),
+        ({"mask": ["full"]}, r"^mask: expected one of"),
+    ],
+    ids=["list", "text", "sparse", "unhashable"],
+)
+def test_what_cannot_be_a_key_is_refused_by_validation(fake: FakeDriver, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        launch(call(**wrong))
+    assert not fake.launches
 
 
 def test_a_damaged_cubin_is_not_loaded(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:

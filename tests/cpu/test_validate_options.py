@@ -29,6 +29,7 @@ MASKS = [
     wrong("window_unused", batched, "window_size", "mask='window' uses it", r"\(3, 0\)", window_size=(3, 0)),
     wrong("window_causal", batched, "window_size", "mask 'causal'", r"\(3, 0\)", mask="causal", window_size=(3, 0)),
     wrong("window_int", batched, "window_size", "a pair", "3", mask="window", window_size=3),
+    wrong("window_list", batched, "window_size", "a tuple", r"\[3, 0\]", mask="window", window_size=[3, 0]),
     wrong("window_triple", batched, "window_size", "a pair", r"\(1, 2, 3\)", mask="window", window_size=(1, 2, 3)),
     wrong("window_float", batched, "window_size", "an int", "1.5", mask="window", window_size=(1.5, 0)),
     wrong("window_minus2", batched, "window_size", "from -1", "-2", mask="window", window_size=(-2, 0)),
