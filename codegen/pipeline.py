@@ -17,6 +17,7 @@ from pathlib import Path
 from . import emit, matrix, metadata, ninja_file, ptxas
 from .compile import Report, read_report, stale_reason
 from .errors import BuildError
+from .features import BY_NAME
 from .files import TEMPORARY, locked, write_if_changed
 from .spec import KernelSpec
 from .toolchain import Toolchain
@@ -26,6 +27,7 @@ METADATA = "metadata.json"
 LOG = "build_log.json"
 _LOCK = ".lock"
 _OWN_FILES = (METADATA, LOG, ninja_file.NAME, ".ninja_log", ".ninja_deps", _LOCK)
+_KERNEL_FILES = (".cu", ".cubin", ".json")
 _GUESS_SECONDS = 2.0  # per kernel, until a build has been measured
 
 
@@ -114,7 +116,7 @@ class Build:
         print(f"another build is at work in {self.folder}, waiting for it", flush=True)
 
     def _sweep(self) -> None:
-        for leftover in self.folder.rglob(f"*{TEMPORARY}"):
+        for leftover in _temporaries(self.folder):
             leftover.unlink(missing_ok=True)
 
     def _announce(self, plan: Plan, jobs: int) -> None:
@@ -181,6 +183,17 @@ def built(folder: Path) -> dict[KernelSpec, metadata.Kernel]:
     return {row.spec: row for row in rows if (folder / row.cubin).is_file()}
 
 
+def _archs(folder: Path) -> list[Path]:
+    """The folders of kernels."""
+    return [path for arch in BY_NAME["arch"].values if (path := folder / str(arch)).is_dir()]
+
+
+def _temporaries(folder: Path) -> list[Path]:
+    """What killed builds left half written. Only where builds write: the folder may be one that holds other things."""
+    places = (folder, folder / "include" / "skimattn", *_archs(folder))
+    return [path for place in places for path in place.glob("*.[0-9]*.[0-9]*" + TEMPORARY)]
+
+
 def clean(folder: Path) -> int:
     """Remove what builds made in ``folder`` and nothing else; returns the number of files."""
     if not folder.is_dir():
@@ -188,8 +201,9 @@ def clean(folder: Path) -> int:
     if not (folder / _LOCK).exists() and any(folder.iterdir()):
         raise BuildError(f"{folder}: no build was made here, nothing is removed")
     with locked(folder / _LOCK):
-        arches = [path for path in folder.glob("sm*/") if path.is_dir()]
-        victims = [path for arch in arches for path in arch.iterdir() if path.is_file()]
+        arches = _archs(folder)
+        victims = [path for arch in arches for path in arch.glob("skim_*") if path.suffix in _KERNEL_FILES]
+        victims += _temporaries(folder)
         victims += [folder / "include" / "skimattn" / name for name in emit.HEADERS]
         victims += [folder / name for name in _OWN_FILES]
         count = 0

@@ -228,10 +228,16 @@ def test_a_smaller_choice_keeps_what_is_current_and_drops_what_is_not(out: Path,
 
 def test_clean_removes_what_builds_made_and_nothing_else(out: Path, templates: Path) -> None:
     build(out, templates)
-    (out / "notes.txt").write_text("mine")
+    mine = [out / name for name in ("notes.txt", "sm90/notes.json", "sm_files/a.cu", "x/y.1.2.tmp", "swap.tmp")]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    build(out, templates)
+    assert all(path.exists() for path in mine)
+    (out / "sm90" / "skim_x.cubin.1.2.tmp").write_text("left by a killed compiler")
     done = standin.run("--clean", "--out", out)
     assert done.returncode == 0
-    assert [path.name for path in out.rglob("*")] == ["notes.txt"]
+    assert sorted(path for path in out.rglob("*") if path.is_file()) == sorted(mine)
     done = standin.run("--clean", "--out", out)
     assert done.returncode == 1
     assert "no build was made here, nothing is removed" in done.stderr
