@@ -179,10 +179,19 @@ def _sizes(params: Params, ragged: bool) -> _Sizes:
     if params.seqused_k is not None:
         require_shape("seqused_k", _lengths("seqused_k", params.seqused_k, q.device), [batch])
     if params.max_seqlen_q is not None:
-        len_q = min(len_q, integer("max_seqlen_q", params.max_seqlen_q, 0, len_q))
+        len_q = _hint("max_seqlen_q", params.max_seqlen_q, len_q, known=not ragged)
     if params.max_seqlen_k is not None:
-        len_k = integer("max_seqlen_k", params.max_seqlen_k, 0, len_k)
-    return _Sizes(batch, heads_kv, keys, page_size, len_q if ragged else q.shape[-3], len_k)
+        given = params.cu_seqlens_k is not None or params.seqused_k is not None
+        len_k = _hint("max_seqlen_k", params.max_seqlen_k, len_k, known=not given)
+    return _Sizes(batch, heads_kv, keys, page_size, len_q, len_k)
+
+
+def _hint(name: str, value: object, most: int, *, known: bool) -> int:
+    """The longest request, as the caller says; ``known`` = all have the full length, so a smaller number is wrong."""
+    hint = integer(name, value, 0, most)
+    if known and hint != most:
+        raise expected(name, f"{most} or None, since every request has that length", hint)
+    return hint
 
 
 def _lengths(name: str, value: torch.Tensor | None, device: torch.device) -> torch.Tensor:

@@ -81,7 +81,7 @@ def test_a_new_call_of_the_same_kind_is_not_prepared_again(fake: FakeDriver, mon
         {"mask": "full"},
         {"softmax_scale": 0.5},
         {"skip_softmax_threshold": 0.25},
-        {"max_seqlen_k": 299},
+        {"window_size": (5, 0), "mask": "window"},
         {"sinks": on_gpu(torch.zeros(4))},
         {"seqused_k": on_gpu(torch.zeros(1, dtype=torch.int32))},
     ],

@@ -84,6 +84,9 @@ LENGTHS = [
     wrong("max_q_beyond", batched, "max_seqlen_q", "from 0 to 70", "71", max_seqlen_q=71),
     wrong("max_q_short", ragged, "max_seqlen_q", "at least 40", "39", max_seqlen_q=39),
     wrong("max_k_beyond", batched, "max_seqlen_k", "from 0 to 200", "201", max_seqlen_k=201),
+    wrong("max_q_untrue", batched, "max_seqlen_q", "70 or None", "69", max_seqlen_q=69),
+    wrong("max_k_untrue", batched, "max_seqlen_k", "200 or None", "199", max_seqlen_k=199),
+    wrong("max_k_untrue_paged", paged, "max_seqlen_k", "128 or None", "100", max_seqlen_k=100, seqused_k=None),
     wrong("max_k_short", ragged, "max_seqlen_k", "at least 110", "100", max_seqlen_k=100),
     wrong("max_k_used", paged, "seqused_k", "lengths from 0", "128", max_seqlen_k=120),
 ]
