@@ -98,12 +98,12 @@ def integer(name: str, value: object, low: int, high: int = _MAX_DIM - 1) -> int
     return result
 
 
-def number(name: str, value: object, wanted: str, low: float, high: float = math.inf, *, above: bool = False) -> float:
-    """``value`` as a finite float from ``low`` (excluded if ``above``) to ``high``; ``wanted`` says so in words."""
+def number(name: str, value: object, wanted: str, low: float, high: float = math.inf) -> float:
+    """``value`` as a finite float from ``low`` to ``high``; ``wanted`` says so in words."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise expected(name, wanted, f"{type(value).__name__} {value!r}")
     result = float(value)
-    if not math.isfinite(result) or not low <= result <= high or (above and result == low):
+    if not math.isfinite(result) or not low <= result <= high:
         raise expected(name, wanted, result)
     return result
 

@@ -22,6 +22,8 @@ from .errors import ArgumentError, expected
 
 MASKS = {str(name): str(name) for name in BY_NAME["mask"].values} | {"padding": "full"}  # accepted -> in kernel specs
 UNLIMITED = (-1, -1)
+_FACTORS = (2.0**-60, 2.0**60)  # kernels hold them, their quotient and their reciprocals in float32
+_RANGE = "2**-60 to 2**60"
 WORD_BYTES = 4  # the kernel reads custom masks in words of 32 keys
 
 
@@ -53,12 +55,13 @@ def softmax_scale(params: Params, head_dim: int) -> float:
     """The factor of q.k."""
     if params.softmax_scale is None:
         return float(head_dim**-0.5)
-    return number("softmax_scale", params.softmax_scale, "a finite float above 0", 0.0, above=True)
+    return number("softmax_scale", params.softmax_scale, f"a finite float above 0, {_RANGE}", *_FACTORS)
 
 
 def softcap(params: Params) -> float:
     """The cap of the scores; 0 = none."""
-    return number("softcap", params.softcap, "a finite float that is 0 (off) or more", 0.0)
+    cap = number("softcap", params.softcap, "a finite float that is 0 (off) or more", 0.0)
+    return cap and number("softcap", cap, f"0 (off) or a finite float above 0, {_RANGE}", *_FACTORS)
 
 
 def skip_kind(params: Params) -> str:
