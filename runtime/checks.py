@@ -12,7 +12,8 @@ from .errors import ArgumentError, expected
 
 TMA_BYTES = 16  # of addresses and strides that a tensor map describes
 _MAX_STRIDE = 1 << 40  # bytes, of a tensor map
-_MAX_DIM = 1 << 31  # rows, heads, pages and keys are 32-bit on the device
+MAX_DIM = 1 << 30  # rows, heads, pages and keys, whose sums and differences are 32-bit on the device
+_MAX_INT = (1 << 31) - 1
 
 
 def describe(tensor: torch.Tensor) -> str:
@@ -68,8 +69,15 @@ def require_tma_strides(name: str, tensor: torch.Tensor) -> None:
         step = stride * tensor.element_size()
         if size > 1 and (step % TMA_BYTES or step >= _MAX_STRIDE):
             raise expected(name, "strides that are multiples of 16 bytes, below 2**40", f"{step} bytes")
-        if size >= _MAX_DIM:
-            raise expected(name, "dimensions below 2**31", list(tensor.shape))
+        if size >= MAX_DIM:
+            raise expected(name, "dimensions below 2**30", list(tensor.shape))
+
+
+def require_near(name: str, tensor: torch.Tensor) -> None:
+    """Offsets of all elements fit 32 bits."""
+    span = sum(max(0, size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    if span > _MAX_INT:
+        raise expected(name, "elements within 2**31 of the first", f"strides {list(tensor.stride())}")
 
 
 def require_aligned(name: str, address: int, multiple: int = TMA_BYTES) -> None:
@@ -88,7 +96,7 @@ def require_one_writer(name: str, tensor: torch.Tensor) -> None:
         reach = stride * (size - 1) + reach
 
 
-def integer(name: str, value: object, low: int, high: int = _MAX_DIM - 1) -> int:
+def integer(name: str, value: object, low: int, high: int = _MAX_INT) -> int:
     """``value`` as an int in ``[low, high]``."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise expected(name, "an int", f"{type(value).__name__} {value!r}")

@@ -16,12 +16,14 @@ from . import validate_options as options
 from . import validate_outputs as outputs
 from .call import Params, Problem
 from .checks import (
+    MAX_DIM,
     describe,
     integer,
     one_of,
     require_contiguous,
     require_device,
     require_dtype,
+    require_near,
     require_shape,
     require_tensor,
     require_tma_strides,
@@ -212,9 +214,12 @@ def _check_pages(params: Params, batch: int, page_size: int) -> int:
     require_shape("page_table", table, [batch, "max_pages"])
     if table.shape[1] > 1 and table.stride(1) != 1:
         raise expected("page_table", "a contiguous last dimension (stride 1)", f"strides {list(table.stride())}")
+    require_near("page_table", table)
     if page_size not in PAGE_SIZES:
         name = "k" if params.kv_layout == "NHD" else "k (HND)"
         raise expected(name, "a page size that is a multiple of 16 from 16 to 256", page_size)
+    if table.shape[1] * page_size >= MAX_DIM:
+        raise expected("page_table", f"room for fewer than 2**30 keys in pages of {page_size}", list(table.shape))
     return int(table.shape[1]) * page_size
 
 

@@ -15,6 +15,7 @@ from .checks import (
     require_contiguous,
     require_device,
     require_dtype,
+    require_near,
     require_shape,
     require_tensor,
 )
@@ -85,6 +86,7 @@ def check_threshold(params: Params, device: torch.device, batch: int, heads: int
     require_dtype(name, tensor, torch.float32)
     require_device(name, tensor, device)
     require_shape(name, tensor, [batch], [batch, heads])
+    require_near(name, tensor)
     if device.type == "cpu" and not bool(((tensor >= 0) & (tensor <= 1)).all()):
         raise expected(name, "values from 0 to 1", tensor.tolist())
     return 0.0

@@ -10,6 +10,7 @@ from .checks import (
     refuse_overlap,
     require_device,
     require_dtype,
+    require_near,
     require_one_writer,
     require_shape,
     require_tensor,
@@ -60,6 +61,7 @@ def _written(problem: Problem, name: str, value: object, dtype: torch.dtype) -> 
 
 def _check_stats(problem: Problem, stats: torch.Tensor) -> None:
     require_shape("stats", stats, [2], [problem.batch, 2], [problem.batch, problem.heads_q, 2])
+    require_near("stats", stats)
     if stats.stride(-1) != 1 or any(stride % 2 for stride in stats.stride()[:-1]):
         raise expected("stats", "contiguous pairs, their strides a multiple of 2", f"strides {list(stats.stride())}")
 

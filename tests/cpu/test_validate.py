@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from skimattn import ArgumentError, Params, launch, pack_mask
+from skimattn.checks import require_near
 
 from tests.helpers.wrong_calls import (
     Call,
@@ -95,6 +96,16 @@ PAGES = [
     wrong("layout_name", paged, "kv_layout", "one of 'NHD', 'HND'", "'HDN'", kv_layout="HDN"),
     wrong("k_rank_paged", paged, "k", "rank 4, pages", r"\[256, 2, 64\]", k=bf16(256, 2, 64)),
     wrong("cu_k_paged", paged, "cu_seqlens_k", "None with page_table", "a tensor", cu_seqlens_k=ints(0, 9, 20)),
+    wrong(
+        "table_keys",
+        paged,
+        "page_table",
+        r"2\*\*30 keys",
+        r"\[2, 4194304\]",
+        k=bf16(8, 256, 2, 64),
+        v=bf16(8, 256, 2, 64),
+        page_table=lambda _: torch.empty(1, 1 << 22, dtype=torch.int32).expand(2, -1),
+    ),
     wrong("table_int64", paged, "page_table", "int32", "int64", page_table=lambda c: c["page_table"].long()),
     wrong("table_rank", paged, "page_table", r"\[2, max_pages\]", r"\[8\]", page_table=ints(*range(8))),
     wrong("table_batch", paged, "page_table", r"\[2, max_pages\]", r"\[4, 2\]", page_table=ints(*range(8)).view(4, 2)),
@@ -175,3 +186,13 @@ def test_rows_without_keys_get_zero_and_minus_infinity() -> None:
     sinks = torch.full((4,), 3.0)
     out, lse = launch(Params(bf16(1, 5, 4, 64) + 1, bf16(1, 0, 2, 64), bf16(1, 0, 2, 64), sinks=sinks, return_lse=True))
     assert (out == 0).all() and (lse == -math.inf).all()
+
+
+@pytest.mark.parametrize(("stride", "fits"), [((1 << 30) - 1, True), (1 << 30, False)])
+def test_offsets_that_kernels_hold_in_32_bits(stride: int, fits: bool) -> None:
+    tensor = torch.empty(1, device="meta").as_strided((3, 2), (stride, 1))
+    if fits:
+        require_near("stats", tensor)
+        return
+    with pytest.raises(ArgumentError, match=r"^stats: expected elements within 2\*\*31 of the first"):
+        require_near("stats", tensor)
