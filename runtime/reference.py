@@ -161,10 +161,11 @@ class _Softmax:
         self.o = torch.zeros(heads, rows, columns)
         self.units = units
 
-    def skips(self, scores: torch.Tensor, seen: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
+    def skips(self, scores: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
         """Per head, whether every row agrees that the tile is below ``limit`` (log2 of the threshold, [heads, 1])."""
-        below = (scores.amax(dim=-1) - self.m) * self.units.log2 < limit
-        blind = ~seen.any(dim=-1) & (limit > -math.inf)
+        highest = scores.amax(dim=-1)
+        below = (highest - self.m) * self.units.log2 < limit
+        blind = (highest == -math.inf) & (limit > -math.inf)  # as if masked, also where the inputs made it so
         return (below | blind).all(dim=-1)
 
     def add(self, scores: torch.Tensor, values: torch.Tensor, kept: torch.Tensor) -> None:
@@ -203,7 +204,7 @@ def _compute_group(problem: Problem, kernel: Kernel, request: _Request, first_ro
         keys = slice(tile * kernel.tile_n, min((tile + 1) * kernel.tile_n, request.len_k))
         seen = visible[..., keys]
         scores = _scores(problem, request, rows, keys).masked_fill(~seen, -math.inf)
-        skipped = softmax.skips(scores, seen, limit)
+        skipped = softmax.skips(scores, limit)
         values = request.v[:, keys].repeat_interleave(heads // problem.heads_kv, dim=0)
         softmax.add(scores, values, ~skipped)
         _count(problem, request.index, skipped)

@@ -136,7 +136,7 @@ def vote(row_max: F64, running: F64, seen: Bits, limit: float, margin: float) ->
         return False, False
     with np.errstate(invalid="ignore"):
         gap = (row_max - running) * _LOG2E
-        agrees = np.where(seen, gap < limit - _SNAP, True)
+        agrees = np.where(seen & (row_max != -np.inf), gap < limit - _SNAP, True)  # -inf counts as masked
         close = seen & (np.abs(gap - limit) < margin * np.maximum(1.0, np.abs(limit)))
     return bool(agrees.all()), bool(close.any() and (agrees | close).all())
 

@@ -168,6 +168,15 @@ def infinite_keys(backend: str) -> None:
     assert np.isfinite(answers[0].out[::2]).all() and np.isnan(answers[0].out[1::2]).all()
 
 
+def scores_of_minus_infinity(backend: str) -> None:
+    """A score of -Inf counts as masked: a tile of nothing else is dropped, even before any tile was kept."""
+    held = contents(SEEING)
+    held[0].q[:, :, 90] = held[0].q[:, :, 90].abs() + 0.25
+    held[0].k[:128, 0, 90] = -math.inf  # the whole tile that is visited first
+    answers = check(run_case(SEEING, backend, held)[0], held)
+    assert (answers[0].skip_map[:, :, 0] == SKIPPED).all() and np.isfinite(answers[0].out).all()
+
+
 def odd_values_in_skipped_tiles(backend: str) -> None:
     """NaN and Inf in the values of a tile that is skipped do not matter; in a kept one they reach their columns."""
     held = contents(SEEING)
@@ -220,6 +229,7 @@ PROPERTIES: tuple[Callable[[str], None], ...] = (
     nan_in_a_query_poisons_its_row_only,
     nan_in_a_key_is_never_skipped,
     infinite_keys,
+    scores_of_minus_infinity,
     odd_values_in_skipped_tiles,
     nothing_to_see,
 )
