@@ -12,7 +12,7 @@ import jinja2
 from . import params
 from .features import FEATURES
 from .spec import KernelSpec
-from .tiles import PANEL_COLUMNS, order_of, smem_bytes, tile_of
+from .tiles import order_of, smem_bytes, tile_of
 
 TEMPLATES = "skimattn.templates"
 TEMPLATES_VARIABLE = "SKIMATTN_TEMPLATES"  # a folder to use instead, for work on kernels outside the checkout
@@ -80,6 +80,5 @@ def render_header(name: str) -> str:
             enums=enums,
             camel=camel,
             widths=_WGMMA_N,
-            panel_columns=PANEL_COLUMNS,
         )
     )

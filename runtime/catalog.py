@@ -16,8 +16,6 @@ from .errors import ArgumentError, NoKernelError
 from .validate import validate
 from .validate_outputs import check_skip_map_tiles
 
-PATHS = ("cuda", "reference", "none")
-
 
 def variants() -> list[dict[str, Any]]:
     """Every kernel of the matrix as a row like those of ``build.py --list --json``, with ``built`` true or false."""
