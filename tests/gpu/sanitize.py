@@ -26,7 +26,7 @@ PROGRAM = shutil.which("compute-sanitizer") or str(
 TOOLS = ("memcheck", "racecheck", "synccheck")
 CASES = {"memcheck": 12, "racecheck": 6, "synccheck": 8}
 LIMIT_S = float(os.environ.get("SKIMATTN_SANITIZER_LIMIT_S", "200"))
-_FOUND, _LINES = 9, 25
+_FOUND, _LINES, _LAST_LINES = 9, 25, 10
 
 
 def command(tool: str, cases: int) -> list[str]:
@@ -84,8 +84,15 @@ def finish(tool: str, process: subprocess.Popen[bytes], folder: Path, started: f
         "errors": errors,
         "cases": int(ran[-1]) if ran else output.count("\ncase "),
         "seconds": round(time.monotonic() - started, 1),
-        "output": [] if passed else output.splitlines()[-_LINES:],
+        "output": [] if passed else excerpt(output.splitlines()),
     }
+
+
+def excerpt(lines: list[str]) -> list[str]:
+    """What a tool found first, since the rest follows from it, and how the run ended."""
+    found = [number for number, line in enumerate(lines) if line.startswith(("=========", "case "))]
+    chosen = {*found[:_LINES], *range(max(0, len(lines) - _LAST_LINES), len(lines))}
+    return [lines[number] for number in sorted(chosen)]
 
 
 def child(count: int) -> None:
