@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from dataclasses import replace
@@ -137,6 +138,16 @@ def test_a_launched_call_cannot_change(fake: FakeDriver) -> None:
     launch(other)
     assert [params.mask, other.mask] == ["causal", "full"] and isinstance(params, Params)
     assert fake.launches[0].block.scale_log2 == 2 * fake.launches[1].block.scale_log2
+
+
+def test_a_copy_of_a_launched_call_can_change(fake: FakeDriver) -> None:
+    params = call()
+    launch(params)
+    other = copy.copy(params)
+    assert other.k is params.k
+    other.mask = "full"
+    launch(other)
+    assert [params.mask, other.mask] == ["causal", "full"] and len(fake.launches) == 2
 
 
 def test_kinds_are_bounded(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:

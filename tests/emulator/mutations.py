@@ -185,25 +185,23 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "a vote counted before it is noted",
         CONSUMER,
-        "      if (speaks) ptx::st_shared(&smem_.kept[tile.slot][group_], votes_);\n"
-        "      if (speaks) ptx::mbarrier_arrive(voted);\n",
-        "      if (speaks) ptx::mbarrier_arrive(voted);\n"
-        "      if (speaks) ptx::st_shared(&smem_.kept[tile.slot][group_], votes_);\n",
+        "        if (speaks()) ptx::st_shared(word, votes_);\n        if (speaks()) ptx::mbarrier_arrive(voted);\n",
+        "        if (speaks()) ptx::mbarrier_arrive(voted);\n        if (speaks()) ptx::st_shared(word, votes_);\n",
         RANDOM,
         ("race",),
     ),
     Mutation(
         "a kept tile noted under the vote before",
         CONSUMER,
-        "ptx::st_shared(&smem_.kept[tile.slot][group_], votes_);",
-        "ptx::st_shared(&smem_.kept[tile.slot][group_], votes_ - 1);",
+        "ptx::st_shared(word, votes_);",
+        "ptx::st_shared(word, votes_ - 1);",
         STAT,
         (RESULT, "wgmma", "deadlock"),
     ),
     Mutation(
         "a warp that would skip does not wait for the others' vote",
         CONSUMER,
-        "    ptx::mbarrier_wait_parity(voted, tile.phase);\n",
+        "    ptx::mbarrier_wait_parity(voted, phase);\n",
         "",
         STAT,
         ("race",),

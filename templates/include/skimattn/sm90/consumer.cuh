@@ -189,7 +189,16 @@ class Consumer {
       ahead.compute(s, scale.base[0], p_.scale_log2);
     }
     if constexpr (kSkips) {
-      if (all_skip(thread_max)) {
+      ++votes_;
+      const Ring<Tr::kStagesV> tile = v_.previous();
+      uint64_t* voted = &smem_.voted[tile.slot][group_];
+      uint32_t* word = &smem_.kept[tile.slot][group_];
+      // Note: one `if` for the warp's own word and one for the others': a common answer would be computed, not branched
+      // on.
+      if (warp_keeps(thread_max)) {
+        if (speaks()) ptx::st_shared(word, votes_);
+        if (speaks()) ptx::mbarrier_arrive(voted);
+      } else if (all_skip(voted, word, tile.phase)) {
         if constexpr (kCounts) record_skipped<kMasked>(n);
         if constexpr (kDue == Due::kProduct) finish_product(due);
         pending_ = false;
@@ -290,29 +299,26 @@ class Consumer {
     ptx::bar_sync(Bars::kTail, Tr::kConsumers * kGroupThreads);
   }
 
-  // True where all valid rows of the group agree to drop the tile. A warp in which one does not knows the answer: it
-  // leaves word and goes on. Only warps that would skip wait for the others' word, so a tile that everybody keeps
+  // The vote. A tile is dropped when all valid rows of the group agree. A warp in which one does not knows the answer:
+  // it leaves word and goes on. Only warps that would skip wait for the others' word, so a tile that everybody keeps
   // costs no synchronisation. The loader of V listens too.
-  // Note: kept[] is not written again before every warp has read it: the turn barrier lies between two votes.
-  SKIM_DEVICE bool all_skip(const float (&thread_max)[kThreadRows]) {
+  // Note: a word of kept[] is not written again before every warp has read it: the turn barrier lies between two votes.
+  SKIM_DEVICE bool warp_keeps(const float (&thread_max)[kThreadRows]) const {
     bool agree = true;
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       // Rows past the end belong to a neighbour, or to nobody: they have no vote.
       agree &= !at_.valid(r) | agrees(thread_max[r], rows_.max[r], p_.scale_log2, limit_);
     }
-    const Ring<Tr::kStagesV> tile = v_.previous();
-    uint64_t* voted = &smem_.voted[tile.slot][group_];
-    const bool speaks = thread_ % kWarpThreads == 0;
-    ++votes_;
-    if (ptx::warp_any(!agree)) {
-      if (speaks) ptx::st_shared(&smem_.kept[tile.slot][group_], votes_);
-      if (speaks) ptx::mbarrier_arrive(voted);
-      return false;
-    }
-    if (speaks) ptx::mbarrier_arrive(voted);
-    ptx::mbarrier_wait_parity(voted, tile.phase);
-    return ptx::ld_shared(&smem_.kept[tile.slot][group_]) != votes_;
+    return ptx::warp_any(!agree);
+  }
+
+  SKIM_DEVICE bool speaks() const { return thread_ % kWarpThreads == 0; }
+
+  SKIM_DEVICE bool all_skip(uint64_t* voted, const uint32_t* word, uint32_t phase) {
+    if (speaks()) ptx::mbarrier_arrive(voted);
+    ptx::mbarrier_wait_parity(voted, phase);
+    return ptx::ld_shared(word) != votes_;
   }
 
   // A masked tile may be another group's; a whole one is always this group's.
