@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,6 +87,10 @@ class _Launched(Params):
         """A new object (``dataclasses.replace`` makes one) was not launched yet."""
         object.__setattr__(self, "__class__", Params)
         self.__init__(*arguments, **named)  # type: ignore[misc]
+
+    def __reduce__(self) -> tuple[type[Params], tuple[object, ...]]:
+        """Copies, deep ones and pickles too, were not launched yet either."""
+        return Params, tuple(getattr(self, item.name) for item in fields(Params) if item.init)
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse: the launch that was prepared would not know."""
