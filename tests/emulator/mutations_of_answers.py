@@ -42,8 +42,8 @@ WRONG_ANSWERS: tuple[Mutation, ...] = (
     Mutation(
         "window one key short on the left",
         MASK,
-        "imax(diagonal - p.window_left, 0)",
-        "imax(diagonal - p.window_left + 1, 0)",
+        "? 0 : diagonal - p.window_left;",
+        "? 0 : diagonal - p.window_left + 1;",
         WINDOW,
         (RESULT,),
     ),

@@ -23,8 +23,8 @@ SKIM_DEVICE Span visible_keys(int diagonal, int len_k, const Params& p) {
   if constexpr (kMask == Mask::kCausal) {
     return {0, imin(diagonal + 1, len_k)};
   } else if constexpr (kMask == Mask::kWindow) {
-    const int lo = p.window_left < 0 ? 0 : imax(diagonal - p.window_left, 0);
-    // Note: the right edge is compared before it is added, since window_right may be close to INT_MAX.
+    // Note: the edges are compared before they are added, since a window may be close to INT_MAX.
+    const int lo = p.window_left < 0 || p.window_left > diagonal ? 0 : diagonal - p.window_left;
     const int hi = p.window_right < 0 || p.window_right > len_k - diagonal ? len_k : diagonal + p.window_right + 1;
     return {lo, imin(hi, len_k)};
   } else if constexpr (kMask == Mask::kChunked) {

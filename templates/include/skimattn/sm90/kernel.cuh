@@ -16,7 +16,13 @@ SKIM_DEVICE void attention_forward(const Params& p) {
   static_assert(sizeof(Storage) == Tr::kSmemBytes, "codegen/tiles.py counts shared memory differently");
   Storage& smem = *reinterpret_cast<Storage*>(ptx::dynamic_smem());
   const int group = ptx::shfl(ptx::thread_index() / kGroupThreads, 0);  // shuffled: uniform for the compiler too
-  if (ptx::thread_index() == 0) smem.init_barriers();
+  if (ptx::thread_index() == 0) {
+    ptx::prefetch_tensormap(&p.tma_q);
+    ptx::prefetch_tensormap(&p.tma_k);
+    ptx::prefetch_tensormap(&p.tma_v);
+    ptx::prefetch_tensormap(&p.tma_o);
+    smem.init_barriers();
+  }
   ptx::cta_sync();
   if (group == Tr::kConsumers) {
     ptx::setmaxnreg_dec<Tr::kProducerRegs>();

@@ -75,7 +75,7 @@ SKIM_DEVICE WorkItem read_work(const SharedStorage<Tr>& smem, int slot) {
 template <class Tr>
 struct NamedBarrier {
   static constexpr int kOrder = 1;                        // + group: whose turn it is to issue matrix products
-  static constexpr int kGroup = kOrder + Tr::kConsumers;  // + group: one warpgroup, for votes and the epilogue
+  static constexpr int kGroup = kOrder + Tr::kConsumers;  // + group: one warpgroup, in the epilogue
   static constexpr int kTail = kGroup + Tr::kConsumers;   // all consumers
 };
 
