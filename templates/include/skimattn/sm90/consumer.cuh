@@ -6,7 +6,6 @@
 #pragma once
 #include <skimattn/core/scores.cuh>
 #include <skimattn/core/skip.cuh>
-#include <skimattn/core/tile_range.cuh>
 #include <skimattn/sm90/descriptor.cuh>
 #include <skimattn/sm90/epilogue.cuh>
 #include <skimattn/sm90/storage.cuh>
@@ -69,8 +68,7 @@ class Consumer {
   }
 
   SKIM_DEVICE TileRange group_range(const WorkItem& item) const {
-    const int row0 = item.row0 + group_ * kGroupRows;
-    return tile_range<Tr::kMask, Tr::kTileN>(row0, imin(row0 + kGroupRows, item.len_q), item.len_q, item.len_k, p_);
+    return visited_range<Tr>(item, item.row0 + group_ * kGroupRows, kGroupRows, p_);
   }
 
   // Receives the next item and resets the state of a row; false where there is no more work.
@@ -89,8 +87,7 @@ class Consumer {
       rows_.sum[r] = 0.0f;
     }
     own_ = group_range(item);
-    const int row1 = imin(item.row0 + Tr::kTileM, item.len_q);
-    const TileRange all = tile_range<Tr::kMask, Tr::kTileN>(item.row0, row1, item.len_q, item.len_k, p_);
+    const TileRange all = cta_range<Tr>(item, p_);
     first_ = all.first;
     last_ = all.last;
     if constexpr (kCounts) {

@@ -1,7 +1,6 @@
 // The producer warpgroup: warp 0 draws work, tells everybody, and loads K; warp 1 loads V, warp 2 Q. Each runs ahead as
 // far as its own buffers allow, and none has to keep another's place in the few registers it has.
 #pragma once
-#include <skimattn/core/tile_range.cuh>
 #include <skimattn/sm90/storage.cuh>
 
 namespace skimattn::sm90 {
@@ -23,7 +22,7 @@ class Producer {
       if (lane == 0) {
         next = tickets.next();  // drawn early: its latency hides behind this item's loads
         publish(item);
-        const TileRange range = item_range(item);
+        const TileRange range = cta_range<Tr>(item, p_);
         const Keys keys = keys_of(item);
 #pragma unroll 1  // a copy would only cost registers
         for (int i = 0; i < range.last - range.first; ++i) {
@@ -40,7 +39,7 @@ class Producer {
   // Warp 1, one lane.
   SKIM_DEVICE void run_values() {
     for (WorkItem item = receive(); item.valid; item = receive()) {
-      const TileRange range = item_range(item);
+      const TileRange range = cta_range<Tr>(item, p_);
       const Keys keys = keys_of(item);
 #pragma unroll 1
       for (int i = 0; i < range.last - range.first; ++i) {
@@ -74,11 +73,6 @@ class Producer {
 
   SKIM_DEVICE Keys keys_of(const WorkItem& item) const {
     return {item.head / (p_.heads_q / p_.heads_kv), item.batch, item.k_offset, item.len_k};
-  }
-
-  SKIM_DEVICE TileRange item_range(const WorkItem& item) const {
-    const int row1 = imin(item.row0 + Tr::kTileM, item.len_q);
-    return tile_range<Tr::kMask, Tr::kTileN>(item.row0, row1, item.len_q, item.len_k, p_);
   }
 
   SKIM_DEVICE void publish(const WorkItem& item) {

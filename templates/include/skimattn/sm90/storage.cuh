@@ -1,6 +1,7 @@
 // What lives in shared memory, and who signals whom.
 #pragma once
 #include <skimattn/core/scheduler.cuh>
+#include <skimattn/core/tile_range.cuh>
 
 namespace skimattn::sm90 {
 
@@ -69,6 +70,17 @@ SKIM_DEVICE WorkItem read_work(const SharedStorage<Tr>& smem, int slot) {
 #pragma unroll
   for (int i = 0; i < kWorkWords; ++i) words[i] = static_cast<int>(ptx::ld_shared(&smem.work[slot][i]));
   return {words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]};
+}
+
+// The tiles that `rows` rows of a request visit, from row0 on; what lies past its last row visits none.
+template <class Tr>
+SKIM_DEVICE TileRange visited_range(const WorkItem& item, int row0, int rows, const Params& p) {
+  return tile_range<Tr::kMask, Tr::kTileN>(row0, imin(row0 + rows, item.len_q), item.len_q, item.len_k, p);
+}
+// Those of all the CTA's rows: what is loaded, and what every group walks.
+template <class Tr>
+SKIM_DEVICE TileRange cta_range(const WorkItem& item, const Params& p) {
+  return visited_range<Tr>(item, item.row0, Tr::kTileM, p);
 }
 
 // Named barriers; 0 belongs to cta_sync.
