@@ -16,8 +16,9 @@ from .tiles import order_of, smem_bytes, tile_of
 
 TEMPLATES = "skimattn.templates"
 TEMPLATES_VARIABLE = "SKIMATTN_TEMPLATES"  # a folder to use instead, for work on kernels outside the checkout
-HEADERS = ("params.cuh", "features.cuh", "wgmma.cuh")
-_WGMMA_N = (64, 128, 256)  # widths that some tile or head_dim_v needs
+HEADERS = ("params.cuh", "features.cuh", "wgmma.cuh", "tcgen05.cuh")
+# Widths that some tile or head_dim_v needs: n of a wgmma, registers of a tcgen05.ld or .st.
+_WIDTHS = {"wgmma.cuh": (64, 128, 256), "tcgen05.cuh": (16, 32, 64)}
 
 
 def templates_root() -> Path:
@@ -79,6 +80,6 @@ def render_header(name: str) -> str:
             tensor_map_bytes=params.TENSOR_MAP_BYTES,
             enums=enums,
             camel=camel,
-            widths=_WGMMA_N,
+            widths=_WIDTHS.get(name, ()),
         )
     )

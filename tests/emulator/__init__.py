@@ -3,9 +3,9 @@
     kernel = compile_kernel(spec)
     run_plan(kernel, plan, schedule="late", seed=0, ranges=[(address, size), ...])
 
-``include/`` shadows ``sm90/ptx.cuh`` and ``wgmma.cuh``; ``src/`` is the machine. Every CUDA thread is a fibre of one OS
-thread, and all CTAs of the grid run together. A broken rule ends the launch with an ``EmulatorError`` that names the
-thread:
+``include/`` shadows ``ptx.cuh``, ``smXX/ptx.cuh`` and the rendered operand lists; ``src/`` is the machine. Every CUDA
+thread is a fibre of one OS thread, and all CTAs of the grid run together. A broken rule ends the launch with an
+``EmulatorError`` that names the thread:
 
 - deadlock, timeout: nobody can go on (with barrier, parity, what is missing); a kernel that never ends
 - early-read, early-overwrite: of shared memory that a copy or a product still writes or reads

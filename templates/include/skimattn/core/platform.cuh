@@ -1,5 +1,5 @@
 // What the two compilers that read these headers do not share: NVRTC/nvcc for the device, any C++20 host
-// compiler for the emulator (which defines SKIM_HOST and supplies its own skimattn/sm90/ptx.cuh).
+// compiler for the emulator (which defines SKIM_HOST and supplies its own ptx.cuh).
 #pragma once
 
 // Offset of a member as a constant expression: NVRTC has no <cstddef>, and its front end spells offsetof so.
@@ -38,8 +38,15 @@ constexpr int kPanelColumns = 64;   // 16-bit columns in one 128-byte swizzled r
 constexpr int kPanelRowBytes = 128;
 
 // Storage types of Q, K, V and P; accumulation is always float.
-struct ElementBf16 {};
-struct ElementFp16 {};
+struct ElementBf16 {
+  using Storage = uint16_t;
+};
+struct ElementFp16 {
+  using Storage = uint16_t;
+};
+struct ElementE4m3 {
+  using Storage = uint8_t;
+};
 
 SKIM_DEVICE constexpr int imin(int a, int b) { return a < b ? a : b; }
 SKIM_DEVICE constexpr int imax(int a, int b) { return a > b ? a : b; }
