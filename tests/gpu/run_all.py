@@ -29,6 +29,7 @@ PHASES = (
     ("large", "test_gpu_large.py", False),
     ("runtime", "test_gpu_runtime.py", False),
 )
+ANCHOR = ("anchor", "test_gpu_anchor.py", False)  # of the emulator's shared memory; through wgmma, which only SM90 has
 PROCESSES = 12
 PHASE_LIMIT_S = 240
 
@@ -45,10 +46,17 @@ def make_importable(folder: Path) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 
-def build_kernels() -> dict[str, Any]:
-    """``build.py --sm 90``."""
+def this_arch() -> str:
+    """The architecture of torch's current GPU, such as ``sm90``."""
+    import torch
+
+    return f"sm{torch.cuda.get_device_capability()[0] * 10}"
+
+
+def build_kernels(arch: str) -> dict[str, Any]:
+    """``build.py --sm 90``, or whatever this GPU is."""
     started = time.monotonic()
-    command = [sys.executable, str(ROOT / "build.py"), "--sm", "90", "--jobs", str(os.cpu_count() or 2)]
+    command = [sys.executable, str(ROOT / "build.py"), "--sm", arch[2:], "--jobs", str(os.cpu_count() or 2)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     tail = [] if done.returncode == 0 else (done.stdout + done.stderr).splitlines()[-30:]
     status = "passed" if done.returncode == 0 else "failed"
@@ -133,8 +141,8 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All phases; the summary."""
     import sanitize
 
-    started = time.monotonic()
-    phases = [] if arguments.no_build else [build_kernels()]
+    started, arch = time.monotonic(), this_arch()
+    phases = [] if arguments.no_build else [build_kernels(arch)]
     at = time.monotonic()
     tools = {} if arguments.no_sanitizer else sanitize.start_all(folder)
     cases, *alone = PHASES
@@ -143,6 +151,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if not tools:
         why = sanitize.missing() or "not wanted"
         phases.append({"phase": "sanitizer", "status": f"not run: {why}", "seconds": 0.0})
+    alone += [ANCHOR] if arch == "sm90" else []
     phases += [run_phase(*phase, arguments.k, folder) for phase in alone]
     bad = [row for row in (*phases, *reports) if row["status"] != "passed" and not row["status"].startswith("not run:")]
     return {

@@ -1,7 +1,7 @@
 """Where the elements of a matrix operand lie in shared memory: the walk that wgmma and tcgen05 share, in numpy.
 
-Written from the canonical layouts of the PTX ISA (matrix descriptors). The emulator's C++ is compared with this, and so is
-an H200, through wgmma (tests/gpu/test_gpu_anchor.py). Addresses are bytes from the start of shared memory.
+Written from the canonical layouts of the PTX ISA (matrix descriptors). The emulator's C++ is compared with this, and so
+is an H200, through wgmma (tests/gpu/test_gpu_anchor.py). Addresses are bytes from the start of shared memory.
 """
 
 from __future__ import annotations
