@@ -10,6 +10,7 @@ K-major and MN-major, the leading and stride offsets, and K advanced by moving t
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -20,7 +21,10 @@ import torch
 from numpy.typing import NDArray
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from run_all import make_importable
+
+    SCRATCH = tempfile.TemporaryDirectory()
+    make_importable(Path(SCRATCH.name))
 
 from tests.helpers.cubin import Program, compile_cubin
 from tests.helpers.walks import IMAGE_BYTES, Walk, expected, images, kernel_name, kernel_source, walks
