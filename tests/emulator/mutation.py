@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from tests.helpers.cases import Case
 
 RESULT = "result"
-CONSUMER, PRODUCER = "skimattn/sm90/consumer.cuh", "skimattn/sm90/producer.cuh"
+CONSUMER, PRODUCER = "skimattn/sm90/consumer.cuh", "skimattn/core/producer.cuh"
 EPILOGUE, STORAGE = "skimattn/sm90/epilogue.cuh", "skimattn/sm90/storage.cuh"
 DESCRIPTOR, SKIP = "skimattn/sm90/descriptor.cuh", "skimattn/core/skip.cuh"
-MASK, SOFTMAX, SCHEDULER = "skimattn/core/mask.cuh", "skimattn/core/softmax.cuh", "skimattn/core/scheduler.cuh"
+MASK, SOFTMAX, SCHEDULER = "skimattn/core/mask.cuh", "skimattn/sm90/softmax.cuh", "skimattn/core/scheduler.cuh"
 TILES = "skimattn/core/tile_range.cuh"
 
 DENSE = Case(

@@ -21,7 +21,7 @@ from .mutation import (
 )
 
 WRONG_ANSWERS: tuple[Mutation, ...] = (
-    Mutation("output not rescaled", SOFTMAX, "o[i] *= scale.alpha[fragment_row(i)];", "o[i] *= 1.0f;", STAT, (RESULT,)),
+    Mutation("output not rescaled", SOFTMAX, "o[i] *= scale.alpha[Layout::row(i)];", "o[i] *= 1.0f;", STAT, (RESULT,)),
     Mutation(
         "exponentials ahead of the vote measured from the other row's maximum",
         CONSUMER,

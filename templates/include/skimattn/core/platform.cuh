@@ -32,10 +32,8 @@ constexpr float kLog2e = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
 constexpr int kWarpThreads = 32;
-constexpr int kGroupThreads = 128;  // a warpgroup
-constexpr int kGroupRows = 64;      // rows of one wgmma tile: the rows that decide together
-constexpr int kPanelColumns = 64;   // 16-bit columns in one 128-byte swizzled row
-constexpr int kPanelRowBytes = 128;
+constexpr int kGroupThreads = 128;   // a warpgroup
+constexpr int kPanelRowBytes = 128;  // operands lie in shared memory as panels of 128-byte swizzled rows
 
 // Storage types of Q, K, V and P; accumulation is always float.
 struct ElementBf16 {
@@ -47,6 +45,10 @@ struct ElementFp16 {
 struct ElementE4m3 {
   using Storage = uint8_t;
 };
+
+// Columns of such a row.
+template <class Element>
+inline constexpr int kPanelColumns = kPanelRowBytes / static_cast<int>(sizeof(typename Element::Storage));
 
 SKIM_DEVICE constexpr int imin(int a, int b) { return a < b ? a : b; }
 SKIM_DEVICE constexpr int imax(int a, int b) { return a > b ? a : b; }

@@ -1,29 +1,22 @@
-// What happens to raw scores before the softmax: softcap, alibi, mask. In the wgmma accumulator layout.
+// What happens to raw scores before the softmax: softcap, alibi, mask.
 #pragma once
+#include <skimattn/core/fragment.cuh>
 #include <skimattn/core/mask.cuh>
-#include <skimattn/core/softmax.cuh>
 
 namespace skimattn {
 
-// Where one thread's fragment lies: its first row in the request, and its first column inside the tile.
-struct FragmentPlace {
-  int row, column, batch, head, len_q, len_k, q_offset;
-  float alibi;  // slope of this head, per raw score unit
-  SKIM_DEVICE int diagonal(int r) const { return row + 8 * r + len_k - len_q; }
-  SKIM_DEVICE bool valid(int r) const { return row + 8 * r < len_q; }
-};
-
 // After this, one raw unit is worth `scale_log2`: softmax_scale without softcap, softcap with it.
-template <class Tr, int kSize>
-SKIM_DEVICE void bend_scores(float (&s)[kSize], int key0, const FragmentPlace& at, const Params& p) {
+// `score_scale` is what a product counts inside the softcap.
+template <class Tr, class Layout, int kSize>
+SKIM_DEVICE void bend_scores(float (&s)[kSize], int key0, const FragmentPlace<Layout>& at, float score_scale) {
   if constexpr (Tr::kSoftcap) {
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) s[i] = ptx::tanh_approx(s[i] * p.score_scale);
+    for (int i = 0; i < kSize; ++i) s[i] = ptx::tanh_approx(s[i] * score_scale);
   }
   if constexpr (Tr::kAlibi) {
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      const int distance = at.diagonal(fragment_row(i)) - (key0 + at.column + fragment_column(i));
+      const int distance = at.diagonal(Layout::row(i)) - (key0 + at.column + Layout::column(i));
       s[i] = fmaf(-at.alibi, static_cast<float>(distance < 0 ? -distance : distance), s[i]);
     }
   }
@@ -31,28 +24,29 @@ SKIM_DEVICE void bend_scores(float (&s)[kSize], int key0, const FragmentPlace& a
 
 // 32 bits of the custom mask: row r of the fragment against keys [key, key + 32). Keys and rows past the end are
 // hidden.
-SKIM_DEVICE uint32_t load_mask_word(int r, int key, const FragmentPlace& at, const Params& p) {
+template <class Layout>
+SKIM_DEVICE uint32_t load_mask_word(int r, int key, const FragmentPlace<Layout>& at, const Params& p) {
   if (!at.valid(r) || key >= at.len_k) return 0;
   // Note: a ragged batch's mask has its rows end to end, a batched one a plane per request (stride 0: shared).
-  const int64_t row = at.q_offset + at.row + 8 * r;
+  const int64_t row = at.q_offset + at.row_of(r);
   const uint8_t* bits = p.custom_mask + at.batch * p.custom_stride_batch + at.head * p.custom_stride_head +
                         row * p.custom_stride_row + key / 8;
   return ptx::ld_global(reinterpret_cast<const uint32_t*>(bits));
 }
 
-template <class Tr, int kSize>
-SKIM_DEVICE void mask_scores(float (&s)[kSize], int key0, const FragmentPlace& at, const Params& p) {
+template <class Tr, class Layout, int kSize>
+SKIM_DEVICE void mask_scores(float (&s)[kSize], int key0, const FragmentPlace<Layout>& at, const Params& p) {
   constexpr bool kCustom = Tr::kMask == Mask::kCustom;
   constexpr bool kHasLow = kHidesFirstKeys<Tr::kMask> && !kCustom;
 #pragma unroll
-  for (int r = 0; r < kThreadRows; ++r) {
+  for (int r = 0; r < Layout::kRows; ++r) {
     const Span span = visible_keys<Tr::kMask>(at.diagonal(r), at.len_k, p);
     const int lo = span.lo - key0 - at.column, hi = span.hi - key0 - at.column;
     [[maybe_unused]] uint32_t word = 0;
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      if (fragment_row(i) != r) continue;
-      const int column = fragment_column(i);
+      if (Layout::row(i) != r) continue;
+      const int column = Layout::column(i);
       if (kCustom && column % 32 == 0) word = load_mask_word(r, key0 + column, at, p) >> at.column;
       bool seen = column < hi;
       if constexpr (kHasLow) seen = seen && column >= lo;

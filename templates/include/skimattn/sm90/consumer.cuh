@@ -8,6 +8,7 @@
 #include <skimattn/core/skip.cuh>
 #include <skimattn/sm90/descriptor.cuh>
 #include <skimattn/sm90/epilogue.cuh>
+#include <skimattn/sm90/softmax.cuh>
 #include <skimattn/sm90/storage.cuh>
 
 namespace skimattn::sm90 {
@@ -17,6 +18,7 @@ class Consumer {
  public:
   using Storage = SharedStorage<Tr>;
   using Bars = NamedBarrier<Tr>;
+  using Place = FragmentPlace<Layout>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense;
   static constexpr bool kCounts = Tr::kSkip == Skip::kStat;
   static constexpr int kScores = Tr::kTileN / 2;  // floats a thread holds of a 64-row tile
@@ -55,9 +57,9 @@ class Consumer {
     if (thread_ % kWarpThreads == 0) ptx::mbarrier_arrive(empty);
   }
 
-  SKIM_DEVICE FragmentPlace place_of(const WorkItem& item) const {
+  SKIM_DEVICE Place place_of(const WorkItem& item) const {
     const int lane = thread_ % kWarpThreads, warp = thread_ / kWarpThreads;
-    return {item.row0 + group_ * kGroupRows + warp * 16 + lane / 4,
+    return {item.row0 + group_ * Tr::kGroupRows + warp * 16 + lane / 4,
             lane % 4 * 2,
             item.batch,
             item.head,
@@ -68,7 +70,7 @@ class Consumer {
   }
 
   SKIM_DEVICE TileRange group_range(const WorkItem& item) const {
-    return visited_range<Tr>(item, item.row0 + group_ * kGroupRows, kGroupRows, p_);
+    return visited_range<Tr>(item, item.row0 + group_ * Tr::kGroupRows, Tr::kGroupRows, p_);
   }
 
   // Receives the next item and resets the state of a row; false where there is no more work.
@@ -95,7 +97,7 @@ class Consumer {
       maps_ = p_.skip_map != nullptr && thread_ == 0;
       if (maps_) {
         map_ = p_.skip_map + item.batch * p_.skip_map_stride_batch + item.head * p_.skip_map_stride_head +
-               (item.row0 / kGroupRows + group_) * p_.skip_map_stride_group;
+               (item.row0 / Tr::kGroupRows + group_) * p_.skip_map_stride_group;
       }
     }
     return true;
@@ -171,7 +173,7 @@ class Consumer {
     k_.advance();
     v_.advance();
 
-    bend_scores<Tr>(s, n * Tr::kTileN, at_, p_);
+    bend_scores<Tr>(s, n * Tr::kTileN, at_, p_.score_scale);
     if constexpr (kMasked) mask_scores<Tr>(s, n * Tr::kTileN, at_, p_);
     float thread_max[kThreadRows];
     thread_maximum(s, thread_max);
@@ -350,7 +352,7 @@ class Consumer {
   const Params& p_;
   Storage& smem_;
   const int group_, thread_;
-  FragmentPlace at_;
+  Place at_;
   TileRange own_;     // of this group's rows
   int first_, last_;  // of all the CTA's rows: every group walks them all
   float limit_ = -kInf;

@@ -1,8 +1,9 @@
 // Normalises one group's output and stores it: whole 64-row tiles through shared memory and TMA, the last rows of a
 // request directly, so that nothing of a neighbour is touched.
 #pragma once
-#include <skimattn/core/scores.cuh>
+#include <skimattn/core/output.cuh>
 #include <skimattn/sm90/descriptor.cuh>
+#include <skimattn/sm90/softmax.cuh>
 #include <skimattn/sm90/storage.cuh>
 
 namespace skimattn::sm90 {
@@ -10,18 +11,19 @@ namespace skimattn::sm90 {
 template <class Tr>
 struct Epilogue {
   using Storage = SharedStorage<Tr>;
-  static constexpr int kOut = Tr::kHeadDimV / 2;
+  using Place = FragmentPlace<Layout>;
+  static constexpr int kOut = Tr::kHeadDimV / 2, kColumns = Storage::kColumns;
 
-  SKIM_DEVICE static void store(const float (&o)[kOut], const RowState& rows, const FragmentPlace& at,
-                                const WorkItem& item, const Params& p, Storage& smem, int group, int thread) {
+  SKIM_DEVICE static void store(const float (&o)[kOut], const RowState& rows, const Place& at, const WorkItem& item,
+                                const Params& p, Storage& smem, int group, int thread) {
     float inverse[kThreadRows];
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       const float sum = quad_sum(rows.sum[r]);
-      inverse[r] = inverse_of(sum, rows.max[r], at.head, p);
-      if (p.lse != nullptr && at.column == 0 && at.valid(r)) store_lse(sum, rows.max[r], r, at, p);
+      inverse[r] = inverse_of(sum, rows.max[r], p.scale_log2, at.head, p);
+      if (p.lse != nullptr && at.column == 0 && at.valid(r)) store_lse(sum, rows.max[r], p.scale_log2, r, at, p);
     }
-    const bool whole = item.row0 + (group + 1) * kGroupRows <= item.len_q;
+    const bool whole = item.row0 + (group + 1) * Tr::kGroupRows <= item.len_q;
     if (whole) {
       store_tile(o, inverse, item, p, smem, group, thread);
     } else {
@@ -42,26 +44,6 @@ struct Epilogue {
   }
 
  private:
-  // 1 / denominator, and 0 for a row that saw no key.
-  SKIM_DEVICE static float inverse_of(float sum, float max, int head, const Params& p) {
-    if (sum == 0.0f) return 0.0f;
-    float denominator = sum;
-    if (p.sinks != nullptr) {
-      denominator += ptx::ex2(fmaf(ptx::ld_global(p.sinks + head), kLog2e, -max * p.scale_log2));
-    }
-    return 1.0f / denominator;
-  }
-
-  // Note: selected, not multiplied: 0 x NaN would let a value through that the row never saw.
-  SKIM_DEVICE static float normalised(float o, float inverse) { return inverse == 0.0f ? 0.0f : o * inverse; }
-
-  SKIM_DEVICE static void store_lse(float sum, float max, int r, const FragmentPlace& at, const Params& p) {
-    const int64_t outer = p.cu_seqlens_q == nullptr ? at.batch * p.lse_stride_batch : 0;
-    const int64_t row = at.q_offset + at.row + 8 * r;
-    const float lse = sum == 0.0f ? -kInf : fmaf(max, p.scale_log2 * kLn2, logf(sum));
-    ptx::st_global(p.lse + outer + row * p.lse_stride_row + at.head * p.lse_stride_head, lse);
-  }
-
   SKIM_DEVICE static void store_tile(const float (&o)[kOut], const float (&inverse)[kThreadRows], const WorkItem& item,
                                      const Params& p, Storage& smem, int group, int thread) {
     const int bar = NamedBarrier<Tr>::kGroup + group, lane = thread % kWarpThreads;
@@ -70,14 +52,14 @@ struct Epilogue {
     if (thread == 0) ptx::tma_store_wait_read<0>();  // the tile before this one has left the buffer
     ptx::bar_sync(bar, kGroupThreads);
 #pragma unroll
-    for (int chunk = 0; chunk < kPanelColumns / 8; ++chunk) {
+    for (int chunk = 0; chunk < kColumns / 8; ++chunk) {
       // The swizzle of a row repeats every 8 rows, so one address serves both rows and all panels.
       uint8_t* to = tile + swizzled_offset(row, chunk * 8) + lane % 4 * 4;
 #pragma unroll
       for (int panel = 0; panel < Storage::kPanelsV; ++panel) {
 #pragma unroll
         for (int r = 0; r < kThreadRows; ++r) {
-          const int i = panel * (kPanelColumns / 2) + chunk * 4 + 2 * r;
+          const int i = panel * (kColumns / 2) + chunk * 4 + 2 * r;
           ptx::st_shared(
               to + panel * Storage::kQPanelBytes + r * 8 * kPanelRowBytes,
               ptx::pack(typename Tr::Element{}, normalised(o[i], inverse[r]), normalised(o[i + 1], inverse[r])));
@@ -89,25 +71,25 @@ struct Epilogue {
     if (thread != 0) return;
 #pragma unroll
     for (int panel = 0; panel < Storage::kPanelsV; ++panel) {
-      ptx::tma_store(&p.tma_o, tile + panel * Storage::kQPanelBytes, panel * kPanelColumns,
-                     item.q_offset + item.row0 + group * kGroupRows, item.head,
+      ptx::tma_store(&p.tma_o, tile + panel * Storage::kQPanelBytes, panel * kColumns,
+                     item.q_offset + item.row0 + group * Tr::kGroupRows, item.head,
                      p.cu_seqlens_q == nullptr ? item.batch : 0);
     }
     ptx::tma_store_commit();
   }
 
-  SKIM_DEVICE static void store_rows(const float (&o)[kOut], const float (&inverse)[kThreadRows],
-                                     const FragmentPlace& at, const Params& p) {
+  SKIM_DEVICE static void store_rows(const float (&o)[kOut], const float (&inverse)[kThreadRows], const Place& at,
+                                     const Params& p) {
     const int64_t outer = p.cu_seqlens_q == nullptr ? at.batch * p.out_stride_batch : 0;
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       if (!at.valid(r)) continue;
-      const int64_t row = at.q_offset + at.row + 8 * r;
+      const int64_t row = at.q_offset + at.row_of(r);
       auto* to =
           static_cast<uint16_t*>(p.out) + outer + row * p.out_stride_row + at.head * p.out_stride_head + at.column;
 #pragma unroll
       for (int i = 2 * r; i < kOut; i += 4) {
-        const int column = fragment_column(i);
+        const int column = Layout::column(i);
         if (column >= p.head_dim_v) break;
         ptx::st_global(
             reinterpret_cast<uint32_t*>(to + column),

@@ -4,8 +4,8 @@
 // Note: the architecture's ptx.cuh comes before everything in core/, which calls it without knowing which one it is.
 #include <skimattn/sm90/ptx.cuh>
 // clang-format off
+#include <skimattn/core/producer.cuh>
 #include <skimattn/sm90/consumer.cuh>
-#include <skimattn/sm90/producer.cuh>
 // clang-format on
 
 namespace skimattn::sm90 {
@@ -28,9 +28,9 @@ SKIM_DEVICE void attention_forward(const Params& p) {
     ptx::setmaxnreg_dec<Tr::kProducerRegs>();
     const int warp = ptx::shfl(ptx::thread_index() % kGroupThreads / kWarpThreads, 0);
     const int lane = ptx::thread_index() % kWarpThreads;
-    if (warp == 0) Producer<Tr>(p, smem).run_keys(lane);
-    if (warp == 1 && lane == 0) Producer<Tr>(p, smem).run_values();
-    if (warp == 2 && lane == 0) Producer<Tr>(p, smem).run_queries();
+    if (warp == 0) Producer<Tr, Storage>(p, smem).run_keys(lane);
+    if (warp == 1 && lane == 0) Producer<Tr, Storage>(p, smem).run_values();
+    if (warp == 2 && lane == 0) Producer<Tr, Storage>(p, smem).run_queries();
   } else {
     ptx::setmaxnreg_inc<Tr::kConsumerRegs>();
     Consumer<Tr>(p, smem, group).run();

@@ -1,17 +1,14 @@
 // What lives in shared memory, and who signals whom.
 #pragma once
-#include <skimattn/core/scheduler.cuh>
-#include <skimattn/core/tile_range.cuh>
+#include <skimattn/core/pipeline.cuh>
 
 namespace skimattn::sm90 {
 
-constexpr int kWorkSlots = 2;
-constexpr int kGroupWarps = kGroupThreads / kWarpThreads;
-
 template <class Tr>
 struct SharedStorage {
-  static constexpr int kPanels = Tr::kHeadDim / kPanelColumns, kPanelsV = Tr::kHeadDimV / kPanelColumns;
-  static constexpr int kQPanelBytes = kGroupRows * kPanelRowBytes;  // of Q and O, one warpgroup's rows
+  static constexpr int kColumns = kPanelColumns<typename Tr::Element>;
+  static constexpr int kPanels = Tr::kHeadDim / kColumns, kPanelsV = Tr::kHeadDimV / kColumns;
+  static constexpr int kQPanelBytes = Tr::kGroupRows * kPanelRowBytes;  // of Q and O, one warpgroup's rows
   static constexpr int kKvPanelBytes = Tr::kTileN * kPanelRowBytes;
   static constexpr int kPlanes = Tr::kStagesQ + (Tr::kSeparateO ? 1 : 0);
   static_assert(Tr::kHeadDimV <= Tr::kHeadDim && (!Tr::kSeparateO || Tr::kHeadDimV == Tr::kHeadDim));
@@ -64,45 +61,12 @@ struct SharedStorage {
   }
 };
 
-template <class Tr>
-SKIM_DEVICE WorkItem read_work(const SharedStorage<Tr>& smem, int slot) {
-  int words[kWorkWords];
-#pragma unroll
-  for (int i = 0; i < kWorkWords; ++i) words[i] = static_cast<int>(ptx::ld_shared(&smem.work[slot][i]));
-  return {words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]};
-}
-
-// The tiles that `rows` rows of a request visit, from row0 on; what lies past its last row visits none.
-template <class Tr>
-SKIM_DEVICE TileRange visited_range(const WorkItem& item, int row0, int rows, const Params& p) {
-  return tile_range<Tr::kMask, Tr::kTileN>(row0, imin(row0 + rows, item.len_q), item.len_q, item.len_k, p);
-}
-// Those of all the CTA's rows: what is loaded, and what every group walks.
-template <class Tr>
-SKIM_DEVICE TileRange cta_range(const WorkItem& item, const Params& p) {
-  return visited_range<Tr>(item, item.row0, Tr::kTileM, p);
-}
-
 // Named barriers; 0 belongs to cta_sync.
 template <class Tr>
 struct NamedBarrier {
   static constexpr int kOrder = 1;                        // + group: whose turn it is to issue matrix products
   static constexpr int kGroup = kOrder + Tr::kConsumers;  // + group: one warpgroup, in the epilogue
   static constexpr int kTail = kGroup + Tr::kConsumers;   // all consumers
-};
-
-// A position in a ring of kSlots buffers; `phase` is the parity that a reader waits for.
-template <int kSlots>
-struct Ring {
-  int slot = 0;
-  uint32_t phase = 0;
-  SKIM_DEVICE void advance() {
-    if (++slot == kSlots) {
-      slot = 0;
-      phase ^= 1;
-    }
-  }
-  SKIM_DEVICE Ring previous() const { return slot == 0 ? Ring{kSlots - 1, phase ^ 1} : Ring{slot - 1, phase}; }
 };
 
 }  // namespace skimattn::sm90

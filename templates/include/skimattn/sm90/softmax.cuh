@@ -1,15 +1,12 @@
 // Online softmax over raw (unscaled) scores in the wgmma accumulator layout: each thread owns two rows, 8 apart, and
 // element i of its fragment lies in row (i >> 1) & 1. The four threads of a quad share their rows.
 #pragma once
-#include <skimattn/core/platform.cuh>
+#include <skimattn/core/fragment.cuh>
 
-namespace skimattn {
+namespace skimattn::sm90 {
 
-constexpr int kThreadRows = 2;
-
-SKIM_DEVICE constexpr int fragment_row(int i) { return (i >> 1) & 1; }
-// Column of element i, relative to the thread's first column 2 * (lane % 4).
-SKIM_DEVICE constexpr int fragment_column(int i) { return (i >> 2) * 8 + (i & 1); }
+using Layout = WgmmaFragment;
+constexpr int kThreadRows = Layout::kRows;
 
 SKIM_DEVICE float quad_max(float x) {
   x = ptx::max_nan(x, ptx::shfl_xor(x, 1));
@@ -73,11 +70,11 @@ struct Ahead {
     for (int step = 0; step < kAhead; ++step) {
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        if (fragment_row(i) == 0) row0[slot(step, i)] = ptx::ex2_now(fmaf(s[8 * step + i], scale_log2, -base));
+        if (Layout::row(i) == 0) row0[slot(step, i)] = ptx::ex2_now(fmaf(s[8 * step + i], scale_log2, -base));
       }
     }
   }
-  SKIM_DEVICE static constexpr bool holds(int step, int i) { return step < kAhead && fragment_row(i) == 0; }
+  SKIM_DEVICE static constexpr bool holds(int step, int i) { return step < kAhead && Layout::row(i) == 0; }
   SKIM_DEVICE static constexpr int slot(int step, int i) { return 4 * step + 2 * (i >> 2) + (i & 1); }
 };
 
@@ -97,16 +94,16 @@ SKIM_DEVICE void weigh(const float (&s)[kScores], const Ahead<kAhead>& ahead, co
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       e[i] = Ahead<kAhead>::holds(step, i) ? ahead.row0[Ahead<kAhead>::slot(step, i)]
-                                           : ptx::ex2(fmaf(s[8 * step + i], scale_log2, -scale.base[fragment_row(i)]));
+                                           : ptx::ex2(fmaf(s[8 * step + i], scale_log2, -scale.base[Layout::row(i)]));
       sum[i & 3] += e[i];
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) p[step][i] = ptx::pack(Element{}, e[2 * i], e[2 * i + 1]);
 #pragma unroll
-    for (int i = step * kChunk; i < (step + 1) * kChunk; ++i) o[i] *= scale.alpha[fragment_row(i)];
+    for (int i = step * kChunk; i < (step + 1) * kChunk; ++i) o[i] *= scale.alpha[Layout::row(i)];
   }
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r) rows.sum[r] = fmaf(rows.sum[r], scale.alpha[r], sum[2 * r] + sum[2 * r + 1]);
 }
 
-}  // namespace skimattn
+}  // namespace skimattn::sm90

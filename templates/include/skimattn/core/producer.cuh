@@ -1,18 +1,19 @@
-// The producer warpgroup: warp 0 draws work, tells everybody, and loads K; warp 1 loads V, warp 2 Q. Each runs ahead as
-// far as its own buffers allow, and none has to keep another's place in the few registers it has.
+// The warps that feed a CTA: one draws work, tells everybody, and loads K; one loads V, one Q. Each runs ahead as far
+// as its own buffers allow, and none has to keep another's place in the few registers it has.
 #pragma once
-#include <skimattn/sm90/storage.cuh>
+#include <skimattn/core/pipeline.cuh>
 
-namespace skimattn::sm90 {
+namespace skimattn {
 
-template <class Tr>
+// `Storage` is the architecture's shared memory.
+template <class Tr, class Storage>
 class Producer {
  public:
-  using Storage = SharedStorage<Tr>;
+  static constexpr int kColumns = kPanelColumns<typename Tr::Element>;
 
   SKIM_DEVICE Producer(const Params& p, Storage& smem) : p_(p), smem_(smem) {}
 
-  // Warp 0, all lanes.
+  // The scheduler and loader of K: a whole warp.
   SKIM_DEVICE void run_keys(int lane) {
     WorkOrder<Tr::kTileM> order(p_);
     const Tickets tickets(p_.work_counter, order.items(p_));
@@ -36,7 +37,7 @@ class Producer {
     if (lane == 0) publish(WorkItem{});
   }
 
-  // Warp 1, one lane.
+  // One lane.
   SKIM_DEVICE void run_values() {
     for (WorkItem item = receive(); item.valid; item = receive()) {
       const TileRange range = cta_range<Tr>(item, p_);
@@ -48,7 +49,7 @@ class Producer {
     }
   }
 
-  // Warp 2, one lane. Items without a visible key get their Q too: the consumers count phases.
+  // One lane. Items without a visible key get their Q too: the consumers count phases.
   SKIM_DEVICE void run_queries() {
     Ring<Tr::kStagesQ> q;
     for (WorkItem item = receive(); item.valid; item = receive()) {
@@ -94,8 +95,8 @@ class Producer {
       ptx::mbarrier_arrive_expect_tx(full, Storage::kPanels * Storage::kQPanelBytes);
 #pragma unroll
       for (int panel = 0; panel < Storage::kPanels; ++panel) {
-        ptx::tma_load(smem_.q(q.slot, group) + panel * Storage::kQPanelBytes, &p_.tma_q, full, policy,
-                      panel * kPanelColumns, row0 + group * kGroupRows, item.head, outer);
+        ptx::tma_load(smem_.q(q.slot, group) + panel * Storage::kQPanelBytes, &p_.tma_q, full, policy, panel * kColumns,
+                      row0 + group * Tr::kGroupRows, item.head, outer);
       }
     }
   }
@@ -165,17 +166,16 @@ class Producer {
     const uint64_t policy = ptx::createpolicy_evict_last();  // other query tiles read it again
 #pragma unroll
     for (int panel = 0; panel < kPanels; ++panel) {
-      ptx::tma_load(to + panel * Storage::kKvPanelBytes, &map, full, policy, panel * kPanelColumns, row, kv_head,
-                    outer);
+      ptx::tma_load(to + panel * Storage::kKvPanelBytes, &map, full, policy, panel * kColumns, row, kv_head, outer);
     }
   }
 
   const Params& p_;
   Storage& smem_;
-  Ring<Tr::kStages> k_;   // warp 0's
-  Ring<Tr::kStagesV> v_;  // warp 1's
+  Ring<Tr::kStages> k_;   // run_keys
+  Ring<Tr::kStagesV> v_;  // run_values
   Ring<kWorkSlots> work_;
   uint32_t votes_ = 0;
 };
 
-}  // namespace skimattn::sm90
+}  // namespace skimattn

@@ -1,0 +1,31 @@
+// From a row's sum of exponentials to what is stored: the factor of its output, and its LSE.
+#pragma once
+#include <skimattn/core/fragment.cuh>
+#include <skimattn/params.cuh>
+
+namespace skimattn {
+
+// 1 / denominator, and 0 for a row that saw no key. `base` (a raw score, worth `scale_log2` a unit) is what the
+// exponentials of `sum` were measured from.
+SKIM_DEVICE float inverse_of(float sum, float base, float scale_log2, int head, const Params& p) {
+  if (sum == 0.0f) return 0.0f;
+  float denominator = sum;
+  if (p.sinks != nullptr) {
+    denominator += ptx::ex2(fmaf(ptx::ld_global(p.sinks + head), kLog2e, -base * scale_log2));
+  }
+  return 1.0f / denominator;
+}
+
+// Note: selected, not multiplied: 0 x NaN would let a value through that the row never saw.
+SKIM_DEVICE float normalised(float o, float inverse) { return inverse == 0.0f ? 0.0f : o * inverse; }
+
+template <class Layout>
+SKIM_DEVICE void store_lse(float sum, float base, float scale_log2, int r, const FragmentPlace<Layout>& at,
+                           const Params& p) {
+  const int64_t outer = p.cu_seqlens_q == nullptr ? at.batch * p.lse_stride_batch : 0;
+  const int64_t row = at.q_offset + at.row_of(r);
+  const float lse = sum == 0.0f ? -kInf : fmaf(base, scale_log2 * kLn2, logf(sum));
+  ptx::st_global(p.lse + outer + row * p.lse_stride_row + at.head * p.lse_stride_head, lse);
+}
+
+}  // namespace skimattn

@@ -1,0 +1,45 @@
+// What the roles of a CTA have in common: their places in rings of buffers, the work item they read, the tiles its rows
+// visit.
+#pragma once
+#include <skimattn/core/scheduler.cuh>
+#include <skimattn/core/tile_range.cuh>
+
+namespace skimattn {
+
+constexpr int kWorkSlots = 2;
+constexpr int kGroupWarps = kGroupThreads / kWarpThreads;
+
+// A position in a ring of kSlots buffers; `phase` is the parity that a reader waits for.
+template <int kSlots>
+struct Ring {
+  int slot = 0;
+  uint32_t phase = 0;
+  SKIM_DEVICE void advance() {
+    if (++slot == kSlots) {
+      slot = 0;
+      phase ^= 1;
+    }
+  }
+  SKIM_DEVICE Ring previous() const { return slot == 0 ? Ring{kSlots - 1, phase ^ 1} : Ring{slot - 1, phase}; }
+};
+
+template <class Storage>
+SKIM_DEVICE WorkItem read_work(const Storage& smem, int slot) {
+  int words[kWorkWords];
+#pragma unroll
+  for (int i = 0; i < kWorkWords; ++i) words[i] = static_cast<int>(ptx::ld_shared(&smem.work[slot][i]));
+  return {words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]};
+}
+
+// The tiles that `rows` rows of a request visit, from row0 on; what lies past its last row visits none.
+template <class Tr>
+SKIM_DEVICE TileRange visited_range(const WorkItem& item, int row0, int rows, const Params& p) {
+  return tile_range<Tr::kMask, Tr::kTileN>(row0, imin(row0 + rows, item.len_q), item.len_q, item.len_k, p);
+}
+// Those of all the CTA's rows: what is loaded, and what every group walks.
+template <class Tr>
+SKIM_DEVICE TileRange cta_range(const WorkItem& item, const Params& p) {
+  return visited_range<Tr>(item, item.row0, Tr::kTileM, p);
+}
+
+}  // namespace skimattn
