@@ -124,7 +124,7 @@ BROKEN = {  # kernel -> (kind, what the message must say)
     "mma_overwrite": ("early-overwrite", r"thread 130 .*st_shared at smem\+8192, which a wgmma still reads"),
     "mma_overwrite_by_load": ("early-overwrite", r"tma_load of tma_q at smem\+0, which a wgmma still reads"),
     "mma_unfenced_write": ("fence", r"wgmma reads smem\+\d+, written by thread \d+ without a fence_proxy_async"),
-    "descriptor_layout": ("descriptor", r"operand B: expected layout type 1, .*\(got 0\)"),
+    "descriptor_base_offset": ("descriptor", r"operand B: expected base offset 0.*\(got 2\)"),
     "descriptor_reserved": ("descriptor", r"reserved bits"),
     "descriptor_bounds": ("out-of-bounds", r"operand B reads smem\+\d+, outside the 17408 bytes"),
     "descriptor_start": ("descriptor", r"256 bytes into a swizzle atom"),

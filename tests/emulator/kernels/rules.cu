@@ -451,8 +451,8 @@ SKIM_DEVICE void run_descriptor(const Params& p, Shared& s, uint64_t bits) {
   ptx::wgmma_commit();
   finish(d);
 }
-KERNEL(descriptor_layout) { run_descriptor(p, s, sm90::k_major(s.b) & ~(3ull << 62)); }
-KERNEL(descriptor_reserved) { run_descriptor(p, s, sm90::k_major(s.b) | 1ull << 50); }
+KERNEL(descriptor_base_offset) { run_descriptor(p, s, sm90::k_major(s.b) | 1ull << 50); }
+KERNEL(descriptor_reserved) { run_descriptor(p, s, sm90::k_major(s.b) | 1ull << 53); }
 KERNEL(descriptor_bounds) { run_descriptor(p, s, sm90::advance(sm90::k_major(s.b), 2 * kTile)); }
 KERNEL(descriptor_start) { run_descriptor(p, s, sm90::advance(sm90::k_major(s.b), 256)); }
 KERNEL(descriptor_differs) { run_descriptor(p, s, sm90::advance(sm90::k_major(s.b), thread() < 64 ? 0 : 32)); }

@@ -2,7 +2,7 @@
 // out of reach (poisoned) from issue until the wait that retires the group.
 #include <cstring>
 
-#include "state.h"
+#include "operand.h"
 
 namespace skim_emulator {
 namespace {
@@ -11,71 +11,24 @@ constexpr int kM = 64, kK = 16;
 // A signalling NaN: any arithmetic on it leaves a quiet one, so even `d *= x` shows.
 constexpr uint32_t kPoisonBits = 0x7f85a5a5;
 
-// Decoded matrix descriptor (PTX ISA, "Matrix-descriptor-format").
-struct Descriptor {
-  uint32_t start, leading, stride;
-};
-
-Descriptor decode(uint64_t bits, const char* operand) {
-  constexpr uint64_t kReserved = 3ull << 14 | 3ull << 30 | 0x3full << 46 | 0x3ffull << 52;
-  if (bits >> 62 != 1) {
-    fail("descriptor", "%s: expected layout type 1, the 128-byte swizzle (got %d)", operand,
-         static_cast<int>(bits >> 62));
-  }
-  if ((bits & kReserved) != 0)
-    fail("descriptor", "%s: reserved bits are set in %016llx", operand, static_cast<unsigned long long>(bits));
-  const auto field = [&](int shift) { return static_cast<uint32_t>(bits >> shift & 0x3fff) << 4; };
-  return {field(0), field(16), field(32)};
-}
-
-// Shared-memory address of the 16-byte piece that holds 8 consecutive elements. K-major: row is m or n and `column`
-// counts along k. MN-major: row is k and `column` counts along n.
-uint32_t piece_address(const Descriptor& d, bool mn_major, int row, int column) {
-  const int panel = mn_major ? column / 64 : 0;
-  uint32_t address = d.start + panel * d.leading + row / 8 * d.stride + row % 8 * 128 + column % 64 * 2;
-  return address ^ (address >> 7 & 7) << 4;
-}
-
-void check_descriptor(const Descriptor& d, bool mn_major, const char* operand) {
-  const uint32_t within = d.start % 1024;
-  if (mn_major ? within != 0 : within > 96) {
-    fail("descriptor", "%s starts at smem address %u, which is %u bytes into a swizzle atom", operand, d.start, within);
-  }
-}
-
-// Visits the 16-byte pieces of an operand: visit(offset in shared memory, first element of `out`, element step).
-template <class Visit>
-void for_each_piece(Cta& cta, uint64_t bits, bool mn_major, int extent, const char* operand, Visit visit) {
-  const Descriptor d = decode(bits, operand);
-  check_descriptor(d, mn_major, operand);
-  const int rows = mn_major ? kK : extent, columns = mn_major ? extent : kK;
-  for (int row = 0; row < rows; ++row) {
-    for (int column = 0; column < columns; column += 8) {
-      const int64_t offset = static_cast<int64_t>(piece_address(d, mn_major, row, column)) - kSmemBase;
-      if (offset < 0 || offset + kGranule > cta.smem_bytes) {
-        fail("out-of-bounds", "%s reads smem%+lld, outside the %d bytes of the CTA (descriptor %016llx)", operand,
-             static_cast<long long>(offset), cta.smem_bytes, static_cast<unsigned long long>(bits));
-      }
-      visit(static_cast<uint32_t>(offset), row * columns + column);
-    }
-  }
-}
+Operand operand_a(const Wgmma& op) { return decode_sm90(op.a_descriptor, "operand A", false, kM); }
+Operand operand_b(const Wgmma& op) { return decode_sm90(op.b_descriptor, "operand B", op.b_mn_major, op.n); }
 
 // Operands as stored: A [64][16] first (absent if it comes from registers), then B [n][16] or, MN-major, [16][n].
 void gather(Cta& cta, const Wgmma& op, uint16_t* out) {
-  if (!op.registers) {
-    for_each_piece(cta, op.a_descriptor, false, kM, "operand A",
-                   [&](uint32_t offset, int at) { std::memcpy(out + at, cta.smem + offset, kGranule); });
-  }
-  for_each_piece(cta, op.b_descriptor, op.b_mn_major, op.n, "operand B",
-                 [&](uint32_t offset, int at) { std::memcpy(out + kM * kK + at, cta.smem + offset, kGranule); });
+  auto* const bytes = reinterpret_cast<uint8_t*>(out);
+  const auto copy_to = [&](uint8_t* to) {
+    return [&cta, to](uint32_t offset, int at) { std::memcpy(to + at, cta.smem + offset, kGranule); };
+  };
+  if (!op.registers) for_each_piece(cta, operand_a(op), copy_to(bytes));
+  for_each_piece(cta, operand_b(op), copy_to(bytes + kM * kStepBytes));
 }
 
 template <class Visit>
 void for_each_operand_piece(Cta& cta, const Wgmma& op, Visit visit) {
   const auto piece = [&](uint32_t offset, int) { visit(offset); };
-  if (!op.registers) for_each_piece(cta, op.a_descriptor, false, kM, "operand A", piece);
-  for_each_piece(cta, op.b_descriptor, op.b_mn_major, op.n, "operand B", piece);
+  if (!op.registers) for_each_piece(cta, operand_a(op), piece);
+  for_each_piece(cta, operand_b(op), piece);
 }
 
 // Marks the operands as being read, or, with the wait that ended it, as read.
