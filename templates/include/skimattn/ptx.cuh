@@ -62,6 +62,12 @@ SKIM_DEVICE void st_shared(void* pointer, uint32_t value) {
 SKIM_DEVICE void st_shared_zero16(void* pointer) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(smem_address(pointer)), "r"(0) : "memory");
 }
+// 16 bytes, at a multiple of 16.
+SKIM_DEVICE void st_shared16(void* pointer, uint32_t w0, uint32_t w1, uint32_t w2, uint32_t w3) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(smem_address(pointer)), "r"(w0), "r"(w1), "r"(w2),
+               "r"(w3)
+               : "memory");
+}
 SKIM_DEVICE uint32_t ld_shared(const void* pointer) {
   uint32_t value;
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(smem_address(pointer)) : "memory");

@@ -54,6 +54,10 @@ inline void st_shared_zero16(void* pointer) {
   const uint32_t zero[4] = {};
   emu::shared_write(pointer, zero, 16);
 }
+inline void st_shared16(void* pointer, uint32_t w0, uint32_t w1, uint32_t w2, uint32_t w3) {
+  const uint32_t words[4] = {w0, w1, w2, w3};
+  emu::shared_write(pointer, words, 16);
+}
 inline uint32_t ld_shared(const void* pointer) {
   uint32_t value;
   emu::shared_read(&value, pointer, 4);
