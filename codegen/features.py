@@ -30,9 +30,9 @@ class Feature:
 
 
 FEATURES: tuple[Feature, ...] = (
-    Feature("arch", ("sm90",), 4),
+    Feature("arch", ("sm90", "sm100"), 4),
     Feature("phase", ("prefill",), 3),
-    Feature("dtype", ("bf16", "fp16"), 4),
+    Feature("dtype", ("bf16", "fp16", "e4m3"), 4),
     Feature("out_dtype", ("bf16", "fp16"), 4),
     Feature("head_dim", (64, 128, 192, 256), 5),
     Feature("head_dim_v", (64, 128, 192, 256), 5),

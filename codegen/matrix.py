@@ -12,6 +12,7 @@ from .features import BY_NAME, FEATURES, Feature, Value
 from .spec import KernelSpec
 
 HEAD_DIMS = ((64, 64), (128, 128), (192, 128), (256, 256))
+FP8 = ("e4m3",)  # dtypes of 8 bits, whose output is 16-bit
 SETS = ("smoke", "default", "full")
 
 
@@ -23,18 +24,24 @@ class Rule(NamedTuple):
     reason: str
 
 
+_HEAD_DIMS = Rule(
+    "head-dims",
+    lambda spec: (spec.head_dim, spec.head_dim_v) not in HEAD_DIMS,
+    "kernels exist for (head_dim, head_dim_v) in " + ", ".join(map(str, HEAD_DIMS)) + "; a call with smaller "
+    "dims (multiples of 16 bytes) runs on the next larger kernel through TMA zero fill",
+)
 RULES = (
     Rule(
         "out-dtype",
-        lambda spec: spec.out_dtype != spec.dtype,
+        lambda spec: spec.dtype not in FP8 and spec.out_dtype != spec.dtype,
         "16-bit kernels write the type they read; convert the output after the call",
     ),
     Rule(
-        "head-dims",
-        lambda spec: (spec.head_dim, spec.head_dim_v) not in HEAD_DIMS,
-        "kernels exist for (head_dim, head_dim_v) in " + ", ".join(map(str, HEAD_DIMS)) + "; a call with smaller "
-        "dims (multiples of 8) runs on the next larger kernel through TMA zero fill",
+        "fp8-arch",
+        lambda spec: spec.dtype in FP8 and spec.arch == "sm90",
+        "SM90 multiplies 8-bit values only if V is transposed first, which no kernel here does; e4m3 needs sm100",
     ),
+    _HEAD_DIMS,
 )
 
 
@@ -62,9 +69,13 @@ def judge(spec: KernelSpec) -> Accepted | Rejected:
 
 
 def complete(values: Mapping[str, object]) -> dict[str, object]:
-    """Fill in what ``values`` leaves open: a bf16, head_dim 128, unmasked, dense SM90 prefill kernel."""
+    """Fill in what ``values`` leaves open: a bf16, head_dim 128, unmasked, dense SM90 prefill kernel.
+
+    e4m3 means SM100, which alone has it, and bf16 output.
+    """
+    is_fp8 = values.get("dtype") in FP8
     full: dict[str, object] = {
-        "arch": "sm90",
+        "arch": "sm100" if is_fp8 else "sm90",
         "phase": "prefill",
         "dtype": "bf16",
         "head_dim": 128,
@@ -75,7 +86,7 @@ def complete(values: Mapping[str, object]) -> dict[str, object]:
         "alibi": False,
         **values,
     }
-    full.setdefault("out_dtype", full["dtype"])
+    full.setdefault("out_dtype", "bf16" if is_fp8 else full["dtype"])
     full.setdefault("head_dim_v", 128 if full["head_dim"] == 192 else full["head_dim"])
     return full
 
@@ -104,7 +115,7 @@ def _unknown_value(feature: Feature, value: object) -> str:
     if feature.name == "arch":
         return f"{value} has no kernel specs yet (specs exist for {', '.join(map(str, feature.values))})"
     if feature.name in ("head_dim", "head_dim_v"):
-        return f"{feature.name}={value} has no kernel of its own: {RULES[1].reason}"
+        return f"{feature.name}={value} has no kernel of its own: {_HEAD_DIMS.reason}"
     return f"{feature.name}: expected one of {_spelled(feature)} (got {value!r})"
 
 
@@ -149,11 +160,17 @@ def all_specs() -> tuple[KernelSpec, ...]:
 
 
 def in_default(spec: KernelSpec) -> bool:
-    """What LLM and diffusion inference calls: no softcap, no alibi, paged caches only with causal kinds of masks."""
-    return not spec.softcap and not spec.alibi and (not spec.paged or spec.mask in ("causal", "window", "chunked"))
+    """What LLM and diffusion inference calls.
+
+    No softcap, no alibi, paged caches only with causal kinds of masks, bf16 output of 8-bit input.
+    """
+    paged_with = ("causal", "window", "chunked")
+    is_common = spec.out_dtype == ("bf16" if spec.dtype in FP8 else spec.dtype)
+    return is_common and not spec.softcap and not spec.alibi and (not spec.paged or spec.mask in paged_with)
 
 
 _BASE = KernelSpec("sm90", "prefill", "bf16", "bf16", 128, 128, "causal", False, "dense", False, False)
+_BASE100 = replace(_BASE, arch="sm100")
 SMOKE = (
     _BASE,
     replace(_BASE, skip="skip"),
@@ -161,6 +178,12 @@ SMOKE = (
     replace(_BASE, dtype="fp16", out_dtype="fp16", head_dim=64, head_dim_v=64, mask="full", skip="skip"),
     replace(_BASE, head_dim=192, mask="chunked"),
     replace(_BASE, head_dim=256, head_dim_v=256, mask="window", paged=True, skip="stat"),
+    _BASE100,
+    replace(_BASE100, skip="stat"),
+    replace(_BASE100, dtype="fp16", out_dtype="fp16", head_dim=64, head_dim_v=64, mask="full", skip="skip"),
+    replace(_BASE100, head_dim=192, mask="chunked", paged=True),
+    replace(_BASE100, head_dim=256, head_dim_v=256, mask="window", skip="skip"),
+    replace(_BASE100, dtype="e4m3", skip="skip"),
 )
 
 _BELONGS: Mapping[str, Callable[[KernelSpec], bool]] = {

@@ -13,7 +13,7 @@ from . import params
 from .compile import Report
 from .errors import MetadataError
 from .spec import KernelSpec
-from .tiles import GROUP_ROWS, order_of, smem_bytes, tile_of
+from .tiles import order_of, smem_bytes, tile_of, tmem_columns
 
 FORMAT = 1
 _LAYOUT = hashlib.sha256(repr((params.FIELDS, params.SIZE)).encode()).hexdigest()
@@ -45,6 +45,7 @@ class Kernel:
     stages: int
     threads: int
     smem_bytes: int
+    tmem_columns: int
     registers: int
     spill_bytes: int
     cubin_sha256: str
@@ -83,11 +84,12 @@ def _geometry(spec: KernelSpec) -> dict[str, Any]:
         "entry": spec.name,
         "tile_m": tile.tile_m,
         "tile_n": tile.tile_n,
-        "group_rows": GROUP_ROWS,
+        "group_rows": tile.group_rows,
         "order": order_of(spec),
         "stages": tile.stages,
         "threads": tile.threads,
         "smem_bytes": smem_bytes(spec),
+        "tmem_columns": tmem_columns(spec),
         "params_size": params.SIZE,
     }
 

@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from .arch import ARCHS
 from .errors import BuildError
 from .unit import Unit
 
@@ -38,7 +39,7 @@ class Toolchain:
 
     def options(self, arch: str) -> tuple[str, ...]:
         """Compiler options for ``arch`` (``sm90``): they name no path, so they are part of the content key."""
-        target = arch.removeprefix("sm") + "a"
+        target = ARCHS[arch].target
         line = ("-lineinfo",) if self.lineinfo else ()
         if self.compiler == "nvcc":
             return (f"-gencode=arch=compute_{target},code=sm_{target}", "-cubin", "-Xptxas=-v", *_COMMON, *line)

@@ -35,6 +35,9 @@ _NAMES = (
     "seqused_k",
     "alibi_slopes",
     "sinks",
+    "q_descale",
+    "k_descale",
+    "v_descale",
     "skip_softmax_threshold",
     *_CHECKED,
 )

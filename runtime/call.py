@@ -20,7 +20,7 @@ class Params:
     Sizes: B requests, Hq query heads, Hkv key/value heads (Hq is a multiple), D and Dv columns of keys and values.
 
     Args:
-        q: ``[B, Sq, Hq, D]``, or ``[total_q, Hq, D]`` with ``cu_seqlens_q``; bf16 or fp16.
+        q: ``[B, Sq, Hq, D]``, or ``[total_q, Hq, D]`` with ``cu_seqlens_q``; bf16, fp16 or (on SM100) e4m3.
         k: ``[B, Sk, Hkv, D]``, ``[total_k, Hkv, D]`` with ``cu_seqlens_k``, or pages (see ``kv_layout``).
         v: as ``k`` with Dv columns.
         page_table: int32 ``[B, max_pages]`` page numbers; makes ``k`` and ``v`` page pools.
@@ -41,11 +41,15 @@ class Params:
         softcap: scores become ``softcap * tanh(score / softcap)``; 0 = off.
         alibi_slopes: float32 ``[Hq]``; ``slope * distance`` is subtracted from the scores.
         sinks: float32 ``[Hq]``, one extra logit per head in the denominator (natural logarithm).
+        q_descale: of 8-bit q: float32, one element or ``[B, Hkv]``, finite and above 0; q counts times it.
+        k_descale: likewise for k.
+        v_descale: likewise for v.
         skip_softmax_threshold: None = dense; a float in [0, 1], or float32 ``[B]`` or ``[B, Hq]`` read on the device
             at run time = skip tiles whose scores are that much below the row maximum (exp domain, final value).
         stats: int64 ``[2]``, ``[B, 2]`` or ``[B, Hq, 2]``; (visited, skipped) tiles are added to it.
         skip_map: uint8 ``[B, Hq, groups, tiles]``, with ``stats``; visited tiles become 1 = kept or 2 = skipped.
-        out: where to write, shaped as ``q`` with Dv columns; default: a new tensor.
+        out: where to write, shaped as ``q`` with Dv columns and of its dtype; default: a new tensor. For 8-bit ``q``
+            it is bf16, or fp16 if such a tensor is given.
         lse: float32 ``[B, Sq, Hq]`` or ``[total_q, Hq]`` to write the log-sum-exp of the kept keys to.
         return_lse: return ``(out, lse)``, with a new ``lse`` if none was given.
     """
@@ -68,6 +72,9 @@ class Params:
     softcap: float = 0.0
     alibi_slopes: torch.Tensor | None = None
     sinks: torch.Tensor | None = None
+    q_descale: torch.Tensor | None = None
+    k_descale: torch.Tensor | None = None
+    v_descale: torch.Tensor | None = None
     skip_softmax_threshold: float | torch.Tensor | None = None
     stats: torch.Tensor | None = None
     skip_map: torch.Tensor | None = None
@@ -117,6 +124,7 @@ class Problem:
     params: Params
     device: torch.device
     dtype: str
+    out_dtype: str
     batch: int
     heads_q: int
     heads_kv: int

@@ -11,10 +11,10 @@ from skimattn.codegen.spec import KernelSpec
 from . import kernels
 from .call import Params, Problem
 from .device import device
-from .dispatch import CPU_ARCH, arch_of, spec_of
+from .dispatch import arch_of, reference_arch, spec_of
 from .errors import ArgumentError, NoKernelError
 from .validate import validate
-from .validate_outputs import check_skip_map_tiles
+from .validate_outputs import check_skip_map
 
 
 def variants() -> list[dict[str, Any]]:
@@ -75,9 +75,9 @@ def _explain_call(params: Params) -> Explanation:
         problem = validate(params)
         trace.append(f"arguments: accepted ({_summary(problem)})")
         on_gpu = problem.device.type == "cuda"
-        arch = arch_of(device(problem.device.index or 0).capability) if on_gpu else CPU_ARCH
+        arch = arch_of(device(problem.device.index or 0).capability) if on_gpu else reference_arch(problem.dtype)
         spec = spec_of(problem, arch)
-        check_skip_map_tiles(problem, kernels.describe(spec).tile_n)
+        check_skip_map(problem, kernels.describe(spec))
     except (ArgumentError, NoKernelError) as error:
         return _refused(str(error), trace)
     trace.append(f"head_dim: {problem.head_dim}, {problem.head_dim_v} run on {spec.head_dim}, {spec.head_dim_v}")

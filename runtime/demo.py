@@ -13,7 +13,7 @@ import torch
 
 from .call import Params
 from .catalog import Explanation, explain
-from .dispatch import ARCHS
+from .dispatch import BY_CAPABILITY
 from .errors import expected
 from .launcher import launch
 from .stats import sparsity
@@ -36,7 +36,7 @@ def pick_device(wanted: str | None) -> tuple[str, str]:
     if not torch.cuda.is_available():
         return "cpu", "no GPU that torch can use"
     name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
-    if capability not in ARCHS:
+    if capability not in BY_CAPABILITY:
         return "cpu", f"{name}: no kernels for compute capability {capability[0]}.{capability[1]}"
     return "cuda", name
 

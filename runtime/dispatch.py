@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from skimattn.codegen import matrix
+from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.spec import KernelSpec
 
 from .call import Problem
-from .errors import NoKernelError
+from .errors import NoKernelError, expected
 
-CPU_ARCH = "sm90"  # the reference computes what the kernels of this architecture compute, tile by tile
-ARCHS = {(9, 0): "sm90"}  # compute capability -> name in kernel specs
+REFERENCE_VARIABLE = "SKIMATTN_REFERENCE"  # the architecture whose kernels the reference stands for on CPU tensors
+BY_CAPABILITY = {arch.capability: arch.name for arch in ARCHS.values()}
 _NEAREST = 3
 
 
 def arch_of(capability: tuple[int, int]) -> str:
     """The architecture name of a device; :class:`NoKernelError` if no kernels exist for it."""
-    if capability not in ARCHS:
-        known = ", ".join(f"{major}.{minor} ({name})" for (major, minor), name in ARCHS.items())
+    if capability not in BY_CAPABILITY:
+        known = " or ".join(f"{major}.{minor} ({name})" for (major, minor), name in BY_CAPABILITY.items())
         raise NoKernelError(
             f"device: expected compute capability {known} (got {capability[0]}.{capability[1]}); "
             "there are no kernel specs for it, and no build.py line adds them"
         )
-    return ARCHS[capability]
+    return BY_CAPABILITY[capability]
+
+
+def reference_arch(dtype: str) -> str:
+    """The architecture whose kernels the reference stands for: the variable's, else the first that has the dtype."""
+    named = os.environ.get(REFERENCE_VARIABLE)
+    if named is None:
+        return "sm100" if dtype in matrix.FP8 else "sm90"
+    if named not in ARCHS:
+        raise expected(REFERENCE_VARIABLE, f"one of {', '.join(ARCHS)}", repr(named))
+    return named
 
 
 def head_dims(head_dim: int, head_dim_v: int) -> tuple[int, int]:
@@ -43,7 +55,7 @@ def spec_of(problem: Problem, arch: str) -> KernelSpec:
         arch=arch,
         phase="prefill",
         dtype=problem.dtype,
-        out_dtype=problem.dtype,
+        out_dtype=problem.out_dtype,
         head_dim=dim,
         head_dim_v=dim_v,
         mask=problem.mask,

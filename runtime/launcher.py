@@ -14,13 +14,13 @@ from .buffers import make_buffers
 from .call import Params, Problem, keep_prepared
 from .checks import TMA_BYTES
 from .device import device
-from .dispatch import CPU_ARCH, arch_of, spec_of
+from .dispatch import arch_of, reference_arch, spec_of
 from .errors import expected
 from .kernels import describe
 from .plan import Buffers
 from .prepared import Prepared
 from .validate import check_addresses, validate
-from .validate_outputs import check_skip_map_tiles
+from .validate_outputs import check_skip_map
 
 LOGGER = logging.getLogger("skimattn")
 MAX_KINDS = 4096  # prepared launches kept, a few KB each; the oldest goes first
@@ -62,7 +62,11 @@ def _enqueue(bound: Bound, params: Params, stream: Any) -> Result:
         handle = streams.current(prepared.ordinal)
         if prepared.only_out:  # the common case, without what it does not need
             q = params.q
-            out = torch.empty_like(q) if prepared.out_like_q else q.new_empty(prepared.out_shape)
+            out = (
+                torch.empty_like(q)
+                if prepared.out_like_q
+                else q.new_empty(prepared.out_shape, dtype=prepared.out_dtype)
+            )
             prepared.launch(bound.addresses, (("out", out.data_ptr()),), handle)
             return out
         buffers = make_buffers(params, prepared.out_shape)
@@ -112,7 +116,7 @@ def _prepare(problem: Problem, key: tuple[Any, ...]) -> Prepared | None:
     assert ordinal is not None  # a tensor's device has an index
     gpu = device(ordinal)
     spec = spec_of(problem, arch_of(gpu.capability))
-    check_skip_map_tiles(problem, describe(spec).tile_n)
+    check_skip_map(problem, describe(spec))
     if problem.empty:
         return None
     loaded = gpu.kernel(spec)
@@ -128,8 +132,8 @@ def _prepare(problem: Problem, key: tuple[Any, ...]) -> Prepared | None:
 def _without_gpu(problem: Problem, stream: Any) -> Result:
     if stream is not None:
         raise expected("stream", "None with CPU tensors", repr(stream))
-    kernel = describe(spec_of(problem, CPU_ARCH))
-    check_skip_map_tiles(problem, kernel.tile_n)
+    kernel = describe(spec_of(problem, reference_arch(problem.dtype)))
+    check_skip_map(problem, kernel)
     buffers = make_buffers(problem.params, problem.out_shape)
     if not problem.empty:
         reference.attention(problem, kernel, buffers)

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from skimattn.codegen.metadata import Kernel
-from skimattn.codegen.tiles import GROUP_ROWS, PANEL_COLUMNS
+from skimattn.codegen.tile import ELEMENT_BYTES, panel_columns
 
 from .call import Problem
 from .checks import TMA_BYTES
 
 L2_SECTION_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
-ELEMENT_BYTES = 2  # bf16 and fp16
 LOG2E = math.log2(math.e)
 BLOCK_TENSORS = {  # pointer fields of the parameter block and the argument each points to
     "lse": "lse",
@@ -23,6 +22,9 @@ BLOCK_TENSORS = {  # pointer fields of the parameter block and the argument each
     "threshold": "skip_softmax_threshold",
     "sinks": "sinks",
     "alibi_slopes": "alibi_slopes",
+    "q_descale": "q_descale",
+    "k_descale": "k_descale",
+    "v_descale": "v_descale",
     "custom_mask": "custom_mask",
     "cu_seqlens_q": "cu_seqlens_q",
     "cu_seqlens_k": "cu_seqlens_k",
@@ -108,7 +110,7 @@ def section(problem: Problem) -> int:
         keys, most = min(problem.batch * problem.len_k, pool), problem.heads_kv
     else:
         keys, most = problem.keys, problem.heads_kv
-    return max(1, min(most, L2_SECTION_BYTES // max(1, keys * columns * ELEMENT_BYTES)))
+    return max(1, min(most, L2_SECTION_BYTES // max(1, keys * columns * ELEMENT_BYTES[problem.dtype])))
 
 
 def argument(problem: Problem, buffers: Buffers, name: str) -> torch.Tensor | None:
@@ -145,6 +147,10 @@ def _strides(problem: Problem, buffers: Buffers) -> dict[str, int]:
     threshold = params.skip_softmax_threshold
     steps = threshold.stride() if isinstance(threshold, torch.Tensor) else ()
     result["threshold_stride_batch"], result["threshold_stride_head"] = (*steps, 0, 0)[:2]
+    for name in ("q_descale", "k_descale", "v_descale"):
+        value = getattr(params, name)
+        steps = value.stride() if value is not None and value.dim() == 2 else (0, 0)
+        result[f"{name}_stride_batch"], result[f"{name}_stride_head"] = steps
     pairs = () if params.stats is None else tuple(stride // 2 for stride in params.stats.stride()[:-1])
     result["stats_stride_batch"], result["stats_stride_head"] = (*pairs, 0, 0)[:2]
     return result
@@ -187,26 +193,29 @@ def _maps(problem: Problem, kernel: Kernel, buffers: Buffers) -> dict[str, Tenso
     ragged_k = problem.ragged and not problem.paged
     rows_k = page_box_rows(problem.page_size, kernel.tile_n) if problem.paged else kernel.tile_n
     hnd = problem.paged and params.kv_layout == "HND"
+    dtype, out_dtype = kernel.dtype, kernel.out_dtype
     return {
-        "tma_q": _map(problem, params.q, problem.ragged, GROUP_ROWS),
-        "tma_k": _map(problem, params.k, ragged_k, rows_k, hnd=hnd),
-        "tma_v": _map(problem, params.v, ragged_k, rows_k, hnd=hnd),
-        "tma_o": _map(problem, buffers.out, problem.ragged, GROUP_ROWS),
+        "tma_q": _map(problem, params.q, dtype, problem.ragged, kernel.group_rows),
+        "tma_k": _map(problem, params.k, dtype, ragged_k, rows_k, hnd=hnd),
+        "tma_v": _map(problem, params.v, dtype, ragged_k, rows_k, hnd=hnd),
+        "tma_o": _map(problem, buffers.out, out_dtype, problem.ragged, kernel.group_rows),
     }
 
 
-def _map(problem: Problem, tensor: torch.Tensor, ragged: bool, box_rows: int, *, hnd: bool = False) -> TensorMapSpec:
+def _map(
+    problem: Problem, tensor: torch.Tensor, dtype: str, ragged: bool, box_rows: int, *, hnd: bool = False
+) -> TensorMapSpec:
     view = tensor.unsqueeze(0) if ragged else tensor.transpose(1, 2) if hnd else tensor
     outer, rows, heads, columns = view.shape
     # Note: a map cannot be empty. Nothing is ever loaded from an empty tensor, so any address serves.
     address = tensor.data_ptr() if tensor.numel() else problem.params.q.data_ptr()
     dims = (columns, max(1, rows), max(1, heads), max(1, outer))
     strides = (_stride(view, 1), _stride(view, 2), _stride(view, 0))
-    return TensorMapSpec(address, problem.dtype, dims, strides, (PANEL_COLUMNS, box_rows))
+    return TensorMapSpec(address, dtype, dims, strides, (panel_columns(dtype), box_rows))
 
 
 def _stride(view: torch.Tensor, dim: int) -> int:
     """Bytes from one index to the next; any legal value where the dimension has only one."""
     if view.shape[dim] <= 1:
-        return max(TMA_BYTES, view.shape[-1] * ELEMENT_BYTES)
-    return view.stride(dim) * ELEMENT_BYTES
+        return max(TMA_BYTES, view.shape[-1] * view.element_size())
+    return view.stride(dim) * view.element_size()

@@ -14,6 +14,7 @@ from typing import Any
 from skimattn.codegen.params import OFFSETS, TENSOR_MAP_BYTES, aligned_block
 
 from . import driver, streams, tensormap
+from .buffers import default_out_dtype
 from .call import Problem
 from .device import Device, Loaded
 from .plan import BLOCK_TENSORS, MAP_TENSORS, Buffers, argument, make_plan
@@ -35,7 +36,9 @@ class Prepared:
         cuda = driver.bindings()
         self.kernel, self.ordinal, self.out_shape = loaded.kernel, device.ordinal, problem.out_shape
         params = problem.params
-        self.out_like_q = params.q.shape == problem.out_shape and params.q.is_contiguous()
+        self.out_dtype = default_out_dtype(params.q.dtype)
+        same = params.q.shape == problem.out_shape and params.q.dtype == self.out_dtype
+        self.out_like_q = same and params.q.is_contiguous()
         self.only_out = params.out is None and not params.return_lse and params.custom_mask is None
         self._counters = device.counters
         self._function, self._context = loaded.function, device.context

@@ -1,8 +1,9 @@
 """The block-exact reference: what a named kernel computes, tile by tile, in plain torch on the CPU.
 
 Same tiles, row groups, visiting order and skip decisions as the kernel, same counts and skip map. Scores are
-computed in float32 from 16-bit inputs; probabilities are rounded to 16 bit before they meet the values. It differs
-from a kernel by the order in which float32 sums are taken and by the kernel's approximate exp2 and tanh.
+computed in float32; probabilities are rounded to the type of the values before they meet them (8-bit ones as 256
+times themselves, which uses that type's range). It differs from a kernel by the order in which float32 sums are taken
+and by the kernel's approximate exp2 and tanh.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from .plan import Buffers
 LOGGER = logging.getLogger("skimattn")
 LOG2E = math.log2(math.e)
 KEPT, SKIPPED = 1, 2
+FP8_GAIN = 256.0  # of probabilities that are rounded to e4m3, whose largest value is 448
 _announced: set[str] = set()
 
 
@@ -141,25 +143,45 @@ def _tiles(problem: Problem, visible: torch.Tensor, kernel: Kernel) -> list[int]
 
 @dataclass(frozen=True)
 class _Units:
-    """A raw score times ``natural`` is a logit; times ``log2`` it is one in base 2, which is what kernels compare."""
+    """A raw score times ``natural`` is a logit; times ``log2`` it is one in base 2, which is what kernels compare.
 
-    natural: float
+    Both are float32 [Hq or 1, 1]; so is ``cap``, the factor inside the tanh (None without softcap).
+    """
+
+    natural: torch.Tensor
     log2: torch.Tensor
+    cap: torch.Tensor | None
 
     @staticmethod
-    def of(problem: Problem) -> _Units:
-        unit = problem.softcap if problem.softcap > 0 else problem.softmax_scale
-        return _Units(unit, torch.tensor(unit * LOG2E, dtype=torch.float32))
+    def of(problem: Problem, index: int) -> _Units:
+        params = problem.params
+        descale = _descale(problem, params.q_descale, index) * _descale(problem, params.k_descale, index)
+        if problem.softcap > 0:
+            unit, of_unit = problem.softcap, torch.ones(1, 1)
+            cap = torch.tensor(problem.softmax_scale / problem.softcap) * descale
+        else:
+            unit, of_unit, cap = problem.softmax_scale, descale, None
+        return _Units(torch.tensor(unit) * of_unit, torch.tensor(unit * LOG2E) * of_unit, cap)
+
+
+def _descale(problem: Problem, value: torch.Tensor | None, index: int) -> torch.Tensor:
+    """What stands for one in an 8-bit tensor, for every query head of request ``index``: float32 [Hq or 1, 1]."""
+    if value is None:
+        return torch.ones(1, 1)
+    if value.dim() < 2:
+        return value.reshape(1, 1)
+    return value[index].repeat_interleave(problem.heads_q // problem.heads_kv).unsqueeze(1)
 
 
 class _Softmax:
     """The running softmax of one row group over all heads: m in raw scores, l and o relative to it."""
 
-    def __init__(self, heads: int, rows: int, columns: int, units: _Units) -> None:
+    def __init__(self, heads: int, rows: int, columns: int, units: _Units, dtype: torch.dtype) -> None:
         self.m = torch.full((heads, rows), -math.inf)
         self.l = torch.zeros(heads, rows)
         self.o = torch.zeros(heads, rows, columns)
         self.units = units
+        self.dtype, self.gain = dtype, FP8_GAIN if dtype.itemsize == 1 else 1.0
 
     def skips(self, scores: torch.Tensor, limit: torch.Tensor) -> torch.Tensor:
         """Per head, whether every row agrees that the tile is below ``limit`` (log2 of the threshold, [heads, 1])."""
@@ -172,21 +194,23 @@ class _Softmax:
         """Take in a tile for the heads that kept it. ``values``: float32 [heads, keys, columns]."""
         m = torch.maximum(self.m, scores.amax(dim=-1))
         base = torch.where(m == -math.inf, 0.0, m) * self.units.log2  # a row that saw nothing yet has only -inf scores
-        p = torch.exp2(scores * self.units.log2 - base.unsqueeze(-1))
+        p = torch.exp2(scores * self.units.log2.unsqueeze(-1) - base.unsqueeze(-1))
+        weights = (p * self.gain).to(self.dtype).float() / self.gain
         decay = torch.exp2(self.m * self.units.log2 - base)
         row_sum = self.l * decay + p.sum(dim=-1)
-        o = self.o * decay.unsqueeze(-1) + p.to(values.dtype).float() @ values.float()
+        o = self.o * decay.unsqueeze(-1) + weights @ values
         keep = kept.unsqueeze(-1)
         self.m = torch.where(keep, m, self.m)
         self.l = torch.where(keep, row_sum, self.l)
         self.o = torch.where(keep.unsqueeze(-1), o, self.o)
 
-    def output(self, sinks: torch.Tensor | None) -> torch.Tensor:
-        """Normalised output [heads, rows, columns]; rows without keys give 0."""
+    def output(self, sinks: torch.Tensor | None, descale: torch.Tensor) -> torch.Tensor:
+        """Normalised output [heads, rows, columns], times ``descale`` [heads or 1, 1]; rows without keys give 0."""
         total = self.l
         if sinks is not None:
             total = total + torch.exp(sinks.unsqueeze(-1) - self.m * self.units.natural)
-        return torch.where((self.m == -math.inf).unsqueeze(-1), 0.0, self.o / total.unsqueeze(-1))
+        out = self.o / total.unsqueeze(-1) * descale.unsqueeze(-1)
+        return torch.where((self.m == -math.inf).unsqueeze(-1), 0.0, out)
 
     def lse(self) -> torch.Tensor:
         """Natural log of the sum of exponentials over the kept keys, [heads, rows]."""
@@ -198,35 +222,37 @@ def _compute_group(problem: Problem, kernel: Kernel, request: _Request, first_ro
     last_row = min(first_row + kernel.group_rows, request.len_q)
     rows = torch.arange(first_row, last_row)
     visible = _visible(problem, request, rows)
-    softmax = _Softmax(heads, len(rows), problem.head_dim_v, _Units.of(problem))
+    units = _Units.of(problem, request.index)
+    softmax = _Softmax(heads, len(rows), problem.head_dim_v, units, params.v.dtype)
     limit = _log2_threshold(problem, request.index)
     for tile in _tiles(problem, visible, kernel):
         keys = slice(tile * kernel.tile_n, min((tile + 1) * kernel.tile_n, request.len_k))
         seen = visible[..., keys]
-        scores = _scores(problem, request, rows, keys).masked_fill(~seen, -math.inf)
+        scores = _scores(problem, request, units, rows, keys).masked_fill(~seen, -math.inf)
         skipped = softmax.skips(scores, limit)
-        values = request.v[:, keys].repeat_interleave(heads // problem.heads_kv, dim=0)
+        values = request.v[:, keys].float().repeat_interleave(heads // problem.heads_kv, dim=0)
         softmax.add(scores, values, ~skipped)
         _count(problem, request.index, skipped)
         if params.skip_map is not None:
             marks = torch.where(skipped, SKIPPED, KEPT).to(torch.uint8)
             params.skip_map[request.index, :, first_row // kernel.group_rows, tile] = marks
-    request.out[first_row:last_row] = softmax.output(params.sinks).transpose(0, 1).to(request.out.dtype)
+    out = softmax.output(params.sinks, _descale(problem, params.v_descale, request.index))
+    request.out[first_row:last_row] = out.transpose(0, 1).to(request.out.dtype)
     if request.lse is not None:
         request.lse[first_row:last_row] = softmax.lse().transpose(0, 1)
 
 
-def _scores(problem: Problem, request: _Request, rows: torch.Tensor, keys: slice) -> torch.Tensor:
+def _scores(problem: Problem, request: _Request, units: _Units, rows: torch.Tensor, keys: slice) -> torch.Tensor:
     """Raw scores [Hq, rows, keys] in float32: q.k, or its tanh where capped, less the alibi bias in the same unit."""
     k = request.k[:, keys].float().repeat_interleave(problem.heads_q // problem.heads_kv, dim=0)
     scores = request.q[:, rows] @ k.transpose(1, 2)
-    if problem.softcap > 0:
-        scores = torch.tanh(scores * (problem.softmax_scale / problem.softcap))
+    if units.cap is not None:
+        scores = torch.tanh(scores * units.cap.unsqueeze(-1))
     slopes = problem.params.alibi_slopes
     if slopes is not None:
         diagonal = (rows + request.len_k - request.len_q).unsqueeze(1)
         distance = (diagonal - torch.arange(keys.start, keys.stop)).abs().float()
-        scores = scores - (slopes / _Units.of(problem).natural)[:, None, None] * distance
+        scores = scores - (slopes.unsqueeze(1) / units.natural).unsqueeze(-1) * distance
     return scores
 
 

@@ -16,6 +16,7 @@ def _constants() -> tuple[dict[str, Any], tuple[Any, Any, Any, Any]]:
     types = cuda.CUtensorMapDataType
     elements = {
         "bf16": types.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        "e4m3": types.CU_TENSOR_MAP_DATA_TYPE_UINT8,
         "fp16": types.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
     }
     layout = (

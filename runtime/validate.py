@@ -14,9 +14,11 @@ from skimattn.codegen.features import BY_NAME
 
 from . import validate_options as options
 from . import validate_outputs as outputs
+from .buffers import default_out_dtype
 from .call import Params, Problem
 from .checks import (
     MAX_DIM,
+    TMA_BYTES,
     describe,
     integer,
     one_of,
@@ -30,7 +32,7 @@ from .checks import (
 )
 from .errors import ArgumentError, expected
 
-DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float8_e4m3fn: "e4m3"}
 PAGE_SIZES = range(16, 257, 16)
 
 
@@ -64,6 +66,7 @@ def validate(params: Params) -> Problem:
         params=params,
         device=q.device,
         dtype=DTYPES[q.dtype],
+        out_dtype=_out_dtype(params),
         batch=sizes.batch,
         heads_q=heads_q,
         heads_kv=sizes.heads_kv,
@@ -84,12 +87,19 @@ def validate(params: Params) -> Problem:
         threshold=threshold,
     )
     options.check_head_vectors(problem)
+    options.check_descales(problem)
     options.check_custom_mask(problem)
     outputs.check_outputs(problem)
     check_addresses(params)
     if q.device.type == "cpu":
         _check_values(problem)
     return problem
+
+
+def _out_dtype(params: Params) -> str:
+    """The output's dtype: that of the tensor given, which is checked later, or of the one that will be made."""
+    given = params.out.dtype if isinstance(params.out, torch.Tensor) else None
+    return DTYPES.get(given or default_out_dtype(params.q.dtype), "")
 
 
 def check_addresses(params: Params) -> None:
@@ -152,10 +162,12 @@ def _check_heads(heads_q: int, heads_kv: int) -> None:
 
 def _check_columns(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     limit = max(int(value) for value in BY_NAME["head_dim"].values)
+    step = TMA_BYTES // q.element_size()
     for name, tensor in (("q", q), ("v", v)):
         columns = tensor.shape[-1]
-        if columns % 8 or not 8 <= columns <= limit:
-            raise expected(name, f"a head_dim (last dimension) that is a multiple of 8 from 8 to {limit}", columns)
+        if columns % step or not step <= columns <= limit:
+            wanted = f"a head_dim (last dimension) that is a multiple of {step} from {step} to {limit}"
+            raise expected(name, wanted, columns)
     if k.shape[-1] != q.shape[-1]:
         raise expected("k", f"head_dim {q.shape[-1]}, like q", k.shape[-1])
 

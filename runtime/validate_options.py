@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from skimattn.codegen.features import BY_NAME
+from skimattn.codegen.matrix import FP8
 
 from .call import Params, Problem
 from .checks import (
@@ -103,6 +104,23 @@ def check_head_vectors(problem: Problem) -> None:
         require_device(name, tensor, problem.device)
         require_shape(name, tensor, [problem.heads_q])
         require_contiguous(name, tensor)
+
+
+def check_descales(problem: Problem) -> None:
+    """What 8-bit tensors are multiplied by."""
+    for name in ("q_descale", "k_descale", "v_descale"):
+        value = getattr(problem.params, name)
+        if value is None:
+            continue
+        if problem.dtype not in FP8:
+            raise expected(name, f"None with {problem.dtype} tensors (8-bit ones use it)", "a tensor")
+        tensor = require_tensor(name, value)
+        require_dtype(name, tensor, torch.float32)
+        require_device(name, tensor, problem.device)
+        require_shape(name, tensor, [], [1], [problem.batch, problem.heads_kv])
+        require_near(name, tensor)
+        if problem.device.type == "cpu" and not bool((tensor.isfinite() & (tensor > 0)).all()):
+            raise expected(name, "finite values above 0", tensor.tolist())
 
 
 def mask_bytes(keys: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from skimattn.codegen.tiles import GROUP_ROWS
+from skimattn.codegen.metadata import Kernel
 
 from .call import Params, Problem
 from .checks import (
@@ -29,6 +29,9 @@ INPUTS = (
     "custom_mask",
     "alibi_slopes",
     "sinks",
+    "q_descale",
+    "k_descale",
+    "v_descale",
     "skip_softmax_threshold",
 )
 OUTPUTS = ("out", "lse", "stats", "skip_map")
@@ -40,7 +43,7 @@ def check_outputs(problem: Problem) -> None:
     if not isinstance(params.return_lse, bool):
         raise expected("return_lse", "a bool", repr(params.return_lse))
     if params.out is not None:
-        out = _written(problem, "out", params.out, params.q.dtype)
+        out = _written(problem, "out", params.out, *out_dtypes(params.q.dtype))
         require_shape("out", out, problem.out_shape)
         require_tma_strides("out", out)
     if params.lse is not None:
@@ -48,12 +51,17 @@ def check_outputs(problem: Problem) -> None:
     if params.stats is not None:
         _check_stats(problem, _written(problem, "stats", params.stats, torch.int64))
     if params.skip_map is not None:
-        _check_skip_map(problem, _written(problem, "skip_map", params.skip_map, torch.uint8))
+        _check_skip_map_form(problem, _written(problem, "skip_map", params.skip_map, torch.uint8))
 
 
-def _written(problem: Problem, name: str, value: object, dtype: torch.dtype) -> torch.Tensor:
+def out_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """What kernels that read ``dtype`` write: 16 bits."""
+    return (torch.bfloat16, torch.float16) if dtype.itemsize == 1 else (dtype,)
+
+
+def _written(problem: Problem, name: str, value: object, *dtypes: torch.dtype) -> torch.Tensor:
     tensor = require_tensor(name, value)
-    require_dtype(name, tensor, dtype)
+    require_dtype(name, tensor, *dtypes)
     require_device(name, tensor, problem.device)
     require_one_writer(name, tensor)
     return tensor
@@ -66,27 +74,31 @@ def _check_stats(problem: Problem, stats: torch.Tensor) -> None:
         raise expected("stats", "contiguous pairs, their strides a multiple of 2", f"strides {list(stats.stride())}")
 
 
-def _check_skip_map(problem: Problem, skip_map: torch.Tensor) -> None:
+def _check_skip_map_form(problem: Problem, skip_map: torch.Tensor) -> None:
     if problem.skip != "stat":
         raise expected("skip_map", "None without stats", "a tensor")
     require_shape("skip_map", skip_map, [problem.batch, problem.heads_q, "groups", "tiles"])
-    groups = -(-problem.len_q // GROUP_ROWS)
-    if skip_map.shape[2] < groups:
-        hint = " (max_seqlen_q bounds them)" if problem.ragged else ""
-        raise expected("skip_map", f"at least {groups} groups for {problem.len_q} rows{hint}", list(skip_map.shape))
     if skip_map.shape[3] > 1 and skip_map.stride(3) != 1:
         raise expected("skip_map", "a contiguous last dimension (stride 1)", f"strides {list(skip_map.stride())}")
 
 
-def check_skip_map_tiles(problem: Problem, tile_n: int) -> None:
-    """The width of ``skip_map``, known once a kernel is chosen."""
+def check_skip_map(problem: Problem, kernel: Kernel) -> None:
+    """The height and width of ``skip_map``, known once a kernel is chosen."""
     skip_map = problem.params.skip_map
-    tiles = -(-problem.len_k // tile_n)
-    if skip_map is not None and skip_map.shape[3] < tiles:
-        hint = " (max_seqlen_k bounds them)" if problem.ragged or problem.paged else ""
-        raise expected(
-            "skip_map", f"at least {tiles} tiles of {tile_n} for {problem.len_k} keys{hint}", list(skip_map.shape)
-        )
+    if skip_map is None:
+        return
+    for dim, count, size, items, bounded in (
+        (2, problem.len_q, kernel.group_rows, "groups of {} for {} rows", "max_seqlen_q" if problem.ragged else ""),
+        (3, problem.len_k, kernel.tile_n, "tiles of {} for {} keys", "max_seqlen_k" if _has_lengths(problem) else ""),
+    ):
+        least = -(-count // size)
+        if skip_map.shape[dim] < least:
+            hint = f" ({bounded} bounds them)" if bounded else ""
+            raise expected("skip_map", f"at least {least} {items.format(size, count)}{hint}", list(skip_map.shape))
+
+
+def _has_lengths(problem: Problem) -> bool:
+    return problem.ragged or problem.paged
 
 
 def check_overlap(params: Params) -> None:

@@ -7,19 +7,35 @@ from typing import Any
 
 import pytest
 import torch
-from skimattn import ArgumentError, NoKernelError, Params
+from skimattn import ArgumentError, NoKernelError, Params, explain
 from skimattn.codegen import matrix
 from skimattn.codegen.spec import KernelSpec
-from skimattn.dispatch import arch_of, describe_nearest, differences, head_dims, not_built, spec_of
+from skimattn.dispatch import (
+    REFERENCE_VARIABLE,
+    arch_of,
+    describe_nearest,
+    differences,
+    head_dims,
+    not_built,
+    reference_arch,
+    spec_of,
+)
 from skimattn.validate import validate
 
+DTYPES = (torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 BASE = KernelSpec("sm90", "prefill", "bf16", "bf16", 128, 128, "causal", False, "dense", False, False)
 
 
-def spec(dim: int = 128, dim_v: int | None = None, dtype: torch.dtype = torch.bfloat16, **arguments: Any) -> KernelSpec:
+def spec(
+    dim: int = 128,
+    dim_v: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+    arch: str = "sm90",
+    **arguments: Any,
+) -> KernelSpec:
     q = torch.zeros(1, 8, 2, dim, dtype=dtype)
     v = torch.zeros(1, 8, 2, dim if dim_v is None else dim_v, dtype=dtype)
-    return spec_of(validate(Params(q, q.clone(), v, **arguments)), "sm90")
+    return spec_of(validate(Params(q, q.clone(), v, **arguments)), arch)
 
 
 def smallest(dim: int, dim_v: int) -> tuple[int, int]:
@@ -71,15 +87,41 @@ def test_pages_select_the_paged_kernel() -> None:
 
 def test_every_chosen_kernel_is_in_the_matrix() -> None:
     known = set(matrix.all_specs())
-    for dim, dtype in itertools.product((8, 64, 136, 256), (torch.bfloat16, torch.float16)):
-        assert spec(dim, dtype=dtype, mask="causal") in known
+    for arch, dtypes in (("sm90", DTYPES[:2]), ("sm100", DTYPES)):
+        for dim, dtype in itertools.product((16, 64, 144, 256), dtypes):
+            assert spec(dim, dtype=dtype, arch=arch, mask="causal") in known
+
+
+@pytest.mark.parametrize("out_dtype", [torch.bfloat16, torch.float16])
+def test_the_output_given_selects_what_8_bit_kernels_write(out_dtype: torch.dtype) -> None:
+    given = spec(dtype=torch.float8_e4m3fn, arch="sm100", out=torch.zeros(1, 8, 2, 128, dtype=out_dtype))
+    assert (given.dtype, given.out_dtype) == ("e4m3", {torch.bfloat16: "bf16", torch.float16: "fp16"}[out_dtype])
+    assert spec(dtype=torch.float8_e4m3fn, arch="sm100").out_dtype == "bf16"
+
+
+def test_8_bit_input_on_sm90_is_refused_with_the_reason() -> None:
+    with pytest.raises(NoKernelError, match=r"^skim_sm90_prefill_e4m3_out_bf16.* rule fp8-arch: .*nearest: skim_sm"):
+        spec(dtype=torch.float8_e4m3fn)
 
 
 def test_architectures() -> None:
-    assert arch_of((9, 0)) == "sm90"
-    for capability in ((8, 0), (8, 9), (10, 0), (12, 0)):
-        with pytest.raises(NoKernelError, match=rf"^device: expected .*9\.0.*got {capability[0]}\.{capability[1]}"):
-            arch_of(capability)
+    assert (arch_of((9, 0)), arch_of((10, 0))) == ("sm90", "sm100")
+    for major, minor in ((8, 0), (8, 9), (9, 1), (10, 3), (11, 0), (12, 0), (12, 1)):
+        known = r"9\.0 \(sm90\) or 10\.0 \(sm100\)"
+        with pytest.raises(NoKernelError, match=rf"^device: expected .*{known} \(got {major}\.{minor}\)"):
+            arch_of((major, minor))
+
+
+def test_what_the_reference_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [reference_arch(dtype) for dtype in ("bf16", "fp16", "e4m3")] == ["sm90", "sm90", "sm100"]
+    monkeypatch.setenv(REFERENCE_VARIABLE, "sm100")
+    assert reference_arch("bf16") == "sm100"
+    q = torch.zeros(1, 8, 2, 64).bfloat16()
+    chosen = explain(Params(q, q, q))
+    assert (chosen.kernel, chosen.group_rows) == ("skim_sm100_prefill_bf16_d64_full_dense", 128)
+    monkeypatch.setenv(REFERENCE_VARIABLE, "sm80")
+    with pytest.raises(ArgumentError, match=r"^SKIMATTN_REFERENCE: expected one of sm90, sm100 \(got 'sm80'\)"):
+        reference_arch("bf16")
 
 
 def test_differences_name_fields() -> None:
@@ -113,8 +155,8 @@ def test_a_kernel_that_the_matrix_rejects_is_refused_with_the_rule(monkeypatch: 
 
 def test_arguments_of_other_steps_are_unknown() -> None:
     q = torch.zeros(1, 8, 2, 64).bfloat16()
-    with pytest.raises(TypeError, match="q_descale"):
-        Params(q, q, q, q_descale=torch.ones(1))  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="block_size"):
+        Params(q, q, q, block_size=64)  # type: ignore[call-arg]
 
 
 def test_float32_is_no_kernel() -> None:

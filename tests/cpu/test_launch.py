@@ -238,7 +238,9 @@ def test_threads_do_not_mix_their_tensors(fake: FakeDriver) -> None:
 
 def test_an_unsupported_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = install(monkeypatch, FakeDriver(capability=(8, 0)))
-    with pytest.raises(NoKernelError, match=r"^device: expected compute capability 9.0 \(sm90\) \(got 8.0\)"):
+    with pytest.raises(
+        NoKernelError, match=r"^device: expected compute capability 9.0 \(sm90\) or 10.0 \(sm100\) \(got 8.0\)"
+    ):
         launch(call())
     assert not fake.launches and not fake.libraries
     explanation = explain(call())

@@ -1,0 +1,34 @@
+"""What is known about each architecture that kernels are made for: where they run, and how far that was tried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arch:
+    """One architecture of the feature table.
+
+    ``capability`` is the compute capability of the GPUs that its cubins load on, ``gpus`` names some of them, and
+    ``verified`` says by what its kernels are known to be right.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    gpus: str
+    verified: str
+
+    @property
+    def target(self) -> str:
+        """What compilers call it, such as ``90a``: with the instructions that only this architecture has."""
+        return self.name.removeprefix("sm") + "a"
+
+
+ARCHS: Mapping[str, Arch] = {
+    arch.name: arch
+    for arch in (
+        Arch("sm90", (9, 0), "H100, H200", "run on an H200"),
+        Arch("sm100", (10, 0), "B200, GB200", "compiles; verified on the emulator; not run on Blackwell"),
+    )
+}

@@ -1,0 +1,66 @@
+"""Tiles of SM90: consumer warpgroups of 64 rows, and one producer warpgroup.
+
+The rows were budgeted on paper (registers: 65536 per SM over all warpgroups; shared memory: 227 KB per CTA) and
+measured on an H200 where ``bench/NOTES.md`` says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from . import tile
+from .spec import KernelSpec
+
+GROUP_ROWS = 64  # one warpgroup's wgmma tile (m64)
+_BARRIER_BYTES = 1024  # barriers and the two work items
+
+
+@dataclass(frozen=True)
+class Tile(tile.Tile):
+    """A tile of SM90."""
+
+    q_register_steps: int = 0  # k16 steps of Q that stay in registers
+    producer_regs: int = 40
+    consumer_regs: int = 232
+
+    @property
+    def group_rows(self) -> int:
+        """A warpgroup's."""
+        return GROUP_ROWS
+
+    @property
+    def registers(self) -> tuple[int, ...]:
+        """The consumers', then the producer's."""
+        return (*[self.consumer_regs] * self.consumers, self.producer_regs)
+
+    @property
+    def o_rows(self) -> int:
+        """Every consumer stores from a buffer of its own."""
+        return self.tile_m
+
+    @property
+    def barrier_bytes(self) -> int:
+        """Barriers and work items."""
+        return _BARRIER_BYTES
+
+
+# (head_dim, head_dim_v) -> tile. A third K slot where it fits: K is waited for in every tile, V only in kept ones.
+_PREFILL = {
+    (64, 64): Tile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
+    (128, 128): Tile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
+    # 48 KB of Q: O has to share its buffer.
+    (192, 128): Tile(tile_m=128, tile_n=128, stages=2, stages_v=2, separate_o=False),
+    (256, 256): Tile(tile_m=128, tile_n=64, stages=2, stages_v=2, separate_o=False),
+}
+
+
+def tile_of(spec: KernelSpec) -> Tile:
+    """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
+    found = _PREFILL[spec.head_dim, spec.head_dim_v]
+    if spec.skip != "dense" and found.separate_o:
+        # Skipped tiles leave little to hide the next rows' arrival behind; bench/NOTES.md has the measurements.
+        found = replace(found, stages=2, stages_q=2, q_register_steps=2)
+    if (spec.paged or spec.mask in ("window", "chunked") or spec.head_dim == 192) and spec.head_dim_v <= 128:
+        # The loaders need more than 40 registers to follow pages or two mask edges. A 256-column output leaves none.
+        found = replace(found, producer_regs=56, consumer_regs=224)
+    return found
