@@ -24,6 +24,7 @@ class Map:
     dims: tuple[int, int, int, int]
     strides: tuple[int, int, int]
     box: tuple[int, int] = (64, 64)
+    dtype: str = "bf16"
 
 
 @cache

@@ -14,7 +14,7 @@ from skimattn.codegen.params import FIELDS, ParamsBlock, aligned_block
 
 SCHEDULES = ("early", "late", "random")
 Range = tuple[int, int]  # address and bytes of memory that a kernel may touch
-ELEMENT_BYTES = 2
+_ONE_BYTE = ("e4m3",)
 _MAP_MAGIC = 0x50414D4D494B53
 _MAP_FORMAT = "<QQ3Q4I2II20s"  # struct Map in src/state.h
 TIMEOUT = 120.0
@@ -36,6 +36,8 @@ class MapLike(Protocol):
 
     @property
     def address(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
     @property
     def dims(self) -> Sequence[int]: ...
     @property
@@ -68,8 +70,9 @@ class PlanLike(Protocol):
 
 def encode_map(spec: MapLike, name: str = "map") -> bytes:
     """The 128 bytes that stand for a CUtensorMap in the emulator; ``name`` appears in its messages."""
+    size = 1 if spec.dtype in _ONE_BYTE else 2
     packed = struct.pack(
-        _MAP_FORMAT, _MAP_MAGIC, spec.address, *spec.strides, *spec.dims, *spec.box, ELEMENT_BYTES, name.encode()
+        _MAP_FORMAT, _MAP_MAGIC, spec.address, *spec.strides, *spec.dims, *spec.box, size, name.encode()
     )
     return packed.ljust(128, b"\0")
 
@@ -93,6 +96,7 @@ class EmulatedKernel:
         seed: int = 0,
         ranges: Sequence[Range] | None = None,
         timeout: float = TIMEOUT,
+        strict_products: bool = False,
     ) -> None:
         """Run the whole grid; all its CTAs take turns.
 
@@ -101,11 +105,13 @@ class EmulatedKernel:
             grid: CTAs.
             threads: threads of a CTA, a multiple of 128.
             smem_bytes: dynamic shared memory of a CTA.
-            schedule: when TMA and wgmma take effect: "early" at issue, "late" as late as the waits
+            schedule: when TMA, wgmma and tcgen05 take effect: "early" at issue, "late" as late as the waits
                 allow, "random" anywhere between.
             seed: 0 runs warps in turn; other seeds draw the order of warps and lanes, and what is random.
             ranges: global memory the kernel may touch; None = anything.
             timeout: seconds after which the launch is stopped.
+            strict_products: whether tcgen05 products of one thread are ordered only where the ISA says so (same
+                accumulator, shape and kind); otherwise they count as executing in the order of issue.
 
         Raises:
             EmulatorError: the kernel broke a rule, or no thread could go on.
@@ -122,6 +128,7 @@ class EmulatedKernel:
                 threads,
                 smem_bytes,
                 SCHEDULES.index(schedule),
+                int(strict_products),
                 ctypes.c_uint64(seed),
                 ctypes.c_double(timeout),
                 (ctypes.c_uint64 * len(flat))(*flat),
@@ -142,6 +149,7 @@ def run_plan(
     schedule: str = "late",
     seed: int = 0,
     ranges: Sequence[Range] | None = None,
+    strict_products: bool = False,
 ) -> None:
     """Launch ``plan``, whose addresses are of CPU memory. ``grid`` replaces the plan's own number of CTAs."""
     block, owner = aligned_block()
@@ -154,6 +162,7 @@ def run_plan(
         schedule=schedule,
         seed=seed,
         ranges=ranges,
+        strict_products=strict_products,
     )
     del owner
 

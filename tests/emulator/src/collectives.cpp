@@ -80,7 +80,7 @@ void finish(Warp& warp) {
     if (warp.values[lane] != 0) ballot |= 1u << lane;
     all = all && warp.values[lane] != 0;
     if (warp.kind > Collective::kBallot && warp.arguments[lane] != argument) {
-      fail("barrier", "lanes of one warp disagree on a barrier or register count (%d and %d)", argument,
+      fail("barrier", "lanes of one warp disagree on a barrier, register count or address (%d and %d)", argument,
            warp.arguments[lane]);
     }
   }
@@ -108,6 +108,8 @@ void finish(Warp& warp) {
     case Collective::kBarrierAnd:
       arrive(warp, lanes, argument & 15, argument >> 4, true, warp.kind == Collective::kBarrierAnd, all);
       return;  // the barrier wakes them
+    default:
+      finish_tensor_collective(warp);
   }
   wake_lanes(warp, lanes);
 }

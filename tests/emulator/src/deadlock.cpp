@@ -22,6 +22,20 @@ const char* name_of(Collective kind) {
       return "bar_red_and";
     case Collective::kSetRegisters:
       return "setmaxnreg";
+    case Collective::kTensorAlloc:
+      return "tcgen05_alloc";
+    case Collective::kTensorDealloc:
+      return "tcgen05_dealloc";
+    case Collective::kTensorRelinquish:
+      return "tcgen05_relinquish_alloc_permit";
+    case Collective::kTensorLoad:
+      return "tcgen05_ld";
+    case Collective::kTensorStore:
+      return "tcgen05_st";
+    case Collective::kTensorWaitLoad:
+      return "tcgen05_wait_ld";
+    case Collective::kTensorWaitStore:
+      return "tcgen05_wait_st";
   }
   return "?";
 }

@@ -51,11 +51,24 @@ void check_wait_known(const Fibre& fibre, size_t group, uint32_t wait, uint32_t 
   last_wait = wait;
 }
 
+// The first fence_proxy_async of a thread after its write, by its own time; 0 = none.
+uint32_t proxy_fence(const Fibre& writer, uint32_t time) {
+  const auto fence = std::upper_bound(writer.fence_times.begin(), writer.fence_times.end(), time);
+  return fence == writer.fence_times.end() ? 0 : *fence;
+}
+
 // Before this thread, or a copy it starts, may write a granule: everybody who read it must be known to be done.
 void check_readers_done(const Fibre& fibre, const Granule& granule, uint32_t offset, const char* what) {
   const Cta& cta = *fibre.cta;
   if (granule.mma_reads != 0) fail("early-overwrite", "%s at smem+%u, which a wgmma still reads", what, offset);
   if (granule.store_reads != 0) fail("early-overwrite", "%s at smem+%u, which a tma_store still reads", what, offset);
+  if (granule.product_reads != 0) {
+    fail("early-overwrite", "%s at smem+%u, which a tcgen05_mma still reads", what, offset);
+  }
+  for (int i = 0; i < kMaxIssuers; ++i) {
+    if (granule.products[i] == 0 || knows_product(cta, fibre.clock, i, granule.products[i])) continue;
+    fail("race", "%s at smem+%u, read by a tcgen05_mma: its tcgen05_commit has not been waited for", what, offset);
+  }
   if (granule.storer != nullptr) {
     const auto& times = granule.storer->store_read_times;
     const uint32_t time = granule.store_group < times.size() ? times[granule.store_group] : 0;
@@ -155,17 +168,36 @@ void check_async_read(Cta& cta, uint32_t offset, const std::vector<Clock>& clock
     const Word& state = cta.words[word];
     if (state.writer == 0) continue;
     const Fibre& writer = cta.fibres[static_cast<size_t>(state.writer - 1)];
-    const auto fence = std::upper_bound(writer.fence_times.begin(), writer.fence_times.end(), state.time);
-    if (fence == writer.fence_times.end()) {
+    const uint32_t fence = proxy_fence(writer, state.time);
+    if (fence == 0) {
       fail("fence", "%s reads smem+%u, written by thread %d without a fence_proxy_async since", what, word * 4,
            writer.ids.thread);
     }
     for (const Clock& clock : clocks) {
-      if (&writer == alone || knows(clock, writer.ids.thread, *fence)) continue;
+      if (&writer == alone || knows(clock, writer.ids.thread, fence)) continue;
       fail("race", "%s reads smem+%u, written by thread %d: no barrier after its fence_proxy_async", what, word * 4,
            writer.ids.thread);
     }
   }
+}
+
+void check_product_read(Fibre& fibre, uint32_t offset) {
+  Cta& cta = *fibre.cta;
+  static std::vector<Clock> clocks(1);
+  clocks[0] = fibre.clock;
+  check_async_read(cta, offset, clocks, "tcgen05_mma", &fibre);
+  if (fibre.tensor_clock == fibre.clock) return;
+  const Granule& granule = cta.granules[offset / kGranule];
+  bool seen = !granule.loaded || knows_phases(cta, fibre.tensor_clock, granule.load_barrier, granule.load_phases);
+  for (uint32_t word = offset / 4; granule.written && word < offset / 4 + kGranule / 4; ++word) {
+    const Word& state = cta.words[word];
+    if (state.writer == 0 || state.writer == fibre.ids.thread + 1) continue;
+    const Fibre& writer = cta.fibres[static_cast<size_t>(state.writer - 1)];
+    seen = seen && knows(fibre.tensor_clock, writer.ids.thread, proxy_fence(writer, state.time));
+  }
+  if (seen) return;
+  fail("fence", "tcgen05_mma reads smem+%u: no tcgen05_fence_after_thread_sync since the barrier that made it ready",
+       offset);
 }
 
 }  // namespace skim_emulator

@@ -20,6 +20,7 @@ void build_cta(Cta& cta, int index, int grid, int threads, int smem_bytes, uint8
   cta.groups.assign(static_cast<size_t>((threads + kGroup - 1) / kGroup), Warpgroup{});
   cta.granules.assign(static_cast<size_t>(smem_bytes / kGranule + 1), Granule{});
   cta.words.assign(static_cast<size_t>(smem_bytes / 4 + 4), Word{});
+  cta.tensor = nullptr;
   cta.mbarriers.reserve(kMaxMbarriers);  // never moves: waiters point into it
   for (int t = 0; t < threads; ++t) {
     Fibre& fibre = cta.fibres[static_cast<size_t>(t)];
@@ -43,6 +44,7 @@ void clean_up() {
       for (Wgmma* op : group.ops) delete op;
       for (AccumulatorTile* tile : group.tiles) delete tile;
     }
+    delete_tensor_memory(cta);
   }
   machine.ctas.clear();
   machine.warps.clear();
@@ -62,18 +64,20 @@ void run() {
 // `entry` takes the parameter block; `ranges` are (base, bytes) pairs of global memory the kernel may touch, none =
 // not checked. Returns 0, or 1 with "kind\nmessage" in `error`.
 extern "C" int skim_emulator_launch(void (*entry)(const void*), const void* block, int grid, int threads,
-                                    int smem_bytes, int schedule, uint64_t seed, double seconds, const uint64_t* ranges,
-                                    int range_count, char* error, int error_bytes) {
+                                    int smem_bytes, int schedule, int strict_products, uint64_t seed, double seconds,
+                                    const uint64_t* ranges, int range_count, char* error, int error_bytes) {
   using namespace skim_emulator;
   machine.kind.clear();
   machine.message.clear();
   machine.schedule = static_cast<Schedule>(schedule);
+  machine.strict_products = strict_products != 0;
   machine.seed = machine.random_state = seed;
   machine.current = nullptr;
   machine.entry = entry;
   machine.block = block;
   machine.last_warp = 0;
   machine.expired = false;
+  machine.steps = 0;
   machine.live = grid * threads;
   for (int i = 0; i < range_count; ++i) machine.ranges.push_back({ranges[2 * i], ranges[2 * i + 1]});
   if (smem_bytes > kMaxSmem) {

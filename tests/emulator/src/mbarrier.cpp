@@ -7,11 +7,10 @@ namespace {
 constexpr int64_t kMaxTx = (1 << 20) - 1;
 constexpr uint32_t kMaxCount = (1 << 20) - 1;
 
-int index_of(const Cta& cta, const Mbarrier& barrier) { return static_cast<int>(&barrier - cta.mbarriers.data()); }
-
 void complete_phase(Cta& cta, Mbarrier& barrier) {
   if (barrier.pending != 0 || barrier.tx != 0) return;
   ++barrier.phase;
+  ensure_known(cta, barrier.meeting);
   barrier.meeting.known[static_cast<size_t>(cta.threads + index_of(cta, barrier))] =
       static_cast<uint32_t>(barrier.phase);
   barrier.completed = end_phase(barrier.meeting);
@@ -20,7 +19,17 @@ void complete_phase(Cta& cta, Mbarrier& barrier) {
   barrier.waiters.clear();
 }
 
+void count_arrival(Mbarrier& barrier) {
+  if (barrier.pending == 0) {
+    fail("barrier", "mbarrier smem+%u: more arrivals than the %u it was initialised with (phase %llu)", barrier.offset,
+         barrier.count, static_cast<unsigned long long>(barrier.phase));
+  }
+  --barrier.pending;
+}
+
 }  // namespace
+
+int index_of(const Cta& cta, const Mbarrier& barrier) { return static_cast<int>(&barrier - cta.mbarriers.data()); }
 
 Mbarrier& find_mbarrier(Cta& cta, uint32_t offset, const char* what) {
   for (Mbarrier& barrier : cta.mbarriers) {
@@ -67,13 +76,17 @@ void mbarrier_arrive(uint64_t* pointer, uint32_t expect_bytes) {
     fail("barrier", "mbarrier smem+%u expects %lld bytes, more than 2^20-1", barrier.offset,
          static_cast<long long>(barrier.tx));
   }
-  if (barrier.pending == 0) {
-    fail("barrier", "mbarrier smem+%u: more arrivals than the %u it was initialised with (phase %llu)", barrier.offset,
-         barrier.count, static_cast<unsigned long long>(barrier.phase));
-  }
-  --barrier.pending;
+  count_arrival(barrier);
   release(barrier.meeting, *machine.current);
   complete_phase(cta, barrier);
+}
+
+// Note: what the committing thread has done besides its products is not released: the ISA says nothing of it.
+uint32_t arrive_async(Cta& cta, Mbarrier& barrier) {
+  count_arrival(barrier);
+  const auto phases = static_cast<uint32_t>(barrier.phase + 1);
+  complete_phase(cta, barrier);
+  return phases;
 }
 
 void complete_tx(Cta& cta, Mbarrier& barrier, uint32_t bytes) {

@@ -1,4 +1,6 @@
 // Shared memory as threads see it, the checks on it, global ranges, and the 16-bit formats.
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "state.h"
@@ -71,7 +73,7 @@ void global_access(const void* address, int bytes, bool write) {
   check_global(address, bytes, write ? "global store" : "global load");
 }
 
-// ---- 16-bit formats, round to nearest even
+// ---- narrow formats, round to nearest even
 
 uint32_t to_bf16(float value) {
   uint32_t bits;
@@ -102,6 +104,30 @@ uint32_t to_fp16(float value) {
     return sign | (rounded - 0x3f000000);
   }
   return sign | ((magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13);
+}
+
+// Sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinities, 0x7f is NaN, 448 the largest.
+uint32_t to_e4m3(float value) {
+  if (value != value) return 0x7f;
+  const uint32_t sign = std::signbit(value) ? 0x80 : 0;
+  const float magnitude = std::fabs(value);
+  if (magnitude >= 448.0f) return sign | 0x7e;
+  if (magnitude == 0.0f) return sign;
+  int exponent = 0;
+  std::frexp(magnitude, &exponent);  // magnitude in [2^(exponent - 1), 2^exponent)
+  const int step = std::max(exponent - 1, -6) - 3;
+  const auto steps = static_cast<uint32_t>(std::nearbyint(std::ldexp(magnitude, -step)));
+  // Counted in steps, the numbers of one exponent follow those of the one before: 8 to 16 steps, of which 16 is the
+  // first of the next.
+  return sign | (steps + static_cast<uint32_t>(step + 9) * 8);
+}
+
+float from_e4m3(uint8_t bits) {
+  const int exponent = bits >> 3 & 15, mantissa = bits & 7;
+  if ((bits & 0x7f) == 0x7f) return std::nanf("");
+  const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
+                                        : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+  return (bits & 0x80) != 0 ? -magnitude : magnitude;
 }
 
 float from_fp16(uint16_t half) {

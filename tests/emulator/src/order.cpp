@@ -41,8 +41,12 @@ Clock join(const Clock& a, const Clock& b) {
 
 }  // namespace
 
+void ensure_known(const Cta& cta, Meeting& meeting) {
+  if (meeting.known.empty()) meeting.known.assign(components(cta), 0);
+}
+
 void release(Meeting& meeting, Fibre& fibre) {
-  if (meeting.known.empty()) meeting.known.assign(components(*fibre.cta), 0);
+  ensure_known(*fibre.cta, meeting);
   if (fibre.clock != nullptr && fibre.clock != meeting.last) {
     merge(meeting.known, *fibre.clock);
     meeting.last = fibre.clock;

@@ -118,10 +118,11 @@ void wake(Fibre& fibre) { fibre.warp->ready |= 1u << fibre.lane; }
 void run_grid() {
   while (machine.live > 0) {
     if (machine.expired) fail("timeout", "the time limit has passed");
-    if (machine.schedule == Schedule::kRandom && !machine.loads.empty() && chance(64)) deliver_load();
+    const bool in_flight = !machine.loads.empty() || machine.steps != 0;
+    if (machine.schedule == Schedule::kRandom && in_flight && chance(64)) deliver();
     Warp* warp = pick_warp();
     if (warp == nullptr) {
-      if (!deliver_load()) report_deadlock();
+      if (!deliver()) report_deadlock();
       continue;
     }
     const int lane = pick_lane(warp->ready);

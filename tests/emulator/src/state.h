@@ -22,12 +22,14 @@ constexpr int kNamedBarriers = 16;
 constexpr int kMaxN = 256;
 constexpr int kMaxMbarriers = 64;
 constexpr int kMaxGroups = 8;
+constexpr int kMaxIssuers = 4;  // threads of a CTA that issue tcgen05 products
 
 enum class Schedule { kEarly, kLate, kRandom };
 
 struct Cta;
 struct Warp;
 struct Mbarrier;
+struct TensorMemory;
 
 // Vector clock: for each thread of the CTA, up to which of its own times everything it did is known; then, for each
 // mbarrier, how many of its phases are known to have completed. Shared, never changed; null = knows nothing.
@@ -59,6 +61,8 @@ struct Fibre {
   Clock clock;                             // what it knows of others
   uint32_t time;                           // its own, starts at 1; rises with every release and every proxy fence
   std::vector<uint32_t> fence_times;       // of its proxy fences, rising
+  Clock tensor_clock;                      // what its tcgen05 operations know: `clock` at the last fence::after
+  std::vector<uint32_t> before_times;      // of its tcgen05 fence::before, rising
   std::vector<uint32_t> store_read_times;  // per committed bulk group: when a wait covered it, 0 = not yet
   uint32_t init_fences;
   uint32_t store_groups;      // committed bulk stores
@@ -100,15 +104,16 @@ struct Mbarrier {
 
 // State of 16 bytes of shared memory.
 struct Granule {
-  uint16_t loads, store_reads, mma_reads;  // in flight
-  uint16_t barrier;                        // holds a live mbarrier
-  bool written;                            // by threads, since the last tma_load: its words say by whom
-  bool loaded;                             // by TMA; whoever uses it must have seen `load_phases` of the mbarrier
+  uint16_t loads, store_reads, mma_reads, product_reads;  // in flight
+  uint16_t barrier;                                       // holds a live mbarrier
+  bool written;                                           // by threads, since the last tma_load: its words say by whom
+  bool loaded;  // by TMA; whoever uses it must have seen `load_phases` of the mbarrier
   uint16_t load_barrier;
   uint32_t load_phases;
   Fibre* storer;  // thread of the last tma_store that read it, and its bulk group
   uint32_t store_group;
   uint32_t mma_waits[kMaxGroups];  // 1 + ordinal of the wait that ended the last wgmma of each warpgroup, 0 = none
+  uint32_t products[kMaxIssuers];  // sequence of the last tcgen05_mma of each issuer that read it, 0 = none
 };
 
 // State of 4 bytes of shared memory: who wrote it last, and when by the writer's time.
@@ -187,6 +192,7 @@ struct Cta {
   std::unordered_map<uint32_t, std::vector<uint32_t>> readers;  // word -> last time each thread read it
   std::vector<Mbarrier> mbarriers;
   NamedBarrier named[kNamedBarriers];
+  TensorMemory* tensor;  // null until a tcgen05 instruction
 };
 
 struct Range {
@@ -195,6 +201,7 @@ struct Range {
 
 struct Machine {
   Schedule schedule;
+  bool strict_products;
   uint64_t seed, random_state;
   Fibre* current;
   std::vector<Cta> ctas;
@@ -204,6 +211,7 @@ struct Machine {
   std::vector<Range> ranges;
   size_t last_warp;
   int live;
+  size_t steps;  // tcgen05 products and commits in flight
   jmp_buf scheduler, abort_point;
   std::string kind, message;
   void (*entry)(const void*);
@@ -227,6 +235,7 @@ void run_grid();
 char* stack_of(size_t index, size_t* size);
 
 // Order of events (order.cpp): who knows of what
+void ensure_known(const Cta& cta, Meeting& meeting);  // even if no thread arrived
 void release(Meeting& meeting, Fibre& fibre);
 Clock end_phase(Meeting& meeting);
 void acquire(Fibre& fibre, const Clock& clock);
@@ -246,19 +255,32 @@ void async_write_lands(Cta& cta, uint32_t offset, uint32_t bytes, int barrier, u
 // For one granule; `clocks` are those of the threads that ask for the read, `alone` the thread if it is only one.
 void check_async_read(Cta& cta, uint32_t offset, const std::vector<Clock>& clocks, const char* what,
                       const Fibre* alone = nullptr);
+// The same for a product of this thread, which only sees what its last tcgen05_fence_after_thread_sync covers.
+void check_product_read(Fibre& fibre, uint32_t offset);
 
 // What lives where
 void lane_exited(Fibre& fibre);
 Mbarrier& find_mbarrier(Cta& cta, const void* pointer, const char* what);
 Mbarrier& find_mbarrier(Cta& cta, uint32_t offset, const char* what);
 void complete_tx(Cta& cta, Mbarrier& barrier, uint32_t bytes);
+uint32_t arrive_async(Cta& cta, Mbarrier& barrier);  // returns how many phases have completed once this one has
+int index_of(const Cta& cta, const Mbarrier& barrier);
 uint32_t smem_offset(Cta& cta, const void* pointer, uint32_t bytes, const char* what);
 void check_global(const void* address, uint64_t bytes, const char* what);
-bool deliver_load();   // one, chosen by the schedule; false if none is in flight
+bool deliver();  // a load or product, chosen by the schedule; false if none is in flight
+bool load_is_awaited(const Load& load);
+void land_at(size_t index);
 void finish_stores();  // at the end of the grid
 void check_exit(Fibre& fibre);
 void check_cta_end(Cta& cta);
+void check_tensor_exit(Fibre& fibre);
+void check_tensor_end(Cta& cta);
+void delete_tensor_memory(Cta& cta);
+void finish_tensor_collective(Warp& warp);
+// Whether the products of an issuer that read a granule are known to be done.
+bool knows_product(const Cta& cta, const Clock& clock, int issuer, uint32_t sequence);
 float from_bf16(uint16_t bits);
 float from_fp16(uint16_t bits);
+float from_e4m3(uint8_t bits);
 
 }  // namespace skim_emulator

@@ -77,15 +77,8 @@ void land(const Load& load) {
     if (valid > 0) std::memcpy(cta.smem + smem, global, valid);
   });
   Mbarrier& barrier = find_mbarrier(cta, load.barrier, "tma_load");
-  async_write_lands(cta, load.to, load.bytes, static_cast<int>(&barrier - cta.mbarriers.data()),
-                    static_cast<uint32_t>(barrier.phase + 1));
+  async_write_lands(cta, load.to, load.bytes, index_of(cta, barrier), static_cast<uint32_t>(barrier.phase + 1));
   complete_tx(cta, barrier, load.bytes);
-}
-
-void land_at(size_t index) {
-  const Load load = machine.loads[index];
-  machine.loads.erase(machine.loads.begin() + static_cast<long>(index));
-  land(load);
 }
 
 void read_source(Store& store) {
@@ -125,22 +118,12 @@ void tma_load(void* to, const void* pointer, uint64_t* barrier, const int (&at)[
   machine.loads.push_back(load);
 }
 
-// Late: only asked when nothing else can run; the oldest load that somebody waits for. Random: any.
-bool deliver_load() {
-  if (machine.loads.empty()) return false;
-  machine.current = nullptr;
-  if (machine.schedule == Schedule::kRandom) {
-    land_at(random_number() % machine.loads.size());
-    return true;
-  }
-  for (size_t i = 0; i < machine.loads.size(); ++i) {
-    const Load& load = machine.loads[i];
-    if (find_mbarrier(*load.cta, load.barrier, "tma_load").waiters.empty()) continue;
-    land_at(i);
-    return true;
-  }
-  land_at(0);
-  return true;
+bool load_is_awaited(const Load& load) { return !find_mbarrier(*load.cta, load.barrier, "tma_load").waiters.empty(); }
+
+void land_at(size_t index) {
+  const Load load = machine.loads[index];
+  machine.loads.erase(machine.loads.begin() + static_cast<long>(index));
+  land(load);
 }
 
 void tma_store(const void* pointer, const void* from, const int (&at)[4]) {
@@ -226,6 +209,7 @@ void check_exit(Fibre& fibre) {
   }
   Warpgroup& group = fibre.cta->groups[fibre.ids.thread / kGroup];
   if (fibre.wgmma_issued > group.retired) fail("exit", "exits with a wgmma that no wgmma_wait has retired");
+  check_tensor_exit(fibre);
 }
 
 void check_cta_end(Cta& cta) {
@@ -233,6 +217,7 @@ void check_cta_end(Cta& cta) {
     if (load.cta == &cta)
       fail("exit", "the CTA ends before its tma_load of %s to smem+%u has landed", load.map.name, load.to);
   }
+  check_tensor_end(cta);
 }
 
 }  // namespace skim_emulator

@@ -11,7 +11,22 @@ struct ThreadIds {
 // The running thread. Written by the scheduler at every switch.
 extern ThreadIds running;
 
-enum class Collective { kSync, kShuffle, kBallot, kBarrierArrive, kBarrierSync, kBarrierAnd, kSetRegisters };
+enum class Collective {
+  kSync,
+  kShuffle,
+  kBallot,
+  kBarrierArrive,
+  kBarrierSync,
+  kBarrierAnd,
+  kSetRegisters,
+  kTensorAlloc,
+  kTensorDealloc,
+  kTensorRelinquish,
+  kTensorLoad,
+  kTensorStore,
+  kTensorWaitLoad,
+  kTensorWaitStore
+};
 
 // Blocks until all live lanes of the warp have come, then returns this lane's view of it. For shuffles `argument` is
 // the source lane.
@@ -38,7 +53,7 @@ void tma_store(const void* map, const void* from, const int (&at)[4]);
 void tma_store_commit();
 void tma_store_wait(int pending, bool read_only);
 
-enum class Element { kBf16, kFp16 };
+enum class Element { kBf16, kFp16, kE4m3 };
 // One wgmma m64nNk16; `a` null means that A comes from shared memory through `a_descriptor`.
 void wgmma(float* d, int n, Element element, const uint32_t* a, uint64_t a_descriptor, uint64_t b_descriptor,
            bool accumulate, bool b_mn_major);
@@ -46,9 +61,20 @@ void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(int pending);
 
+// Tensor memory. Each is executed by a whole warp: `pointer` is the lane's registers (of a wait: those it makes usable)
+// or, for allocations, where the address goes; `count` are columns or registers.
+void tensor_collective(Collective kind, uint32_t address, int count, void* pointer);
+void tcgen05_fence_before_thread_sync();
+void tcgen05_fence_after_thread_sync();
+void tcgen05_commit(uint64_t* barrier);
+// One product of a thread; element_bytes is what the kind says, the types are in `instruction`.
+void tcgen05_mma(uint32_t d, uint64_t a, bool a_in_tensor_memory, uint64_t b, uint32_t instruction, bool accumulate,
+                 int element_bytes);
+
 void global_access(const void* address, int bytes, bool write);
 
 uint32_t to_bf16(float value);
 uint32_t to_fp16(float value);
+uint32_t to_e4m3(float value);  // too large values become the largest one
 
 }  // namespace skim_emulator

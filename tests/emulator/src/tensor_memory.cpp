@@ -1,0 +1,309 @@
+// Tensor memory as warps see it: allocation, tcgen05.ld and .st of shape 32x32b, their waits.
+#include "tensor_memory.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace skim_emulator {
+namespace {
+
+// A signalling NaN: any arithmetic on it leaves a quiet one.
+constexpr uint32_t kPoisonBits = 0x7f85a5a5;
+constexpr int kMinColumns = 32, kMaxRegisters = 128;
+
+bool power_of_two(int value) { return value > 0 && (value & (value - 1)) == 0; }
+
+bool takes_effect_now() {
+  return machine.schedule == Schedule::kEarly || (machine.schedule == Schedule::kRandom && chance(4));
+}
+
+int warp_index(const Warp& warp) { return static_cast<int>(&warp - warp.cta->warps.data()); }
+
+bool is_free(const TensorMemory& memory, int base, int columns) {
+  return std::none_of(memory.allocations.begin(), memory.allocations.end(),
+                      [&](const Allocation& a) { return base < a.base + a.columns && a.base < base + columns; });
+}
+
+void check_columns(int columns, const char* what) {
+  if (power_of_two(columns) && columns >= kMinColumns && columns <= kColumns) return;
+  fail("tensor-memory", "%s: expected a power of two of columns in 32..512 (got %d)", what, columns);
+}
+
+// The address goes to shared memory as the warp's first lane writes it; the whole warp may read it.
+void publish(Warp& warp, void* pointer, uint32_t address) {
+  Fibre* const caller = machine.current;
+  machine.current = warp.lanes[0];
+  shared_write(pointer, &address, 4);
+  machine.current = caller;
+  Meeting meeting;
+  release(meeting, *warp.lanes[0]);
+  const Clock clock = end_phase(meeting);
+  for (Fibre* fibre : warp.lanes) acquire(*fibre, clock);
+}
+
+void allocate(Warp& warp, int columns) {
+  TensorMemory& memory = tensor_memory(*warp.cta);
+  TensorWarp& state = memory.warps[static_cast<size_t>(warp_index(warp))];
+  check_columns(columns, "tcgen05_alloc");
+  if (memory.relinquished) fail("tensor-memory", "tcgen05_alloc after tcgen05_relinquish_alloc_permit");
+  if (columns > memory.last_columns) {
+    fail("tensor-memory", "tcgen05_alloc of %d columns after one of %d: later ones may not be larger", columns,
+         memory.last_columns);
+  }
+  for (const void* pointer : state.pointers) {
+    if (pointer != state.pointers[0]) fail("barrier", "lanes of one warp disagree on where tcgen05_alloc writes");
+  }
+  // Not always at column 0, so that a kernel that does not use what it was given shows.
+  std::vector<int> bases;
+  for (int base = 0; base + columns <= kColumns; base += kMinColumns) {
+    if (is_free(memory, base, columns)) bases.push_back(base);
+  }
+  if (bases.empty()) {
+    fail("tensor-memory", "tcgen05_alloc of %d columns waits for ever: too few of the CTA's own are free", columns);
+  }
+  const int base = machine.schedule == Schedule::kEarly ? bases.front() : bases.back();
+  memory.allocations.push_back({base, columns, warp_index(warp)});
+  memory.last_columns = columns;
+  publish(warp, state.pointers[0], static_cast<uint32_t>(base));
+}
+
+void deallocate(Warp& warp, uint32_t address, int columns) {
+  TensorMemory& memory = tensor_memory(*warp.cta);
+  check_columns(columns, "tcgen05_dealloc");
+  const auto found = std::find_if(memory.allocations.begin(), memory.allocations.end(), [&](const Allocation& a) {
+    return static_cast<uint32_t>(a.base) == address && a.columns == columns;
+  });
+  if (found == memory.allocations.end()) {
+    fail("tensor-memory", "tcgen05_dealloc of %d columns at %08x, which is no allocation", columns, address);
+  }
+  const int index = warp_index(warp);
+  if (found->warp != index) {
+    fail("tensor-memory", "tcgen05_dealloc by warp %d of what warp %d allocated: expected one warp for both", index,
+         found->warp);
+  }
+  Access access = access_of_warp(*warp.cta, index, "tcgen05_dealloc", true);
+  for (int band = 0; band < kBands; ++band) {
+    for (int column = found->base; column < found->base + columns; ++column) {
+      check_write(access, band, column, 0);
+      memory.cells[band][column] = Cell{};
+    }
+  }
+  memory.allocations.erase(found);
+}
+
+// The first of the warp's two bands, after checking that it may use this address at all.
+int check_address(Warp& warp, uint32_t address, int count, const char* what) {
+  const int index = warp_index(warp), lane = index % 4 * kWarp;
+  if (!power_of_two(count) || count > kMaxRegisters) {
+    fail("tensor-memory", "%s: expected a power of two of registers up to 128 (got %d)", what, count);
+  }
+  if (static_cast<int>(address >> 16) != lane) {
+    fail("tensor-memory", "%s at lane %u: warp %d may only use lanes %d to %d, from the first on", what, address >> 16,
+         index, lane, lane + kWarp - 1);
+  }
+  check_allocated(*warp.cta, address & 0xffff, count, what);
+  return lane / kBand;
+}
+
+void fetch(TensorMemory& memory, Transfer& load) {
+  load.finished = true;
+  load.data.resize(static_cast<size_t>(load.count * kWarp));
+  for (uint32_t lane = 0; lane < kWarp; ++lane) {
+    std::memcpy(&load.data[lane * static_cast<uint32_t>(load.count)],
+                &memory.words[(load.address >> 16) + lane][load.address & 0xffff], 4u * load.count);
+  }
+}
+
+void write_back(TensorMemory& memory, const Transfer& store) {
+  for (uint32_t lane = 0; lane < kWarp; ++lane) {
+    std::memcpy(&memory.words[(store.address >> 16) + lane][store.address & 0xffff],
+                &store.data[lane * static_cast<uint32_t>(store.count)], 4u * store.count);
+  }
+}
+
+void hand_out(const Transfer& load) {
+  for (int lane = 0; lane < kWarp; ++lane) {
+    std::memcpy(load.registers[lane], &load.data[static_cast<size_t>(lane * load.count)], 4u * load.count);
+  }
+}
+
+void start_load(Warp& warp, uint32_t address, int count) {
+  TensorMemory& memory = tensor_memory(*warp.cta);
+  const int index = warp_index(warp), first_band = check_address(warp, address, count, "tcgen05_ld");
+  TensorWarp& state = memory.warps[static_cast<size_t>(index)];
+  Access access = access_of_warp(*warp.cta, index, "tcgen05_ld", false);
+  ++state.loads.issued;
+  for (int band = first_band; band < first_band + 2; ++band) {
+    for (int column = address & 0xffff, end = column + count; column < end; ++column) {
+      check_read(access, band, column);
+      Cell& cell = memory.cells[band][column];
+      cell.read = true;
+      cell.loads[index / 4] = state.loads.issued;
+    }
+  }
+  Transfer load{address, count, false, false, {}, {}};
+  for (int lane = 0; lane < kWarp; ++lane) {
+    auto* const registers = load.registers[lane] = static_cast<uint32_t*>(state.pointers[lane]);
+    for (const Transfer& other : state.loads.pending) {
+      if (registers >= other.registers[lane] + other.count || other.registers[lane] >= registers + count) continue;
+      fail("register", "tcgen05_ld into registers of another whose tcgen05_wait_ld has not named them");
+    }
+    std::fill_n(registers, count, kPoisonBits);
+  }
+  load.early = takes_effect_now();
+  if (load.early) {
+    fetch(memory, load);
+    hand_out(load);
+  }
+  state.loads.pending.push_back(std::move(load));
+}
+
+void start_store(Warp& warp, uint32_t address, int count) {
+  TensorMemory& memory = tensor_memory(*warp.cta);
+  const int index = warp_index(warp), first_band = check_address(warp, address, count, "tcgen05_st");
+  TensorWarp& state = memory.warps[static_cast<size_t>(index)];
+  Access access = access_of_warp(*warp.cta, index, "tcgen05_st", false);
+  ++state.stores.issued;
+  for (int band = first_band; band < first_band + 2; ++band) {
+    for (int column = address & 0xffff, end = column + count; column < end; ++column) {
+      check_write(access, band, column, 0);
+      note_write(memory.cells[band][column], Cell::kStore, index, state.stores.issued, 0);
+    }
+  }
+  Transfer store{address, count, false, false, {}, std::vector<uint32_t>(static_cast<size_t>(count * kWarp))};
+  for (int lane = 0; lane < kWarp; ++lane) {
+    std::memcpy(&store.data[static_cast<size_t>(lane * count)], state.pointers[lane], 4u * count);
+  }
+  if (takes_effect_now()) write_back(memory, store), store.finished = true;
+  state.stores.pending.push_back(std::move(store));
+}
+
+void note_wait(Warp& warp, Transfers& transfers) {
+  if (!transfers.waits.empty() && transfers.waits.back().covers == transfers.issued) return;
+  TransferWait& wait = transfers.waits.emplace_back();
+  wait.covers = transfers.issued;
+  for (int lane = 0; lane < kWarp; ++lane) wait.times[lane] = warp.lanes[lane]->time;
+}
+
+// All loads of the warp are over, but only the registers that the wait names may be used: the device's compiler would
+// move other uses to before it.
+void wait_load(Warp& warp, int count) {
+  TensorMemory& memory = tensor_memory(*warp.cta);
+  TensorWarp& state = memory.warps[static_cast<size_t>(warp_index(warp))];
+  for (Transfer& load : state.loads.pending) {
+    if (!load.finished) fetch(memory, load);
+  }
+  note_wait(warp, state.loads);
+  std::erase_if(state.loads.pending, [&](const Transfer& load) {
+    for (int lane = 0; lane < kWarp; ++lane) {
+      const auto* const named = static_cast<const uint32_t*>(state.pointers[lane]);
+      if (load.registers[lane] < named || load.registers[lane] + load.count > named + count) return false;
+    }
+    if (load.early) return true;
+    for (int lane = 0; lane < kWarp; ++lane) {
+      for (int i = 0; i < load.count; ++i) {
+        if (load.registers[lane][i] == kPoisonBits) continue;
+        machine.current = warp.lanes[lane];
+        fail("register", "register %d of a tcgen05_ld was written before its tcgen05_wait_ld", i);
+      }
+    }
+    hand_out(load);
+    return true;
+  });
+}
+
+void wait_store(Warp& warp) {
+  TensorMemory& memory = tensor_memory(*warp.cta);
+  Transfers& stores = memory.warps[static_cast<size_t>(warp_index(warp))].stores;
+  for (const Transfer& store : stores.pending) {
+    if (!store.finished) write_back(memory, store);
+  }
+  stores.pending.clear();
+  note_wait(warp, stores);
+}
+
+}  // namespace
+
+TensorMemory& tensor_memory(Cta& cta) {
+  if (cta.tensor == nullptr) {
+    cta.tensor = new TensorMemory{};
+    std::memset(cta.tensor->words, 0xff, sizeof cta.tensor->words);
+    cta.tensor->warps.resize(cta.warps.size());
+  }
+  return *cta.tensor;
+}
+
+void delete_tensor_memory(Cta& cta) {
+  delete cta.tensor;
+  cta.tensor = nullptr;
+}
+
+void check_allocated(const Cta& cta, uint32_t column, int count, const char* what) {
+  for (const Allocation& a : cta.tensor->allocations) {
+    const auto base = static_cast<uint32_t>(a.base);
+    if (column >= base && column + static_cast<uint32_t>(count) <= base + static_cast<uint32_t>(a.columns)) return;
+  }
+  fail("tensor-memory", "%s uses columns %u to %u, which are not inside an allocation", what, column,
+       column + static_cast<uint32_t>(count) - 1);
+}
+
+void tensor_collective(Collective kind, uint32_t address, int count, void* pointer) {
+  Fibre& fibre = *machine.current;
+  tensor_memory(*fibre.cta).warps[static_cast<size_t>(fibre.ids.thread / kWarp)].pointers[fibre.lane] = pointer;
+  warp_collective(kind, static_cast<uint32_t>(count), static_cast<int>(address));
+}
+
+void finish_tensor_collective(Warp& warp) {
+  if (warp.live != ~0u) fail("barrier", "a tcgen05 instruction of a whole warp, of which lanes have exited");
+  const auto address = static_cast<uint32_t>(warp.arguments[0]);
+  const auto count = static_cast<int>(warp.values[0]);
+  for (int lane = 0; lane < kWarp; ++lane) {
+    if (warp.values[lane] != warp.values[0]) fail("barrier", "lanes of one warp disagree on a tcgen05 instruction");
+  }
+  switch (warp.kind) {
+    case Collective::kTensorAlloc:
+      return allocate(warp, count);
+    case Collective::kTensorDealloc:
+      return deallocate(warp, address, count);
+    case Collective::kTensorRelinquish:
+      tensor_memory(*warp.cta).relinquished = true;
+      return;
+    case Collective::kTensorLoad:
+      return start_load(warp, address, count);
+    case Collective::kTensorStore:
+      return start_store(warp, address, count);
+    case Collective::kTensorWaitLoad:
+      return wait_load(warp, count);
+    default:
+      return wait_store(warp);
+  }
+}
+
+void check_tensor_exit(Fibre& fibre) {
+  if (fibre.cta->tensor == nullptr) return;
+  const TensorWarp& state = fibre.cta->tensor->warps[static_cast<size_t>(fibre.ids.thread / kWarp)];
+  if (!state.loads.pending.empty()) fail("exit", "exits with a tcgen05_ld that no tcgen05_wait_ld has named");
+  if (!state.stores.pending.empty()) fail("exit", "exits with a tcgen05_st that no tcgen05_wait_st has ended");
+  for (const Issuer& issuer : fibre.cta->tensor->issuers) {
+    if (issuer.thread != &fibre) continue;
+    if (issuer.commits.empty() || issuer.commits.back().covers < issuer.issued) {
+      fail("exit", "exits with a tcgen05_mma that no tcgen05_commit covers");
+    }
+  }
+}
+
+void check_tensor_end(Cta& cta) {
+  if (cta.tensor == nullptr) return;
+  for (const Issuer& issuer : cta.tensor->issuers) {
+    if (!issuer.queue.empty()) {
+      fail("exit", "the CTA ends before the tcgen05 products and commits of thread %d are done",
+           issuer.thread->ids.thread);
+    }
+  }
+  if (!cta.tensor->allocations.empty()) {
+    fail("exit", "the CTA ends without a tcgen05_dealloc of the %d columns at %d",
+         cta.tensor->allocations.front().columns, cta.tensor->allocations.front().base);
+  }
+}
+
+}  // namespace skim_emulator
