@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
+import pytest
 import torch
 
 from tests.helpers.build import BAD_PAGE, build
 from tests.helpers.cases import Case, answers, contents
-from tests.helpers.catalogue import DIMS, MASKS, pairwise_cases
+from tests.helpers.catalogue import DIMS, DTYPES, MASKS, kernel_pair_cases, pairwise_cases
+from tests.helpers.named_cases import pattern_cases, shape_cases
 from tests.helpers.oracle import KEPT, SKIPPED
 from tests.helpers.pairwise import covering
 
@@ -23,10 +26,11 @@ def test_covering_arrays_cover() -> None:
     assert len(rows) < 24 and rows == covering(factors, lambda row: not (row["a"] == 2 and row["b"] == "x"), seed=5)
 
 
-def test_pairwise_cases_really_skip() -> None:
+@pytest.mark.parametrize("arch", ["sm90", "sm100"])
+def test_pairwise_cases_really_skip(arch: str) -> None:
     """Most of the skipping cases do both keep and skip, and so do all masks and nearly all patterns."""
     both, lone, masks, patterns = 0, 0, set(), set()
-    for case in pairwise_cases():
+    for case in pairwise_cases(arch):
         if case.skip == "dense":
             continue
         given = answers(case, contents(case))
@@ -39,6 +43,45 @@ def test_pairwise_cases_really_skip() -> None:
     assert masks == set(MASKS)
     assert len(patterns) >= 10, patterns
     assert both > lone, (both, lone)
+
+
+def test_sm100_has_the_cases_of_sm90() -> None:
+    old, new = ({case.name: case for case in pairwise_cases(arch)} for arch in ("sm90", "sm100"))
+    assert all(replace(new[name], arch="sm90") == case for name, case in old.items())
+    eight_bit = [case for name, case in new.items() if name not in old]
+    assert len(eight_bit) > 100 and {case.dtype for case in eight_bit} == {"e4m3"}
+    assert {case.descales for case in eight_bit} == {"", "one", "head"}
+    assert {case.dtype_out for case in eight_bit} == {"bf16", "fp16"}
+    named = {case.name for case in shape_cases("sm100")}
+    assert {case.name for case in shape_cases()} < named and len(pattern_cases("sm100")) == len(pattern_cases())
+
+
+@pytest.mark.parametrize("arch", ["sm90", "sm100"])
+def test_ordinary_cases_meet_every_pair_of_kernel_features(arch: str) -> None:
+    def pairs(cases: tuple[Case, ...]) -> set[tuple[object, ...]]:
+        return {pair for case in cases for pair in combinations(case.spec.values.items(), 2)}
+
+    few, every = kernel_pair_cases(arch), pairwise_cases(arch)
+    assert pairs(few) == pairs(every) and len(few) < len(every) / 4
+    assert {(case.arch, case.dtype) for case in few} == {(arch, dtype) for dtype in DTYPES[arch]}
+
+
+def test_8_bit_descales_multiply_true_values() -> None:
+    """The oracle sees true values; the call has codes and descales, by request and head or one for all."""
+    for kind, shape in (("one", (1,)), ("head", (2, 3))):
+        case = Case("d", arch="sm100", dtype="e4m3", descales=kind, heads_q=6, heads_kv=3, lens=((4, 9), (4, 9)))
+        held = contents(case)
+        tensors = build(case, held).tensors
+        assert {name: tuple(tensors[name].shape) for name in ("q_descale", "k_descale", "v_descale")} == dict.fromkeys(
+            ("q_descale", "k_descale", "v_descale"), shape
+        )
+        assert tensors["q"].dtype == torch.float8_e4m3fn and tensors["out"].dtype == torch.bfloat16
+        values = tensors["v_descale"].flatten()
+        assert len(values.unique()) > (kind == "head")
+        plain = answers(replace(case, descales=""), [replace(one, descales={}) for one in held])
+        scaled = answers(case, held)
+        factor = float(values[0] * tensors["q_descale"].flatten()[0] * tensors["k_descale"].flatten()[0])
+        assert factor != 1 and not torch.equal(*(torch.from_numpy(x[0].out) for x in (plain, scaled)))
 
 
 def test_pairwise_cases_meet_every_option() -> None:

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from tests.helpers.build import sentinel, whole
-from tests.helpers.cases import Case, contents, rules_of
-from tests.helpers.catalogue import pattern_cases
-from tests.helpers.check import Result, check
+from tests.helpers.cases import Case, Content, contents, rules_of
+from tests.helpers.check import Array, Result, check
 from tests.helpers.large import run_large
-from tests.helpers.oracle import decide, log2_threshold, scores, tile_maxima, visible_keys, visited_tiles
+from tests.helpers.named_cases import pattern_cases
+from tests.helpers.oracle import Answer, decide, log2_threshold, scores, tile_maxima, visible_keys, visited_tiles
 from tests.helpers.run import run_case
 
 CASE = replace(pattern_cases()[0], memory="gaps", pattern="random", lens=((100, 400), (100, 400)))
+EIGHT_BIT = replace(CASE, arch="sm100", dtype="e4m3", descales="head", lens=((200, 400), (200, 400)))
 Damage = Callable[[Result], None]
 
 
@@ -90,13 +91,49 @@ DAMAGES: tuple[Damage, ...] = (
 )
 
 
+@pytest.mark.parametrize("case", [CASE, EIGHT_BIT], ids=lambda case: case.dtype)
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_damage_is_noticed(damage: Damage) -> None:
-    result, held = run_case(CASE, "reference")
+def test_damage_is_noticed(damage: Damage, case: Case) -> None:
+    result, held = run_case(case, "reference")
     expected = check(result, held)
     damage(result)
-    with pytest.raises(AssertionError, match=CASE.name):
+    with pytest.raises(AssertionError, match=case.name):
         check(result, held, expected)
+
+
+@pytest.mark.parametrize("error", ["not rounded", "factor", "final maximum", "descale"])
+def test_other_8_bit_arithmetic_is_noticed(error: str) -> None:
+    """P in full precision, P without its factor, P measured from the last maximum, V as if its descale were 1."""
+    case = replace(EIGHT_BIT, pattern="first", threshold_kind="float", thresholds=(0.0,))
+    held = contents(case)
+    result, _ = run_case(case, "reference", held)
+    expected = check(result, held)
+    for index, one in enumerate(held):
+        answer = expected[index]
+        out = answer.out if error == "not rounded" else answer.rounded
+        assert out is not None
+        if error == "descale":
+            out = out / np.repeat(one.descales["v_descale"], case.heads_q // case.heads_kv)[None, :, None]
+        if error in ("factor", "final maximum"):
+            out = _rounded_otherwise(case, one, answer, 1.0 if error == "factor" else 256.0)
+        result.rows("out", index).copy_(torch.from_numpy(out))
+    with pytest.raises(AssertionError, match="bound"):
+        check(result, held, expected)
+
+
+def _rounded_otherwise(case: Case, one: Content, answer: Answer, factor: float) -> Array:
+    """P times ``factor``, measured from each row's last maximum, in float64 but for the rounding."""
+    out = answer.out.copy()
+    for head in range(case.heads_q):
+        kv = head * case.heads_kv // case.heads_q
+        q, k, v = one.q[:, head].double(), one.k[:, kv].double(), one.v[:, kv].double()
+        descale = {name: float(values[kv]) for name, values in one.descales.items()}
+        s = q @ k.T * (case.softmax_scale * descale["q_descale"] * descale["k_descale"])
+        s = s.masked_fill(~torch.from_numpy(answer.kept_keys[head]), -math.inf)
+        p = torch.exp(s - s.amax(dim=1, keepdim=True))
+        rounded = (p * factor).to(torch.float8_e4m3fn).double() / factor
+        out[:, head] = (rounded @ v / p.sum(dim=1, keepdim=True) * descale["v_descale"]).numpy()
+    return out
 
 
 @pytest.mark.parametrize("skip", ["skip", "stat"])

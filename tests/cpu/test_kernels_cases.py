@@ -1,4 +1,4 @@
-"""The rendered kernels on the emulator, against the oracle: the pairwise set and the planted patterns."""
+"""The rendered SM90 kernels on the emulator, against the oracle: the pairwise set and the planted patterns."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 
 from tests.helpers.boundary import Boundary, boundaries
 from tests.helpers.cases import Case
-from tests.helpers.catalogue import device_cases, pairwise_cases, pattern_cases, shape_cases
+from tests.helpers.catalogue import pairwise_cases
 from tests.helpers.check import check
+from tests.helpers.named_cases import device_cases, pattern_cases, shape_cases
 from tests.helpers.oracle import KEPT, SKIPPED
 from tests.helpers.run import run_case
 

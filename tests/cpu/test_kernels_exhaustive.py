@@ -7,7 +7,7 @@ import pytest
 from tests.helpers.cases import Case
 from tests.helpers.catalogue import default_set_cases, fuzz_case, kind_cases
 from tests.helpers.check import check
-from tests.helpers.properties import kinds_agree
+from tests.helpers.properties import Target, kinds_agree
 from tests.helpers.run import run_case
 
 pytestmark = pytest.mark.exhaustive
@@ -21,7 +21,7 @@ def test_default_set(case: Case) -> None:
 
 @pytest.mark.parametrize("case", kind_cases(), ids=lambda case: case.name)
 def test_kinds_agree(case: Case) -> None:
-    kinds_agree(case, "emulator")
+    kinds_agree(case, Target("emulator"))
 
 
 @pytest.mark.parametrize("seed", range(300))

@@ -10,6 +10,7 @@ import torch
 
 from tests.helpers import oracle
 from tests.helpers.oracle import Request, Rules, attend, visible_keys
+from tests.helpers.oracle_e4m3 import round_e4m3
 
 LN2 = math.log(2.0)
 
@@ -150,3 +151,42 @@ def test_empty_requests_visit_nothing() -> None:
     assert (got.out == 0).all() and np.isneginf(got.lse).all() and got.visited.tolist() == [0, 0]
     got = attend(rules, Request(np.ones((0, 2, 4)), np.ones((3, 1, 4)), np.ones((3, 1, 4)), np.full(2, 0.5)))
     assert got.out.shape == (0, 2, 4) and got.visited.tolist() == [0, 0]
+
+
+def test_rounding_to_e4m3_is_torchs() -> None:
+    rng = np.random.default_rng(2)
+    values = np.concatenate([rng.uniform(0, 448, 2000), 2.0 ** rng.uniform(-14, 8, 4000), np.arange(0, 449) / 512])
+    halfway = torch.arange(0, 0x7E, dtype=torch.uint8).view(torch.float8_e4m3fn).double().numpy()
+    values = np.concatenate([values, (halfway[1:] + halfway[:-1]) / 2, [0.0, 448.0, 463.9]]).astype(np.float32)
+    wanted = torch.from_numpy(values).to(torch.float8_e4m3fn).double().numpy()
+    assert np.array_equal(round_e4m3(values.astype(np.float64)), wanted)
+    assert round_e4m3(np.array([1e6]))[0] == 448.0 and np.isnan(round_e4m3(np.array([math.nan]))[0])
+
+
+def test_8_bit_probabilities_by_hand() -> None:
+    """Tile 0 first: measured from its own maximum, 0.1 there, then scaled; the sum adds what was not rounded."""
+    s = [[0.0, -0.1, 0.3, -20.0]]
+    got = one_head(s, None, order="forward", p_dtype="e4m3")
+    assert got.rounded is not None and got.flips is not None
+    first = [1.0, 224 / 256]  # 256 exp(-0.1) = 231.6, nearer to 224 than to 240
+    second = [1.0, 0.0]  # 256 exp(-20.3) rounds to nothing
+    decay, total = math.exp(-0.3), sum(math.exp(x - 0.3) for x in s[0])
+    wanted = (decay * (first[0] * 0 + first[1] * 1) + second[0] * 2 + second[1] * 3) / total
+    assert got.rounded[0, 0, 0] == pytest.approx(wanted, rel=1e-12)
+    assert got.flips[0, 0, 0] == 0.0 and got.rounded[0, 0, 0] != pytest.approx(got.out[0, 0, 0], rel=1e-3)
+    backwards = one_head(s, None, order="reverse", p_dtype="e4m3")
+    assert backwards.rounded is not None and backwards.rounded[0, 0, 0] != pytest.approx(wanted, rel=1e-6)
+
+
+def test_8_bit_probabilities_between_two_values_are_told() -> None:
+    unsure = one_head([[0.0, math.log(232 / 256)]], None, p_dtype="e4m3")  # 232 lies between 224 and 240
+    assert unsure.flips is not None and unsure.flips[0, 0, 0] == pytest.approx(16 / 256 / (1 + 232 / 256))
+
+
+def test_8_bit_probabilities_of_blind_and_poisoned_rows() -> None:
+    rules = Rules(mask="causal", scale=1.0, tile_n=2, group_rows=2, p_dtype="e4m3", sinks=np.array([0.5]))
+    q, k, v = np.ones((3, 1, 1)), np.array([[[1.0]], [[math.nan]]]), np.ones((2, 1, 1))
+    got = attend(rules, Request(q, k, v))
+    assert got.rounded is not None
+    assert got.rounded[0, 0, 0] == 0.0 and got.rounded[1, 0, 0] == pytest.approx(math.e / (math.e + math.exp(0.5)))
+    assert np.isnan(got.rounded[2, 0, 0]) and np.isnan(got.out[2, 0, 0])

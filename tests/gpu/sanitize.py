@@ -99,9 +99,10 @@ def child(count: int) -> None:
     """Run the cases in this process."""
     from tests.helpers.catalogue import covering_cases
     from tests.helpers.check import check
+    from tests.helpers.gpu import gpu_arch
     from tests.helpers.run import run_case
 
-    cases = covering_cases(count)
+    cases = covering_cases(count, gpu_arch())
     for case in cases:
         print(f"case {case.name} {case.spec.name}", flush=True)
         result, held = run_case(case, "gpu")

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from tests.helpers.cases import Case
+from tests.helpers.gpu import gpu_arch
 from tests.helpers.large import run_large
 
-_BASE = Case(name="", head_dim=128, head_dim_v=128, lens=((8192, 8192),), pattern="random")
+_BASE = Case(name="", arch=gpu_arch(), head_dim=128, head_dim_v=128, lens=((8192, 8192),), pattern="random")
 _RAGGED = replace(
     _BASE, q_layout="ragged", lens=((4096, 4096), (1, 8192), (0, 300), (777, 5000), (2048, 2048)), kv_layout="ragged"
 )

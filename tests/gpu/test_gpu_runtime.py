@@ -15,13 +15,17 @@ import skimattn
 import torch
 from skimattn import Params
 
+from tests.helpers import properties
 from tests.helpers.build import Built, build, sentinel, stats_before
 from tests.helpers.cases import Case, Content, contents
 from tests.helpers.check import Result, bits, check
-from tests.helpers.properties import BASE, FULL, SEEING, repeated_runs
+from tests.helpers.gpu import gpu_arch
+from tests.helpers.properties import Target, repeated_runs
 from tests.helpers.run import params_of, result_of, run_case, run_on_gpu
 
 CUDA: Any = torch.cuda
+TARGET = Target("gpu", gpu_arch())
+BASE, FULL, SEEING = map(TARGET.of, (properties.BASE, properties.FULL, properties.SEEING))
 HOST_MICROSECONDS = 12.0
 _LONG = replace(
     BASE, name="long", lens=((1500, 4000), (3, 2500), (2048, 2048)), heads_q=4, heads_kv=2, pattern="random"
@@ -77,7 +81,7 @@ def test_fifty_reruns_give_the_same_bits(case: Case) -> None:
 
 
 def test_reruns_of_new_objects() -> None:
-    repeated_runs("gpu", [{}] * 3)
+    repeated_runs(TARGET, [{}] * 3)
 
 
 def test_graph_replays_follow_the_thresholds() -> None:
@@ -277,7 +281,16 @@ def _host_time(launch: Callable[[], object], launches: int = 200, rounds: int = 
 
 @pytest.mark.parametrize("kind", ["same object", "new object, same tensors", "new output"])
 def test_host_time(kind: str, record_property: Callable[[str, object], None]) -> None:
-    case = Case("host", head_dim=128, head_dim_v=128, lens=((128, 128),), skip="skip", threshold_kind="head", lse=False)
+    case = Case(
+        "host",
+        arch=TARGET.arch,
+        head_dim=128,
+        head_dim_v=128,
+        lens=((128, 128),),
+        skip="skip",
+        threshold_kind="head",
+        lse=False,
+    )
     if kind == "new output":
         case = replace(case, give_out=False)
     built, _, params = on_gpu(case)

@@ -7,17 +7,16 @@ log2(threshold) is an integer too. The thresholds lie on it, and 2^-15 of themse
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from .cases import DTYPES, Case, Content
+from .cases import Case, Content, narrow
 from .patterns import integer_scores
 
 BELOW, ON, ABOVE = 1.0 - 2.0**-15, 1.0, 1.0 + 2.0**-15
-ROWS = 70  # two groups, the second ragged
 KEPT, SKIPPED = 1, 2
 
 
@@ -30,9 +29,15 @@ class Boundary:
     tiles: tuple[tuple[int, ...], ...]  # per request
 
 
-def _scores(gap: int, unit: int, tile_n: int) -> NDArray[np.int64]:
+def _rows(case: Case) -> int:
+    """Two groups, the second ragged."""
+    return case.group_rows + 6
+
+
+def _scores(case: Case, gap: int, unit: int = 1) -> NDArray[np.int64]:
     """[rows, keys]: tile 0, visited first, reaches 0, the last -gap (every third row only), the middle one -gap - 1."""
-    s = np.full((ROWS, 3 * tile_n), -gap - 40, dtype=np.int64)
+    tile_n = case.tile_n
+    s = np.full((_rows(case), 3 * tile_n), -gap - 40, dtype=np.int64)
     s[:, 3] = 0
     s[:, 2 * tile_n + 5] = -gap - 2
     s[::3, 2 * tile_n + 5] = -gap
@@ -41,24 +46,21 @@ def _scores(gap: int, unit: int, tile_n: int) -> NDArray[np.int64]:
 
 
 def _content(case: Case, scores: NDArray[np.int64], threshold: float) -> Content:
-    q, k = integer_scores(scores, ROWS, case.head_dim)
+    q, k = integer_scores(scores, len(scores), case.head_dim, base=16 if case.dtype == "e4m3" else 256)
     v = np.random.default_rng(case.seed).standard_normal((len(k), 1, case.head_dim_v))
-    dtype = DTYPES[case.dtype]
-    q16, k16, v16 = (torch.from_numpy(x).to(dtype) for x in (q, k, v))
-    assert (q16.double().numpy() == q).all() and (k16.double().numpy() == k).all(), "inexact"
-    return Content(q16, k16, v16, np.full(1, threshold, np.float32), None)
+    narrowed = [narrow(x, case.dtype) for x in (q, k, v)]
+    assert (narrowed[0].double().numpy() == q).all() and (narrowed[1].double().numpy() == k).all(), "inexact"
+    return Content(*narrowed, np.full(1, threshold, np.float32), None)
 
 
-def _case(name: str, requests: int, kind: str, thresholds: tuple[float, ...], unit: int, dim: int) -> Case:
-    return Case(
+def _case(base: Case, name: str, requests: int, kind: str, thresholds: tuple[float, ...], unit: int = 1) -> Case:
+    case = replace(
+        base,
         name=name,
-        dtype="fp16" if unit > 1 else "bf16",
-        head_dim=dim,
-        head_dim_v=dim,
+        dtype="fp16" if unit > 1 else base.dtype,
         mask="full",
         heads_q=1,
         heads_kv=1,
-        lens=((ROWS, 3 * (64 if dim == 256 else 128)),) * requests,
         q_layout="ragged",
         kv_layout="ragged",
         threshold_kind=kind,
@@ -66,37 +68,43 @@ def _case(name: str, requests: int, kind: str, thresholds: tuple[float, ...], un
         scale=math.log(2.0) / unit,
         exact=True,
     )
+    return replace(case, lens=((_rows(case), 3 * case.tile_n),) * requests)
 
 
-def single(gap: int, factor: float, unit: int = 1, dim: int = 64) -> Boundary:
+def single(base: Case, gap: int, factor: float, unit: int = 1) -> Boundary:
     """One request with a host threshold ``factor`` * 2^-gap; the last tile is the one in question."""
     threshold = float(np.float32(factor * 2.0**-gap))
-    case = _case(f"boundary-{gap}-{factor}-{unit}", 1, "float", (threshold,), unit, dim)
+    case = _case(base, f"boundary-{gap}-{factor}-{unit}", 1, "float", (threshold,), unit)
     want = SKIPPED if factor > 1 else KEPT
-    return Boundary(case, [_content(case, _scores(gap, unit, case.tile_n), threshold)], ((KEPT, SKIPPED, want),))
+    return Boundary(case, [_content(case, _scores(case, gap, unit), threshold)], ((KEPT, SKIPPED, want),))
 
 
-def batch(gap: int) -> Boundary:
+def batch(base: Case, gap: int) -> Boundary:
     """Three requests that differ only in their device thresholds: below, on and above the boundary."""
     thresholds = tuple(float(np.float32(factor * 2.0**-gap)) for factor in (BELOW, ON, ABOVE))
-    case = _case(f"boundary-{gap}-batch", 3, "batch", thresholds, 1, 64)
-    held = [_content(case, _scores(gap, 1, case.tile_n), threshold) for threshold in thresholds]
+    case = _case(base, f"boundary-{gap}-batch", 3, "batch", thresholds)
+    held = [_content(case, _scores(case, gap), threshold) for threshold in thresholds]
     return Boundary(case, held, ((KEPT, SKIPPED, KEPT), (KEPT, SKIPPED, KEPT), (KEPT, SKIPPED, SKIPPED)))
 
 
-def one() -> Boundary:
+def one(like: Case) -> Boundary:
     """Threshold 1: a tile that only equals the maximum is kept, one that falls short by 1 goes, one above is kept."""
-    case = _case("boundary-one", 3, "float", (1.0,), 1, 64)
-    base = _scores(8, 1, case.tile_n)
+    case = _case(like, "boundary-one", 3, "float", (1.0,))
+    base = _scores(case, 8)
     equal, short, above = base.copy(), base.copy(), base.copy()
     equal[:, 2 * case.tile_n], short[:, 2 * case.tile_n], above[:, 2 * case.tile_n] = 0, -1, 1
     held = [_content(case, scores, 1.0) for scores in (equal, short, above)]
     return Boundary(case, held, ((KEPT, SKIPPED, KEPT), (KEPT, SKIPPED, SKIPPED), (KEPT, SKIPPED, KEPT)))
 
 
-def boundaries() -> tuple[Boundary, ...]:
-    """Every boundary case."""
-    singles = [single(gap, factor) for gap in (1, 10, 100) for factor in (BELOW, ON, ABOVE)]
-    scaled = [single(3, factor, unit=8) for factor in (BELOW, ON, ABOVE)]
-    narrow = [single(5, factor, dim=256) for factor in (ON, ABOVE)]
-    return (*singles, *scaled, *narrow, batch(7), one())
+@cache
+def boundaries(arch: str = "sm90") -> tuple[Boundary, ...]:
+    """Every boundary case of an architecture."""
+    base = Case("", arch=arch)
+    wide = replace(base, head_dim=256, head_dim_v=256)
+    singles = [single(base, gap, factor) for gap in (1, 10, 100) for factor in (BELOW, ON, ABOVE)]
+    scaled = [single(base, 3, factor, unit=8) for factor in (BELOW, ON, ABOVE)]
+    narrow_tiles = [single(wide, 5, factor) for factor in (ON, ABOVE)]
+    bytewise = replace(base, dtype="e4m3")
+    eight_bit = [single(bytewise, 9, factor) for factor in (BELOW, ON, ABOVE)] if arch == "sm100" else []
+    return (*singles, *scaled, *narrow_tiles, *eight_bit, batch(base, 7), one(base))

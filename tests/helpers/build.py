@@ -6,6 +6,7 @@ numbers past a request's length are out of range, and outputs start as a sentine
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -73,7 +74,9 @@ def _full(shape: tuple[int, ...], dtype: torch.dtype, fill: float) -> torch.Tens
 def _empty(case: Case, shape: tuple[int, ...], dtype: torch.dtype, fill: float) -> torch.Tensor:
     """A tensor of ``shape`` (..., rows, heads, columns), filled, in the case's kind of memory."""
     if case.memory == "gaps":
-        return _full((*shape[:-2], shape[-2] + 1, shape[-1] + 16), dtype, fill)[..., : shape[-2], 8 : 8 + shape[-1]]
+        step = 16 // dtype.itemsize
+        wide = _full((*shape[:-2], shape[-2] + 1, shape[-1] + 2 * step), dtype, fill)
+        return wide[..., : shape[-2], step : step + shape[-1]]
     if case.memory == "transposed":
         return _full((*shape[:-3], shape[-2], shape[-3], shape[-1]), dtype, fill).transpose(-2, -3)
     return _full(shape, dtype, fill)
@@ -88,8 +91,13 @@ def _sequence(case: Case, side: int) -> tuple[int, ...]:
     return (len(lens), max(lens) + spare)
 
 
+def fill_of(case: Case) -> float:
+    """What memory that no request owns holds; e4m3 has no Inf."""
+    return math.nan if case.dtype == "e4m3" else case.fill
+
+
 def _allocate(case: Case) -> Tensors:
-    dtype, fill = DTYPES[case.dtype], case.fill
+    dtype, fill = DTYPES[case.dtype], fill_of(case)
     q_shape, kv_shape = _sequence(case, 0), _sequence(case, 1)
     hq, hkv, d, dv = case.heads_q, case.heads_kv, case.head_dim, case.head_dim_v
     if case.memory == "packed_qkv":
@@ -134,9 +142,9 @@ def _pages(case: Case, held: list[Content]) -> Tensors:
     for name, columns in (("k", case.head_dim), ("v", case.head_dim_v)):
         plain = replace(case, memory="gaps" if case.memory == "gaps" else "plain")
         if case.kv_layout == "nhd":
-            caches[name] = _empty(plain, (len(order), size, heads, columns), dtype, case.fill)
+            caches[name] = _empty(plain, (len(order), size, heads, columns), dtype, fill_of(case))
         else:
-            caches[name] = _empty(plain, (len(order), heads, size, columns), dtype, case.fill)
+            caches[name] = _empty(plain, (len(order), heads, size, columns), dtype, fill_of(case))
     for index, one in enumerate(held):
         for slot in range(needed[index]):
             page = order.pop()
@@ -189,7 +197,7 @@ def _results(case: Case) -> Tensors:
     tensors: Tensors = {}
     rows = _sequence(case, 0)
     if case.give_out:
-        dtype = DTYPES[case.dtype]
+        dtype = DTYPES[case.dtype_out]
         tensors["out"] = _empty(case, (*rows, case.heads_q, case.head_dim_v), dtype, sentinel(dtype))
         if case.lse:
             tensors["lse"] = _lse(case, rows)
@@ -211,7 +219,7 @@ def _statistics(case: Case) -> Tensors:
     batch, spare = len(case.lens), 2 if case.memory == "gaps" else 0
     shape = {"all": (2,), "batch": (batch, 2), "head": (batch, case.heads_q, 2)}[case.stats_kind]
     stats = torch.full((*shape[:-1], 2 + spare), UNCOUNTED)[..., :2]
-    groups = -(-(max(len_q for len_q, _ in case.lens) + case.extra_rows) // 64) + 1
+    groups = -(-(max(len_q for len_q, _ in case.lens) + case.extra_rows) // case.group_rows) + 1
     tiles = -(-max(len_k for _, len_k in case.lens) // case.tile_n) + 2
     skip_map = torch.full((batch, case.heads_q + spare, groups, tiles + spare), MAP_SENTINEL, dtype=torch.uint8)
     return {"stats": stats.copy_(stats_before(shape)), "skip_map": skip_map[:, : case.heads_q, :, :tiles]}
@@ -235,13 +243,22 @@ def _threshold(case: Case, held: list[Content]) -> dict[str, object]:
     return {"skip_softmax_threshold": spread.copy_(torch.from_numpy(np.ascontiguousarray(values)))}
 
 
+def _descales(case: Case, held: list[Content]) -> Tensors:
+    """One element each, or [B, Hkv]."""
+    if not case.descales:
+        return {}
+    by_name = {name: np.stack([one.descales[name] for one in held]) for name in held[0].descales}
+    one = case.descales == "one"
+    return {name: torch.from_numpy(values[0, :1] if one else values) for name, values in by_name.items()}
+
+
 def build(case: Case, held: list[Content]) -> Built:
     """Lay the requests out in memory as the case says."""
     tensors = _allocate(case)
     if case.paged:
         tensors |= _pages(case, held)
     _place(case, tensors, held)
-    tensors |= _lengths(case) | _results(case)
+    tensors |= _lengths(case) | _results(case) | _descales(case, held)
     for name, array in (("sinks", sinks_of(case)), ("alibi_slopes", slopes_of(case))):
         if array is not None:
             tensors[name] = torch.from_numpy(array)

@@ -7,22 +7,24 @@ each request, so that a request can be taken out of its batch (``alone``) and st
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from skimattn.codegen.spec import KernelSpec
-from skimattn.codegen.tiles import GROUP_ROWS, order_of, tile_of
+from skimattn.codegen.tiles import order_of, tile_of
 
 from . import patterns
 from .oracle import Answer, Request, Rules, attend, visible_keys, visited_tiles, visiting_order
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "e4m3": torch.float8_e4m3fn}
 KERNEL_DIMS = ((64, 64), (128, 128), (192, 128), (256, 256))
-LOUD = {"bf16": 2.0**20, "fp16": 2.0**13}  # values of low tiles: what is kept or dropped by mistake shows in the output
+# Values of low tiles: what is kept or dropped by mistake shows in the output. With e4m3 it shows in maps only.
+LOUD = {"bf16": 2.0**20, "fp16": 2.0**13, "e4m3": 2.0**6}
 F64 = NDArray[np.float64]
 _SINKS = (1.5, -2.0, 0.25, 4.0)
+_DESCALES = {"q_descale": (0.75, 1.5, 1.0), "k_descale": (1.25, 0.8), "v_descale": (2.0, 0.3, 1.1, 7.0)}
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,10 @@ class Case:
     """One call. ``lens`` holds (len_q, len_k) per request; batched layouts want them uniform."""
 
     name: str
+    arch: str = "sm90"
     dtype: str = "bf16"
+    out_dtype: str = ""  # default: dtype, or bf16 for e4m3
+    descales: str = ""  # of e4m3: "" (none), "one" element, by "head" ([B, Hkv])
     head_dim: int = 64
     head_dim_v: int = 64
     mask: str = "causal"
@@ -68,10 +73,10 @@ class Case:
         dims = [pair for pair in KERNEL_DIMS if pair[0] >= self.head_dim and pair[1] >= self.head_dim_v]
         head_dim, head_dim_v = min(dims, key=sum)
         return KernelSpec(
-            arch="sm90",
+            arch=self.arch,
             phase="prefill",
             dtype=self.dtype,
-            out_dtype=self.dtype,
+            out_dtype=self.dtype_out,
             head_dim=head_dim,
             head_dim_v=head_dim_v,
             mask=self.mask,
@@ -80,6 +85,11 @@ class Case:
             softcap=self.softcap > 0,
             alibi=self.alibi,
         )
+
+    @property
+    def dtype_out(self) -> str:
+        """The output's type."""
+        return self.out_dtype or ("bf16" if self.dtype == "e4m3" else self.dtype)
 
     @property
     def paged(self) -> bool:
@@ -98,6 +108,11 @@ class Case:
         return int(tile_of(self.spec).tile_n)
 
     @property
+    def group_rows(self) -> int:
+        """Rows of the kernel that decide together."""
+        return int(tile_of(self.spec).group_rows)
+
+    @property
     def streams(self) -> tuple[int, ...]:
         """The random stream of each request."""
         return self.ids or tuple(range(len(self.lens)))
@@ -114,13 +129,17 @@ class Case:
 
 @dataclass
 class Content:
-    """One request: 16-bit q [len_q, Hq, D], k and v [len_k, Hkv, *], thresholds [Hq], mask [Hq, len_q, len_k]."""
+    """One request: q [len_q, Hq, D], k and v [len_k, Hkv, *], thresholds [Hq], mask [Hq, len_q, len_k].
+
+    ``descales``: what q, k and v are multiplied by, [Hkv] each, by argument name.
+    """
 
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
     threshold: NDArray[np.float32] | None
     custom: NDArray[np.bool_] | None
+    descales: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def clone(self) -> Content:
         """A copy whose tensors can be written to."""
@@ -135,6 +154,16 @@ def sinks_of(case: Case) -> NDArray[np.float32] | None:
 def slopes_of(case: Case) -> NDArray[np.float32] | None:
     """One alibi slope per query head."""
     return 2.0 ** -(6 + np.arange(case.heads_q, dtype=np.float32) % 3) if case.alibi else None
+
+
+def descales_of(case: Case, stream: int) -> dict[str, NDArray[np.float32]]:
+    """q_descale, k_descale and v_descale [Hkv] of the request with random stream ``stream``; none if none are given."""
+    if not case.descales:
+        return {}
+    first = stream * case.heads_kv if case.descales == "head" else 0
+    step = 1 if case.descales == "head" else 0
+    heads = first + step * np.arange(case.heads_kv)
+    return {name: np.array(values, np.float32)[heads % len(values)] for name, values in _DESCALES.items()}
 
 
 def threshold_of(case: Case, stream: int) -> NDArray[np.float32] | None:
@@ -160,7 +189,7 @@ def custom_bits(case: Case, stream: int, len_q: int, len_k: int) -> NDArray[np.b
     mix = (mix ^ (mix >> np.uint64(15))) * np.uint64(0x27D4EB2F) & np.uint64(0xFFFFFFFF)
     bits = (mix >> np.uint64(16)) % np.uint64(5) < 3
     bits &= row % 17 != 5  # some rows see nothing
-    bits &= (row // GROUP_ROWS + key // case.tile_n + head) % 4 != 2  # some groups see nothing of some tile
+    bits &= (row // case.group_rows + key // case.tile_n + head) % 4 != 2  # some groups see nothing of some tile
     return np.asarray(bits)
 
 
@@ -173,27 +202,42 @@ def content(case: Case, index: int) -> Content:
     k = rng.standard_normal((len_k, case.heads_kv, case.head_dim))
     v = rng.standard_normal((len_k, case.heads_kv, case.head_dim_v))
     custom = custom_bits(case, stream, len_q, len_k)
+    descales = descales_of(case, stream)
     if len_q and len_k:
-        heavy = _plant(case, q, k, custom, rng)
+        heavy = _plant(case, q, k, custom, descales, rng)
         v *= np.where(heavy, LOUD[case.dtype], 1.0)[:, :, None]
-    dtype = DTYPES[case.dtype]
-    q16, k16, v16 = (torch.from_numpy(x).to(dtype) for x in (q, k, v))
-    return Content(q16, k16, v16, threshold_of(case, stream), custom)
+    return Content(*(narrow(x, case.dtype) for x in (q, k, v)), threshold_of(case, stream), custom, descales)
 
 
-def _plant(case: Case, q: F64, k: F64, custom: NDArray[np.bool_] | None, rng: np.random.Generator) -> NDArray[np.bool_]:
+def narrow(x: F64, dtype: str) -> torch.Tensor:
+    """Values rounded to a dtype; e4m3 has no Inf, so what is too large becomes its largest value."""
+    wide = torch.from_numpy(x)
+    return (wide.clamp(-448, 448) if dtype == "e4m3" else wide).to(DTYPES[dtype])
+
+
+def _plant(
+    case: Case,
+    q: F64,
+    k: F64,
+    custom: NDArray[np.bool_] | None,
+    descales: dict[str, NDArray[np.float32]],
+    rng: np.random.Generator,
+) -> NDArray[np.bool_]:
     """Plant the pattern in q and k; returns which keys [len_k, Hkv] most rows find low, if tiles can be skipped."""
+    scales = case.softmax_scale * descales.get("q_descale", np.ones(case.heads_kv, np.float32))
+    scales = scales * descales.get("k_descale", np.ones(case.heads_kv, np.float32))
     patterns.plant_keys(k, case.tile_n)
     geometry = visible_keys(rules_of(case), len(q), len(k)) if custom is None else None
     low = np.zeros(k.shape[:2])
     for head in range(case.heads_q):
         seen = custom[head] if geometry is None and custom is not None else geometry
         assert seen is not None
-        field = patterns.Field(len(q), len(k), case.tile_n, seen, _ranks(case, seen), rng)
-        bias = patterns.PATTERNS[case.pattern](field)
-        patterns.plant_queries(q[:, head], bias, case.softmax_scale, len(k), case.tile_n)
+        place = patterns.Field(len(q), len(k), case.tile_n, case.group_rows, seen, _ranks(case, seen), rng)
+        bias = patterns.PATTERNS[case.pattern](place)
+        kv_head = head * case.heads_kv // case.heads_q
+        patterns.plant_queries(q[:, head], bias, float(scales[kv_head]), len(k), case.tile_n)
         share = (bias < patterns.LOW / 2).mean(axis=0)
-        low[:, head * case.heads_kv // case.heads_q] += np.repeat(share, field.block)[: len(k)]
+        low[:, kv_head] += np.repeat(share, place.block)[: len(k)]
     return np.asarray((low > 0.5 * case.heads_q / case.heads_kv) & (case.skip != "dense"))
 
 
@@ -201,8 +245,8 @@ def _ranks(case: Case, seen: NDArray[np.bool_]) -> NDArray[np.int64]:
     """When the group of each row visits each tile, [len_q, tiles]; -1 = never."""
     rules = rules_of(case)
     ranks = np.full((seen.shape[0], -(-seen.shape[1] // case.tile_n)), -1, dtype=np.int64)
-    for row in range(0, len(seen), GROUP_ROWS):
-        rows = slice(row, row + GROUP_ROWS)
+    for row in range(0, len(seen), case.group_rows):
+        rows = slice(row, row + case.group_rows)
         for rank, tile in enumerate(visiting_order(rules.order, visited_tiles(rules, seen[rows]))):
             ranks[rows, tile] = rank
     return ranks
@@ -222,7 +266,7 @@ def rules_of(case: Case) -> Rules:
         mask=case.mask,
         scale=case.softmax_scale,
         tile_n=case.tile_n,
-        group_rows=GROUP_ROWS,
+        group_rows=case.group_rows,
         order=order_of(case.spec),
         window=case.window,
         chunk=case.chunk,
@@ -230,6 +274,7 @@ def rules_of(case: Case) -> Rules:
         alibi=None if slopes is None else slopes.astype(np.float64),
         sinks=None if sinks is None else sinks.astype(np.float64),
         margin=0.0 if case.exact else margin,
+        p_dtype=case.dtype if case.dtype == "e4m3" else "",
     )
 
 
@@ -240,6 +285,11 @@ def answers(case: Case, held: list[Content]) -> list[Answer]:
 
 
 def _request(one: Content) -> Request:
+    """The request in true values: descales are multiplied in."""
     q, k, v = (x.double().numpy() for x in (one.q, one.k, one.v))
+    if one.descales:
+        by_head = {name: values.astype(np.float64)[None, :, None] for name, values in one.descales.items()}
+        q = q * np.repeat(by_head["q_descale"], q.shape[1] // k.shape[1], axis=1)
+        k, v = k * by_head["k_descale"], v * by_head["v_descale"]
     threshold = None if one.threshold is None else one.threshold.astype(np.float64)
     return Request(q, k, v, threshold, one.custom)

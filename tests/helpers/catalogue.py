@@ -1,4 +1,4 @@
-"""The cases that are run: a pairwise-covering set, and named cases for what must not go wrong."""
+"""The cases that are run: pairwise-covering sets, and calls of every default kernel; named_cases.py has the rest."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 import random
 from dataclasses import replace
 from functools import cache
+from itertools import combinations
 from typing import Any
 
 from skimattn.codegen import matrix
 from skimattn.codegen.features import BY_NAME
 from skimattn.codegen.spec import KernelSpec
-from skimattn.codegen.tiles import order_of
 
 from .cases import Case
 from .pairwise import Row, covering
-from .patterns import PATTERNS, planted
+from .patterns import PATTERNS
 
 MASKS = tuple(map(str, BY_NAME["mask"].values))
 WINDOWS = ((150, 0), (-1, 0), (40, 70), (0, 0), (-1, 30), (200, -1), (0, 150))
@@ -39,20 +39,22 @@ LENS: dict[str, tuple[tuple[int, int], ...]] = {
     "ragged_self": ((70, 70), (0, 0), (130, 130), (17, 17)),
 }
 _KERNEL = ("dtype", "dims", "mask", "paged", "skip", "softcap", "alibi")
+_SIXTEEN_BIT, _EIGHT_BIT = ("bf16", "fp16"), ("e4m3",)
+DTYPES = {"sm90": _SIXTEEN_BIT, "sm100": (*_SIXTEEN_BIT, *_EIGHT_BIT)}
 
 
 @cache
-def kernels() -> tuple[tuple[Any, ...], ...]:
+def kernels(dtypes: tuple[str, ...] = _SIXTEEN_BIT) -> tuple[tuple[Any, ...], ...]:
     """The kernels of the pairwise set, as values of ``_KERNEL``: pairs of default features, and some of the rest."""
     factors: dict[str, Any] = {
-        "dtype": ("bf16", "fp16"),
+        "dtype": dtypes,
         "dims": tuple(DIMS),
         "mask": MASKS,
         "paged": (False, True),
         "skip": ("dense", "skip", "stat"),
     }
     plain = [{**row, "softcap": False, "alibi": False} for row in covering(factors, _default, seed=1)]
-    extras = {**factors, "dims": ((128, 128),), "dtype": ("bf16",), "softcap": (False, True), "alibi": (False, True)}
+    extras = {**factors, "dims": ((128, 128),), "dtype": dtypes[:1], "softcap": (False, True), "alibi": (False, True)}
     rare = covering(extras, lambda row: row["softcap"] or row["alibi"], seed=2, limit=7)
     return tuple(dict.fromkeys(tuple(row[name] for name in _KERNEL) for row in plain + rare))
 
@@ -63,7 +65,8 @@ def _default(row: Row) -> bool:
 
 def _allowed(row: Row) -> bool:
     """Whether a row of factors is a legal call of one of the kernels."""
-    return tuple(row[name] for name in _KERNEL) in kernels() and fits(row)
+    kept = kernels(_EIGHT_BIT if row["dtype"] in _EIGHT_BIT else _SIXTEEN_BIT)
+    return tuple(row[name] for name in _KERNEL) in kept and fits(row)
 
 
 def fits(row: Row) -> bool:
@@ -81,15 +84,22 @@ def fits(row: Row) -> bool:
 
 
 @cache
-def pairwise_cases() -> tuple[Case, ...]:
-    """Every legal pair of features, layouts, lengths, patterns and options, on the kernels of :func:`kernels`."""
-    rows = covering(runtime_factors(), _allowed, seed=3)
-    return tuple(case_of(row, index) for index, row in enumerate(rows))
+def pairwise_cases(arch: str = "sm90") -> tuple[Case, ...]:
+    """Every legal pair of features, layouts, lengths, patterns and options, on the kernels of :func:`kernels`.
+
+    SM100 has those of SM90, and as many with 8-bit operands.
+    """
+    found = []
+    for dtypes, name in ((_SIXTEEN_BIT, "pair"), (_EIGHT_BIT, "byte")):
+        if dtypes[0] in DTYPES[arch]:
+            rows = covering(runtime_factors(dtypes), _allowed, seed=3)
+            found += [replace(case_of(row, index, arch), name=f"{name}{index}") for index, row in enumerate(rows)]
+    return tuple(found)
 
 
-def covering_cases(count: int) -> tuple[Case, ...]:
+def covering_cases(count: int, arch: str = "sm90") -> tuple[Case, ...]:
     """The ``count`` pairwise cases that together meet the most values of kernel features, layouts and lengths."""
-    left, chosen = list(pairwise_cases()), []
+    left, chosen = list(pairwise_cases(arch)), []
     seen: set[tuple[str, Any]] = set()
     for _ in range(count):
         best = max(left, key=lambda case: len(_traits(case) - seen))
@@ -101,17 +111,37 @@ def covering_cases(count: int) -> tuple[Case, ...]:
 
 def _traits(case: Case) -> set[tuple[str, Any]]:
     names = ("dtype", "mask", "kv_layout", "q_layout", "skip", "lens", "memory", "softcap", "alibi", "seqused", "sinks")
-    return {(name, getattr(case, name)) for name in names} | {("dims", (case.spec.head_dim, case.mask, case.skip))}
+    single = {(name, getattr(case, name)) for name in (*names, "out_dtype", "descales", "pattern", "threshold_kind")}
+    return single | {("dims", (case.spec.head_dim, case.mask, case.skip))}
 
 
-def fuzz_case(seed: int) -> Case:
+@cache
+def kernel_pair_cases(arch: str) -> tuple[Case, ...]:
+    """The fewest pairwise cases found that meet every pair of kernel features that the pairwise cases meet."""
+    left, chosen = list(pairwise_cases(arch)), []
+    missing = set().union(*map(_feature_pairs, left))
+    while missing:
+        best = max(left, key=lambda case: (len(_feature_pairs(case) & missing), len(_traits(case))))
+        left.remove(best)
+        chosen.append(best)
+        missing -= _feature_pairs(best)
+    return tuple(chosen)
+
+
+def _feature_pairs(case: Case) -> set[tuple[Any, ...]]:
+    """Pairs of (feature, value) of the case's kernel; features of one value only say nothing."""
+    named = [(name, value) for name, value in case.spec.values.items() if name not in ("arch", "phase", "head_dim_v")]
+    return set(combinations(named, 2))
+
+
+def fuzz_case(seed: int, arch: str = "sm90") -> Case:
     """A random legal call of a random kernel of the pairwise set, with random lengths."""
     rng = random.Random(seed)
-    factors = runtime_factors()
+    factors = runtime_factors(DTYPES[arch])
     row = {name: rng.choice(values) for name, values in factors.items()}
     while not _allowed(row):
         row = {name: rng.choice(values) for name, values in factors.items()}
-    case = case_of(row, seed)
+    case = case_of(row, seed, arch)
     lens = [(rng.choice((0, 1, 63, 64, 65, 128)) if rng.random() < 0.2 else rng.randrange(1, 210)) for _ in case.lens]
     keys = [(rng.choice((0, 1, 64, 128, 256)) if rng.random() < 0.3 else rng.randrange(1, 450)) for _ in case.lens]
     if case.q_layout == "batched":
@@ -122,10 +152,10 @@ def fuzz_case(seed: int) -> Case:
     return replace(case, name=f"fuzz{seed}", lens=tuple(zip(lens, keys, strict=True)))
 
 
-def runtime_factors() -> dict[str, Any]:
-    """All factors of a call. Finer choices (exact head dims, windows, page sizes) go round by row."""
+def runtime_factors(dtypes: tuple[str, ...] = _SIXTEEN_BIT) -> dict[str, Any]:
+    """All factors of a call. Finer choices (exact head dims, windows, page sizes, descales) go round by row."""
     return {
-        "dtype": ("bf16", "fp16"),
+        "dtype": dtypes,
         "dims": tuple(DIMS),
         "mask": MASKS,
         "paged": (False, True),
@@ -144,16 +174,22 @@ def runtime_factors() -> dict[str, Any]:
     }
 
 
-def case_of(row: Row, index: int) -> Case:
+def case_of(row: Row, index: int, arch: str = "sm90") -> Case:
     """The case of a row of factors; ``index`` deals out what is not a factor."""
     packed = row["memory"].startswith("packed")
     small = [pair for pair in DIMS[row["dims"]] if not packed or pair[0] == pair[1]]
     dims = small[index % len(small)]
+    eight_bit = row["dtype"] in _EIGHT_BIT
+    if eight_bit:  # columns come in 16 bytes
+        dims = (-(-dims[0] // 16) * 16, -(-dims[1] // 16) * 16)
     forms = ("bool2", "packed2", "bool3", "packed3") + (() if row["q_ragged"] else ("bool4", "packed4"))
     thresholds = (1e-3, 0.0, 1e-2, 1.0, 1e-4) if row["threshold_kind"] != "float" else (1e-3,)
     return Case(
         name=f"pair{index}",
+        arch=arch,
         dtype=row["dtype"],
+        out_dtype="fp16" if eight_bit and row["give"] and index % 3 == 1 else "",
+        descales=("one", "head", "")[index % 3] if eight_bit else "",
         head_dim=dims[0],
         head_dim_v=dims[1],
         mask=row["mask"],
@@ -183,57 +219,6 @@ def case_of(row: Row, index: int) -> Case:
     )
 
 
-_PLAIN = Case(name="", head_dim=128, head_dim_v=128)
-_UNEVEN = ((150, 400), (30, 520), (65, 300))
-
-
-def pattern_cases() -> tuple[Case, ...]:
-    """Every pattern that must drop tiles, in both visiting orders, under a mask and without, batched and ragged."""
-    found = []
-    for mask in ("full", "causal", "window"):
-        base = replace(_PLAIN, mask=mask, lens=((150, 500),), window=(600, 600) if mask == "window" else (-1, -1))
-        for pattern in planted(order_of(base.spec)):
-            case = replace(base, name=f"plant-{pattern}-{mask}", pattern=pattern)
-            ragged = replace(case, lens=_UNEVEN, q_layout="ragged", kv_layout="ragged", threshold_kind="head")
-            found += [case, replace(ragged, name=f"{case.name}-ragged", thresholds=(1e-3, 1e-2))]
-    return tuple(found)
-
-
-def shape_cases() -> tuple[Case, ...]:
-    """Shapes that rings, schedulers and prefix sums trip over: long rows of tiles, many requests, many heads."""
-    deep = replace(_PLAIN, lens=((140, 1500),), pattern="random_rows")
-    many = tuple((7 * i % 90, 11 * i % 140) for i in range(130))
-    few = tuple((index % 3 * 65, 40) for index in range(40))
-    crowd = replace(_PLAIN, q_layout="ragged", kv_layout="ragged", head_dim=64, head_dim_v=64, heads_q=1, heads_kv=1)
-    return (
-        replace(deep, name="deep-causal"),
-        replace(deep, name="deep-full-alternating", mask="full", pattern="alternating"),
-        replace(deep, name="deep-skip", skip="skip", mask="full"),
-        replace(deep, name="deep-dense", skip="dense"),
-        replace(deep, name="deep-window-d256", mask="window", window=(500, 0), head_dim=256, head_dim_v=256, seed=1),
-        replace(deep, name="deep-d64-fp16", head_dim=64, head_dim_v=64, dtype="fp16", mask="full", heads_q=3),
-        replace(deep, name="deep-mla-paged", head_dim=192, kv_layout="nhd", page_size=16, lens=((200, 900),)),
-        replace(_PLAIN, name="window-huge", mask="window", window=(2**31 - 1, 2**31 - 1), lens=((150, 40),)),
-        replace(crowd, name="many-requests", lens=many),
-        replace(crowd, name="many-requests-tall", lens=few, mask="full", heads_q=2),
-        replace(_PLAIN, name="many-heads", lens=((70, 260), (70, 260)), heads_q=24, heads_kv=3),
-        replace(_PLAIN, name="whole-pages", lens=((90, 384), (90, 256)), kv_layout="hnd", page_size=128),
-    )
-
-
-def device_cases() -> tuple[Case, ...]:
-    """Values that only a device can meet: thresholds beyond [0, 1], rows that no request owns."""
-    odd = (5.0, math.nan, 1e-3, -1.0, math.inf, 1.0, 1e-30, -math.inf)
-    base = replace(_PLAIN, lens=((90, 500),) * 4, threshold_kind="head", thresholds=odd, mask="full")
-    padded = replace(_PLAIN, lens=((70, 200), (0, 0), (65, 300)), q_layout="ragged", kv_layout="ragged", extra_rows=90)
-    return (
-        replace(base, name="odd-thresholds-random", pattern="random"),
-        replace(base, name="odd-thresholds-planted", pattern="all_but_first"),
-        replace(padded, name="rows-of-nobody"),
-        replace(padded, name="rows-of-nobody-full", mask="full", pattern="tail"),
-    )
-
-
 def spec_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
     """Two calls of one kernel, for the exhaustive run: a ragged one and a batched one, options dealt out by index."""
     found = []
@@ -258,18 +243,18 @@ def spec_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
             "give": 2,
         }
         assert fits(row)
-        found.append(replace(case_of(row, number), name=f"{spec.name}-{'ragged' if ragged else 'batched'}"))
+        found.append(replace(case_of(row, number, spec.arch), name=f"{spec.name}-{'ragged' if ragged else 'batched'}"))
     return tuple(found)
 
 
-def kind_cases() -> tuple[Case, ...]:
+def kind_cases(arch: str = "sm90") -> tuple[Case, ...]:
     """A call for every group of three default kernels that differ only in what they do about skipping."""
-    specs = [spec for spec in matrix.specs("default", archs=["sm90"]) if spec.skip == "stat"]
+    specs = [spec for spec in matrix.specs("default", archs=[arch]) if spec.skip == "stat"]
     calls = [replace(spec_cases(spec, index)[1], pattern="random", seed=index) for index, spec in enumerate(specs)]
     return tuple(replace(call, name=f"{replace(call.spec, skip='dense').name}-kinds") for call in calls)
 
 
-def default_set_cases() -> tuple[Case, ...]:
+def default_set_cases(arch: str = "sm90") -> tuple[Case, ...]:
     """Two calls of every kernel of the default set."""
-    specs = matrix.specs("default", archs=["sm90"])
+    specs = matrix.specs("default", archs=[arch])
     return tuple(case for index, spec in enumerate(specs) for case in spec_cases(spec, index))

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from .build import MAP_SENTINEL, UNCOUNTED, Built, rows_of, sentinel, stats_before, whole
 from .cases import DTYPES, Case, Content, answers, rules_of
 from .oracle import Answer
+from .oracle_e4m3 import EXP2_ERROR, FACTOR
 
 Array = NDArray[Any]
 _UNIT = {"bf16": 2.0**-8, "fp16": 2.0**-11}  # rounding moves a value by at most this, relative
+_EXP2 = {"sm90": 0.0, "sm100": EXP2_ERROR}  # part of SM100's exponentials are a polynomial's
 _TINY = {"bf16": 1e-6, "fp16": 2.0**-23}  # fp16 has subnormals well within reach
 
 
@@ -70,22 +72,32 @@ def check_floats(case: Case, result: Result, index: int, one: Content, answer: A
     got = result.rows("out", index).double().numpy()
     _check_classes(f"{case.name}[{index}] out", got, answer.out)
     finite = np.isfinite(answer.out)
-    error = np.where(finite, np.abs(got - np.where(finite, answer.out, 0.0)), 0.0)
+    wanted = answer.out if answer.rounded is None else answer.rounded
+    error = np.where(finite, np.abs(got - np.where(finite, wanted, 0.0)), 0.0)
     with np.errstate(invalid="ignore"):
         bound = np.where(finite, out_bound(case, answer), 1.0)
     worst = np.unravel_index(np.argmax(error / bound), error.shape)
     assert (error <= bound).all(), (
         f"{case.name}[{index}] out at (row, head, column) {tuple(map(int, worst))}: got {got[worst]}, wanted "
-        f"{answer.out[worst]}, bound {bound[worst]:.2e}; {int((error > bound).sum())} of {error.size} are off"
+        f"{wanted[worst]}, bound {bound[worst]:.2e}; {int((error > bound).sum())} of {error.size} are off"
     )
     assert (got[~answer.kept_keys.any(axis=2).T] == 0).all(), f"{case.name}[{index}]: rows that see nothing must be 0"
-    peer = np.where(finite, np.abs(same_precision(case, one, answer) - answer.out), 0.0)
-    floor = _UNIT[case.dtype] * np.abs(answer.out[finite]).max(initial=0.0) + _TINY[case.dtype]
+    _check_beside_torch(case, index, one, answer, got)
+    if "lse" in result.tensors:
+        _check_lse(case, result.rows("lse", index).double().numpy(), answer, f"{case.name}[{index}] lse")
+
+
+def _check_beside_torch(case: Case, index: int, one: Content, answer: Answer, got: Array) -> None:
+    """The largest error is at most twice that of PyTorch at the same precision."""
+    finite = np.isfinite(answer.out)
+    error, peer = (
+        np.where(finite, np.abs(x - np.where(finite, answer.out, 0.0)), 0.0)
+        for x in (got, same_precision(case, one, answer))
+    )
+    floor = _UNIT[case.dtype_out] * np.abs(answer.out[finite]).max(initial=0.0) + _TINY[case.dtype_out]
     assert error.max(initial=0.0) <= 2 * np.nan_to_num(peer).max(initial=0.0) + floor, (
         f"{case.name}[{index}]: error {error.max():.2e}, a {case.dtype} PyTorch run has {np.nan_to_num(peer).max():.2e}"
     )
-    if "lse" in result.tensors:
-        _check_lse(case, result.rows("lse", index).double().numpy(), answer, f"{case.name}[{index}] lse")
 
 
 def _check_classes(what: str, got: Array, wanted: Array) -> None:
@@ -101,7 +113,7 @@ def _check_lse(case: Case, got: Array, answer: Answer, what: str) -> None:
     _check_classes(what, got, answer.lse)
     finite = np.isfinite(answer.lse)
     error = np.abs(got[finite] - answer.lse[finite])
-    bound = 1e-5 + 1e-6 * np.abs(answer.lse[finite]) + score_error(case, answer)[finite]
+    bound = 1e-5 + _EXP2[case.arch] + 1e-6 * np.abs(answer.lse[finite]) + score_error(case, answer)[finite]
     assert (error <= bound).all(), f"{what}: error {error.max():.2e}, bound {bound[np.argmax(error / bound)]:.2e}"
 
 
@@ -116,16 +128,24 @@ def score_error(case: Case, answer: Answer) -> Array:
 
 
 def out_bound(case: Case, answer: Answer) -> Array:
-    """Largest error that correct arithmetic can make: P and the output are rounded to 16 bits, scores to float32."""
-    unit = _UNIT[case.dtype]
-    scores = 2.2 * score_error(case, answer)[:, :, None]
+    """Largest error that correct arithmetic can make: P and the output are rounded, scores are float32.
+
+    With 8-bit P it is measured from ``answer.rounded``: the rounding is known, but for values between two.
+    """
+    unit, tiny = _UNIT[case.dtype_out], _TINY[case.dtype_out]
+    scores = 2.2 * score_error(case, answer)[:, :, None] + 2 * _EXP2[case.arch]
+    if answer.rounded is not None and answer.flips is not None:
+        relative = unit * 1.02 + scores
+        return np.asarray(answer.flips + relative * np.abs(answer.rounded) + 2.0**-18 * answer.spread + tiny)
     relative = unit * 1.02 + scores + 2.0**-18
     absolute = 2.0**-25 * answer.reach if case.dtype == "fp16" else 0.0  # P below 2^-14 is subnormal
-    return np.asarray(relative * answer.spread + unit * 1.02 * np.abs(answer.out) + absolute + _TINY[case.dtype])
+    return np.asarray(relative * answer.spread + unit * 1.02 * np.abs(answer.out) + absolute + tiny)
 
 
 def same_precision(case: Case, one: Content, answer: Answer) -> Array:
-    """The same attention over the kept keys, by PyTorch in the 16-bit type throughout; [len_q, Hq, Dv] float64."""
+    """The same attention over the kept keys, by PyTorch in the type of its operands; [len_q, Hq, Dv] float64."""
+    if case.dtype == "e4m3":
+        return _same_precision_e4m3(case, one, answer)
     rules = rules_of(case)
     repeat = case.heads_q // case.heads_kv
     q = (one.q * torch.tensor(case.softmax_scale, dtype=DTYPES[case.dtype])).transpose(0, 1)
@@ -143,6 +163,34 @@ def same_precision(case: Case, one: Content, answer: Answer) -> Array:
         s = torch.cat([s, sink], dim=2)
     p = torch.softmax(s, dim=2)[:, :, : v.shape[1]]
     return np.asarray((p @ v).transpose(0, 1).double().numpy())
+
+
+def _same_precision_e4m3(case: Case, one: Content, answer: Answer) -> Array:
+    """PyTorch with 8-bit operands and float32 sums, P rounded once from the row's maximum; the output as the case's."""
+    rules, repeat = rules_of(case), case.heads_q // case.heads_kv
+    if not len(one.k):
+        return np.zeros_like(answer.out)
+    scale = {name: torch.from_numpy(values)[:, None, None] for name, values in one.descales.items()}
+    q = one.q.float().transpose(0, 1).unflatten(0, (-1, repeat)) * scale.get("q_descale", torch.ones(1))[..., None]
+    k, v = (
+        x.float().transpose(0, 1) * scale.get(name, 1.0) for name, x in (("k_descale", one.k), ("v_descale", one.v))
+    )
+    s = (q @ k.transpose(1, 2).unsqueeze(1)).flatten(0, 1) * case.softmax_scale
+    if case.softcap:
+        s = torch.tanh(s / case.softcap) * case.softcap
+    if rules.alibi is not None:
+        len_q, len_k = s.shape[1:]
+        distance = (torch.arange(len_q)[:, None] + len_k - len_q - torch.arange(len_k)[None, :]).abs()
+        s = s - torch.from_numpy(rules.alibi).float()[:, None, None] * distance
+    s = s.masked_fill(~torch.from_numpy(answer.kept_keys), float("-inf"))
+    top = s.amax(dim=2, keepdim=True)
+    p = torch.exp(s - top)
+    total = p.sum(dim=2, keepdim=True)
+    if rules.sinks is not None:
+        total = total + torch.exp(torch.from_numpy(rules.sinks).float()[:, None, None] - top)
+    rounded = (p * FACTOR).to(DTYPES["e4m3"]).float() / FACTOR
+    out = (rounded @ v.repeat_interleave(repeat, dim=0)) / total
+    return np.asarray(out.to(DTYPES[case.dtype_out]).transpose(0, 1).double().numpy())
 
 
 def check_untouched(result: Result) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from .oracle_e4m3 import Walk, e4m3_rows, e4m3_unsure
+
 F64 = NDArray[np.float64]
 Bits = NDArray[np.bool_]
 
@@ -36,6 +38,7 @@ class Rules:
     alibi: F64 | None = None  # [Hq]
     sinks: F64 | None = None  # [Hq]
     margin: float = 1e-4
+    p_dtype: str = ""  # "e4m3": probabilities are rounded to it, times 256, before they meet V
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class Answer:
     reach: F64  # [len_q, Hq, Dv]: sum |v| / denominator, what absolute errors of p scale with
     score_size: F64  # [len_q, Hq]: max over keys of scale * sum |q||k|, what float32 dot products err by
     ambiguous: list[tuple[int, int, int]] = field(default_factory=list)  # (head, group, tile) too close to call
+    rounded: F64 | None = None  # [len_q, Hq, Dv]: out with P as Rules.p_dtype rounds it
+    flips: F64 | None = None  # [len_q, Hq, Dv]: what rounded moves by where P lies too close to two rounded values
 
     @property
     def visited(self) -> NDArray[np.int64]:
@@ -220,6 +225,8 @@ def attend(rules: Rules, request: Request) -> Answer:
         reach=np.zeros((len_q, heads, dim_v)),
         score_size=np.zeros((len_q, heads)),
     )
+    if rules.p_dtype:
+        answer.rounded, answer.flips = np.zeros_like(answer.out), np.zeros_like(answer.out)
     for head in range(heads):
         _attend_head(rules, request, head, answer)
     return answer
@@ -237,10 +244,12 @@ def _attend_head(rules: Rules, request: Request, head: int, answer: Answer) -> N
     masked = np.where(seen, s, -np.inf)
     limit = -math.inf if request.threshold is None else log2_threshold(float(request.threshold[head]))
     maxima, sees = tile_maxima(rules, masked, seen)
+    kept_tiles: list[list[int]] = []
     for group in range(answer.skip_map.shape[1]):
         rows = slice(group * rules.group_rows, (group + 1) * rules.group_rows)
         decisions, close = decide(rules, visited_tiles(rules, seen[rows]), maxima[rows], sees[rows], limit)
         answer.ambiguous += [(head, group, tile) for tile in close]
+        kept_tiles.append([tile for tile in decisions if decisions[tile] == KEPT])
         for tile, decision in decisions.items():
             answer.skip_map[head, group, tile] = decision
             keys = slice(tile * rules.tile_n, (tile + 1) * rules.tile_n)
@@ -252,3 +261,9 @@ def _attend_head(rules: Rules, request: Request, head: int, answer: Answer) -> N
     if len(k) and len(q):
         sizes = [np.abs(np.where(np.isfinite(x), x, 0.0)) for x in (q, k)]
         answer.score_size[:, head] = (sizes[0] @ sizes[1].T).max(axis=1) * rules.scale
+    if answer.rounded is not None and answer.flips is not None:
+        for group, tiles in enumerate(kept_tiles):
+            rows = slice(group * rules.group_rows, (group + 1) * rules.group_rows)
+            walk = Walk(tiles, rules.tile_n, np.where(answer.kept_keys[head, rows], s[rows], -np.inf), v, sink)
+            unsure = e4m3_unsure(answer.score_size[rows, head], rules.softcap)
+            answer.rounded[rows, head], answer.flips[rows, head] = e4m3_rows(walk, unsure)

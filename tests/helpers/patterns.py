@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 F64 = NDArray[np.float64]
 LOW, HIGH = -13.0, 16.0  # e^-13 is below any threshold the cases use, with room for the noise
 BLOCKS_PER_TILE = 4
-GROUP_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -26,6 +25,7 @@ class Field:
     len_q: int
     len_k: int
     tile_n: int
+    group_rows: int
     seen: NDArray[np.bool_]  # [len_q, len_k]
     rank: NDArray[np.int64]  # [len_q, tiles]: when the row's group visits each tile, 0 first; -1 = never
     rng: np.random.Generator
@@ -43,7 +43,7 @@ class Field:
     @property
     def groups(self) -> int:
         """Row groups, the last possibly partial."""
-        return -(-self.len_q // GROUP_ROWS)
+        return -(-self.len_q // self.group_rows)
 
     def by_tile(self, low: NDArray[np.bool_]) -> F64:
         """bias[row, block] from low[row, tile]."""
@@ -51,7 +51,7 @@ class Field:
 
     def by_group(self, low: NDArray[np.bool_]) -> F64:
         """bias[row, block] from low[group, tile]."""
-        return self.by_tile(np.repeat(low, GROUP_ROWS, axis=0)[: self.len_q])
+        return self.by_tile(np.repeat(low, self.group_rows, axis=0)[: self.len_q])
 
     def none(self) -> NDArray[np.bool_]:
         """low[row, tile] with nothing low."""
@@ -114,7 +114,7 @@ def _single_row(field: Field) -> F64:
     """Everything below is low but for one row of each group, which alone keeps one tile."""
     low = field.rank != 0
     for group in range(field.groups):
-        rows = np.arange(group * GROUP_ROWS, min((group + 1) * GROUP_ROWS, field.len_q))
+        rows = np.arange(group * field.group_rows, min((group + 1) * field.group_rows, field.len_q))
         low[field.rng.choice(rows), group % field.tiles] = False
     return field.by_tile(low)
 
@@ -131,7 +131,7 @@ def _random(field: Field) -> F64:
 def _random_rows(field: Field) -> F64:
     """Rows disagree: a tile goes only where all rows of the group find it low."""
     groups = field.rng.random((field.groups, field.tiles)) < 0.6
-    low = np.repeat(groups, GROUP_ROWS, axis=0)[: field.len_q]
+    low = np.repeat(groups, field.group_rows, axis=0)[: field.len_q]
     return field.by_tile(low & (field.rng.random((field.len_q, field.tiles)) < 0.98))
 
 
@@ -181,19 +181,19 @@ def plant_queries(q: F64, bias: F64, scale: float, len_k: int, tile_n: int) -> N
     q[:, (np.arange(bias.shape[1])[-count:]) % count] = last / scale
 
 
-def integer_scores(per_key: NDArray[np.int64], rows: int, dim: int) -> tuple[F64, F64]:
-    """(q [rows, 1, dim], k [keys, 1, dim]) whose raw scores are exactly ``per_key`` [rows, keys], |value| < 2^16.
+def integer_scores(per_key: NDArray[np.int64], rows: int, dim: int, base: int = 256) -> tuple[F64, F64]:
+    """(q [rows, 1, dim], k [keys, 1, dim]) whose raw scores are exactly ``per_key`` [rows, keys], |value| < base^2.
 
-    Every row is a choice among at most dim // 2 distinct score vectors; values are split into two parts of 8 bits,
-    which both 16-bit types hold exactly.
+    Every row is a choice among at most dim // 2 distinct score vectors; values are split into two digits, which 16-bit
+    types hold exactly at base 256 and e4m3 at base 16.
     """
     kinds, which = np.unique(per_key, axis=0, return_inverse=True)
     assert 2 * len(kinds) <= dim and rows == len(per_key)
     q, k = np.zeros((rows, 1, dim)), np.zeros((per_key.shape[1], 1, dim))
     row = np.arange(rows)
-    q[row, 0, 2 * which.reshape(-1)] = 256.0
+    q[row, 0, 2 * which.reshape(-1)] = base
     q[row, 0, 2 * which.reshape(-1) + 1] = 1.0
     for index, kind in enumerate(kinds):
-        high = np.floor_divide(kind, 256)
-        k[:, 0, 2 * index], k[:, 0, 2 * index + 1] = high, kind - 256 * high
+        high = np.floor_divide(kind, base)
+        k[:, 0, 2 * index], k[:, 0, 2 * index + 1] = high, kind - base * high
     return q, k

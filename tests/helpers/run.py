@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -11,6 +12,7 @@ import skimattn
 import torch
 from skimattn.call import Params
 from skimattn.codegen.spec import KernelSpec
+from skimattn.dispatch import REFERENCE_VARIABLE
 
 from .build import Built, build
 from .cases import Case, Content, contents
@@ -54,8 +56,16 @@ def result_of(built: Built, returned: object) -> Result:
 
 
 def run_on_reference(built: Built) -> Result:
-    """Through ``launch`` on CPU tensors."""
-    return result_of(built, skimattn.launch(params_of(built)))
+    """Through ``launch`` on CPU tensors, as the kernels of the case's architecture would."""
+    before = os.environ.get(REFERENCE_VARIABLE)
+    os.environ[REFERENCE_VARIABLE] = built.case.arch
+    try:
+        return result_of(built, skimattn.launch(params_of(built)))
+    finally:
+        if before is None:
+            del os.environ[REFERENCE_VARIABLE]
+        else:
+            os.environ[REFERENCE_VARIABLE] = before
 
 
 def run_on_gpu(built: Built, device: str = "cuda") -> Result:

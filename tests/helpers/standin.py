@@ -36,6 +36,7 @@ FILES = {
     "params.cuh.j2": "#pragma once\n// ${size} bytes\n",
     "features.cuh.j2": "#pragma once\n",
     "wgmma.cuh.j2": "#pragma once\n",
+    "tcgen05.cuh.j2": "#pragma once\n",
     "include/skimattn/core/base.cuh": "#pragma once\n#include <skimattn/params.cuh>\nconstexpr float kBase = 1.0f;\n",
     "include/skimattn/core/causal.cuh": "#pragma once\n#include <skimattn/core/base.cuh>\n"
     "constexpr float kValue = kBase + 1.0f;\n",

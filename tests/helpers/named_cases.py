@@ -1,0 +1,87 @@
+"""Cases by name, for what must not go wrong: planted patterns, shapes, and values that only a device meets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from skimattn.codegen.tiles import order_of
+
+from .cases import Case
+from .patterns import planted
+
+_PLAIN = Case(name="", head_dim=128, head_dim_v=128)
+_UNEVEN = ((150, 400), (30, 520), (65, 300))
+
+
+def pattern_cases(arch: str = "sm90") -> tuple[Case, ...]:
+    """Every pattern that must drop tiles, in both visiting orders, under a mask and without, batched and ragged."""
+    found = []
+    for mask in ("full", "causal", "window"):
+        base = replace(
+            _PLAIN, arch=arch, mask=mask, lens=((150, 500),), window=(600, 600) if mask == "window" else (-1, -1)
+        )
+        for pattern in planted(order_of(base.spec)):
+            case = replace(base, name=f"plant-{pattern}-{mask}", pattern=pattern)
+            ragged = replace(case, lens=_UNEVEN, q_layout="ragged", kv_layout="ragged", threshold_kind="head")
+            found += [case, replace(ragged, name=f"{case.name}-ragged", thresholds=(1e-3, 1e-2))]
+    return tuple(found)
+
+
+def shape_cases(arch: str = "sm90") -> tuple[Case, ...]:
+    """Shapes that rings, schedulers and prefix sums trip over: long rows of tiles, many requests, many heads."""
+    found = _shapes()
+    if arch == "sm100":
+        bytewise = [replace(case, name=f"{case.name}-e4m3", dtype="e4m3", descales="head") for case in found[::3]]
+        found = (*found, *bytewise, *_tall_shapes())
+    return tuple(replace(case, arch=arch) for case in found)
+
+
+def _tall_shapes() -> tuple[Case, ...]:
+    """Rows that fill CTAs of 256: whole ones, ones whose second group is empty or ragged, in every order of loads."""
+    tall = replace(_PLAIN, mask="full", pattern="random", heads_q=3, heads_kv=1)
+    return (
+        replace(tall, name="tall-whole", lens=((512, 640),)),
+        replace(
+            tall, name="tall-ragged", lens=((385, 300), (128, 400), (256, 129)), q_layout="ragged", kv_layout="ragged"
+        ),
+        replace(tall, name="tall-causal-mla", mask="causal", head_dim=192, lens=((300, 900),)),
+        replace(tall, name="tall-d256", head_dim=256, head_dim_v=256, lens=((300, 500),), heads_q=2),
+        replace(tall, name="tall-window-e4m3", mask="window", window=(300, 40), dtype="e4m3", lens=((400, 700),)),
+    )
+
+
+def _shapes() -> tuple[Case, ...]:
+    deep = replace(_PLAIN, lens=((140, 1500),), pattern="random_rows")
+    many = tuple((7 * i % 90, 11 * i % 140) for i in range(130))
+    few = tuple((index % 3 * 65, 40) for index in range(40))
+    crowd = replace(_PLAIN, q_layout="ragged", kv_layout="ragged", head_dim=64, head_dim_v=64, heads_q=1, heads_kv=1)
+    return (
+        replace(deep, name="deep-causal"),
+        replace(deep, name="deep-full-alternating", mask="full", pattern="alternating"),
+        replace(deep, name="deep-skip", skip="skip", mask="full"),
+        replace(deep, name="deep-dense", skip="dense"),
+        replace(deep, name="deep-window-d256", mask="window", window=(500, 0), head_dim=256, head_dim_v=256, seed=1),
+        replace(deep, name="deep-d64-fp16", head_dim=64, head_dim_v=64, dtype="fp16", mask="full", heads_q=3),
+        replace(deep, name="deep-mla-paged", head_dim=192, kv_layout="nhd", page_size=16, lens=((200, 900),)),
+        replace(_PLAIN, name="window-huge", mask="window", window=(2**31 - 1, 2**31 - 1), lens=((150, 40),)),
+        replace(crowd, name="many-requests", lens=many),
+        replace(crowd, name="many-requests-tall", lens=few, mask="full", heads_q=2),
+        replace(_PLAIN, name="many-heads", lens=((70, 260), (70, 260)), heads_q=24, heads_kv=3),
+        replace(_PLAIN, name="whole-pages", lens=((90, 384), (90, 256)), kv_layout="hnd", page_size=128),
+    )
+
+
+def device_cases(arch: str = "sm90") -> tuple[Case, ...]:
+    """Values that only a device can meet: thresholds beyond [0, 1], rows that no request owns."""
+    odd = (5.0, math.nan, 1e-3, -1.0, math.inf, 1.0, 1e-30, -math.inf)
+    base = replace(_PLAIN, arch=arch, lens=((90, 500),) * 4, threshold_kind="head", thresholds=odd, mask="full")
+    padded = replace(
+        _PLAIN, arch=arch, lens=((70, 200), (0, 0), (65, 300)), q_layout="ragged", kv_layout="ragged", extra_rows=90
+    )
+    return (
+        replace(base, name="odd-thresholds-random", pattern="random"),
+        replace(base, name="odd-thresholds-planted", pattern="all_but_first"),
+        replace(padded, name="rows-of-nobody"),
+        replace(padded, name="rows-of-nobody-full", mask="full", pattern="tail"),
+    )
