@@ -7,12 +7,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
 
 from . import matrix, pipeline
+from .arch import ARCHS
 from .errors import BuildError
 from .features import BY_NAME, Value
 from .metadata import listing
@@ -20,6 +21,8 @@ from .spec import KernelSpec
 from .toolchain import COMPILERS, find_toolchain
 
 _LISTS = ("--sm", "--only", "--explain")  # options that take all values up to the next option
+
+_NAMED = 4  # kernels of a long list that are named
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
@@ -96,26 +99,36 @@ def show_explanation(items: Sequence[str]) -> None:
         return
     spec = verdict.spec
     sets = [name for name in matrix.SETS if spec in matrix.specs(name)]
-    click.echo(f"accepted: {spec.name}\nin sets: {', '.join(sets)}\nbuild it: {matrix.build_command(spec)}")
+    click.echo(f"accepted: {spec.name}\nin sets: {', '.join(sets)}\nverified: {ARCHS[spec.arch].verified}")
+    click.echo(f"build it: {matrix.build_command(spec)}")
 
 
 def show_list(specs: Sequence[KernelSpec], folder: Path, as_json: bool) -> None:
     """Print the matrix: as a table for people, or as a JSON array."""
-    kernels = pipeline.built(folder)
-    rows = [listing(spec, kernels.get(spec)) for spec in specs]
+    kernels, sources = pipeline.built(folder), pipeline.Sources()
+    stale = {spec for spec, kernel in kernels.items() if pipeline.is_stale(kernel, sources)}
+    rows = [listing(spec, kernels.get(spec), spec in stale) for spec in specs]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
     width = max(len(row["name"]) for row in rows)
-    click.echo(f"{'kernel':{width}}  {'tile':>9}  threads  registers  smem bytes  spills  built")
+    click.echo(f"{'kernel':{width}}  {'tile':>9}  group  threads  registers  smem bytes  tmem  spills  built")
     for row in rows:
         tile = f"{row['tile_m']}x{row['tile_n']}"
         registers, spills = ("-" if row[name] is None else row[name] for name in ("registers", "spill_bytes"))
         click.echo(
-            f"{row['name']:{width}}  {tile:>9}  {row['threads']:>7}  {registers:>9}  {row['smem_bytes']:>10}"
-            f"  {spills:>6}  {'yes' if row['built'] else 'no'}"
+            f"{row['name']:{width}}  {tile:>9}  {row['group_rows']:>5}  {row['threads']:>7}  {registers:>9}"
+            f"  {row['smem_bytes']:>10}  {row['tmem_columns']:>4}  {spills:>6}  {_built_word(row)}"
         )
-    click.echo(f"{len(rows)} kernels, {sum(row['built'] for row in rows)} built in {folder}")
+    for arch in dict.fromkeys(spec.arch for spec in specs):
+        click.echo(f"{arch}: {ARCHS[arch].verified}")
+    outdated = sum(row["stale"] for row in rows)
+    more = f", {outdated} stale: built from other sources than those of now" if outdated else ""
+    click.echo(f"{len(rows)} kernels, {sum(row['built'] for row in rows)} built in {folder}{more}")
+
+
+def _built_word(row: Mapping[str, object]) -> str:
+    return "yes" if row["built"] else "stale" if row["stale"] else "no"
 
 
 def run_build(build: pipeline.Build, specs: Sequence[KernelSpec], jobs: int, dry_run: bool) -> int:
@@ -135,14 +148,16 @@ def run_build(build: pipeline.Build, specs: Sequence[KernelSpec], jobs: int, dry
         f"{time.perf_counter() - start:.1f} s; {len(outcome.rows)} kernels in {build.folder / pipeline.METADATA}"
     )
     if outcome.dropped:
-        click.echo(f"left out, because the sources have changed since they were built: {', '.join(outcome.dropped)}")
+        names = ", ".join(outcome.dropped[:_NAMED]) + (", ..." if len(outcome.dropped) > _NAMED else "")
+        count = len(outcome.dropped)
+        click.echo(f"left out, because the sources have changed since they were built: {count} kernels ({names})")
     if outcome.failed:
         click.echo(f"failed: {', '.join(outcome.failed)}", err=True)
     return 1 if outcome.failed else 0
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--sm", multiple=True, metavar="ARCH ...", help="Architectures, such as 90. Default: all with specs.")
+@click.option("--sm", multiple=True, metavar="ARCH ...", help="Architectures, such as 90 100. Default: all.")
 @click.option("--set", "set_name", type=click.Choice(matrix.SETS), default="default", show_default=True)
 @click.option("--only", multiple=True, metavar="FIELD=VALUE[,VALUE] ...", help="Keep these kernels of the set.")
 @click.option("--compiler", type=click.Choice(COMPILERS), default="nvrtc", show_default=True)

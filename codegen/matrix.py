@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -154,9 +154,16 @@ def _spelled(feature: Feature) -> str:
 @cache
 def all_specs() -> tuple[KernelSpec, ...]:
     """Every accepted kernel, in the order of the feature table."""
-    combinations = product(*(feature.values for feature in FEATURES))
-    candidates = (KernelSpec(*values) for values in combinations)  # type: ignore[arg-type]
-    return tuple(spec for spec in candidates if isinstance(judge(spec), Accepted))
+    return tuple(spec for spec in _candidates() if isinstance(judge(spec), Accepted))
+
+
+def _candidates() -> Iterator[KernelSpec]:
+    """All combinations of values; but those of head dims, most of which do not exist, are left out right away."""
+    names = [feature.name for feature in FEATURES]
+    dims = slice(names.index("head_dim"), names.index("head_dim_v") + 1)
+    for values in product(*(feature.values for feature in FEATURES)):
+        if values[dims] in HEAD_DIMS:
+            yield KernelSpec(*values)  # type: ignore[arg-type]
 
 
 def in_default(spec: KernelSpec) -> bool:

@@ -10,18 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from . import params
+from .arch import ARCHS
 from .compile import Report
 from .errors import MetadataError
 from .spec import KernelSpec
 from .tiles import order_of, smem_bytes, tile_of, tmem_columns
 
-FORMAT = 1
+FORMAT = 2
 _LAYOUT = hashlib.sha256(repr((params.FIELDS, params.SIZE)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One compiled kernel. The first fields are those of its spec; bytes for sizes, rows and keys for tiles."""
+    """One compiled kernel. The first fields are those of its spec; bytes for sizes, rows and keys for tiles.
+
+    ``source_sha256`` is of everything that was compiled. ``verified`` says by what the architecture's kernels are known
+    to be right.
+    """
 
     arch: str
     phase: str
@@ -52,6 +57,7 @@ class Kernel:
     source_sha256: str
     compiler: str
     params_size: int
+    verified: str
 
     @property
     def spec(self) -> KernelSpec:
@@ -91,13 +97,18 @@ def _geometry(spec: KernelSpec) -> dict[str, Any]:
         "smem_bytes": smem_bytes(spec),
         "tmem_columns": tmem_columns(spec),
         "params_size": params.SIZE,
+        "verified": ARCHS[spec.arch].verified,
     }
 
 
-def listing(spec: KernelSpec, kernel: Kernel | None) -> dict[str, Any]:
-    """The row of ``--list --json``: as the metadata, null for what only a built kernel has."""
+def listing(spec: KernelSpec, kernel: Kernel | None, stale: bool = False) -> dict[str, Any]:
+    """The row of ``--list --json``: as the metadata, null for what only a built kernel has.
+
+    ``stale`` = the kernel was built from other sources than those of now; such a kernel does not count as ``built``.
+    """
     unbuilt = dict.fromkeys(("registers", "spill_bytes", "cubin_sha256"))
-    row = {**unbuilt, **_geometry(spec), **(dict(vars(kernel)) if kernel else {}), "built": kernel is not None}
+    row = {**unbuilt, **_geometry(spec), **(dict(vars(kernel)) if kernel else {})}
+    row |= {"built": kernel is not None and not stale, "stale": stale}
     row["tile"] = [row["tile_m"], row["tile_n"]]
     return row
 

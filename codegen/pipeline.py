@@ -55,6 +55,11 @@ class Sources:
         return self._headers.unit(spec.name, spec.arch, emit.render_kernel(spec))
 
 
+def is_stale(kernel: metadata.Kernel, sources: Sources) -> bool:
+    """Whether a built kernel was made from other sources than these."""
+    return sources.unit(kernel.spec).source_sha256 != kernel.source_sha256
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a build would do: the units of the chosen specs, and why some have to be compiled."""

@@ -19,8 +19,9 @@ from .validate_outputs import check_skip_map
 
 def variants() -> list[dict[str, Any]]:
     """Every kernel of the matrix as a row like those of ``build.py --list --json``, with ``built`` true or false."""
-    built = kernels.built()
-    return [metadata.listing(spec, built[spec].kernel if spec in built else None) for spec in matrix.all_specs()]
+    built = {spec: located.kernel for spec, located in kernels.built().items()}
+    stale = {spec for spec, kernel in built.items() if kernels.is_stale(kernel)}
+    return [metadata.listing(spec, built.get(spec), spec in stale) for spec in matrix.all_specs()]
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class Explanation:
     """Why a call, or a description of a kernel, is accepted or refused.
 
     ``path`` is ``"cuda"`` (a kernel), ``"reference"`` (CPU tensors) or ``"none"`` (refused). ``kernel`` is the kernel's
-    name; the reference computes what that kernel would. ``tile`` is (rows, keys). ``trace`` tells every step.
+    name; the reference computes what that kernel would. ``tile`` is (rows, keys). ``built`` is whether the kernel was
+    built from the sources of now. ``verified`` says by what kernels of its architecture are known to be right.
+    ``trace`` tells every step.
     """
 
     accepted: bool
@@ -40,6 +43,7 @@ class Explanation:
     group_rows: int | None
     order: str | None
     built: bool
+    verified: str | None
     trace: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -101,17 +105,22 @@ def _kind_reason(problem: Problem) -> str:
 
 
 def _refused(reason: str, trace: list[str]) -> Explanation:
-    return Explanation(False, reason, "none", None, None, None, None, None, False, (*trace, f"rejected: {reason}"))
+    return Explanation(
+        False, reason, "none", None, None, None, None, None, False, None, (*trace, f"rejected: {reason}")
+    )
 
 
 def _accepted(spec: KernelSpec, path: str, trace: list[str]) -> Explanation:
     located = kernels.find(spec)
     row = located.kernel if located else kernels.describe(spec)
+    stale = located is not None and kernels.is_stale(located.kernel)
     trace.append(f"kernel: {row.name}, tile {row.tile_m}x{row.tile_n}, groups of {row.group_rows}, {row.order} order")
+    trace.append(f"verified: {row.verified}")
     if path == "reference":
         trace.append("path: reference, since the tensors are on the CPU; it computes what the kernel would")
     elif located:
-        trace.append(f"path: cuda, built in {located.folder}")
+        how = "stale in {}: built from other sources than those of now" if stale else "built in {}"
+        trace.append(f"path: cuda, {how.format(located.folder)}")
     elif kernels.jit_enabled():
         trace.append("path: cuda, not built: compiled on first use")
     else:
@@ -127,6 +136,7 @@ def _accepted(spec: KernelSpec, path: str, trace: list[str]) -> Explanation:
         (row.tile_m, row.tile_n),
         row.group_rows,
         row.order,
-        located is not None,
+        located is not None and not stale,
+        row.verified,
         tuple(trace),
     )

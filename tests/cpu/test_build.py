@@ -18,9 +18,9 @@ from skimattn.codegen.files import locked
 from tests.helpers import standin
 
 MASKS = ("full", "causal", "window")
-ONLY = ("--only", "dtype=bf16", "head_dim=64", "skip=dense", "paged=false", "mask=" + ",".join(MASKS))
+ONLY = ("--sm", "90", "--only", "dtype=bf16", "head_dim=64", "skip=dense", "paged=false", "mask=" + ",".join(MASKS))
 SPECS = matrix.specs(
-    "default", {"dtype": ["bf16"], "head_dim": [64], "skip": ["dense"], "paged": [False], "mask": MASKS}
+    "default", {"dtype": ["bf16"], "head_dim": [64], "skip": ["dense"], "paged": [False], "mask": MASKS}, ["sm90"]
 )
 CAUSAL = next(spec for spec in SPECS if spec.mask == "causal")
 
@@ -36,7 +36,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def build(out: Path, templates: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return standin.run("--sm", "90", *ONLY, "--out", out, *more, templates=templates)
+    return standin.run(*ONLY, "--out", out, *more, templates=templates)
 
 
 def summary(done: subprocess.CompletedProcess[str]) -> str:
@@ -74,6 +74,14 @@ def test_a_build_leaves_sources_cubins_and_metadata(out: Path, templates: Path) 
     assert all(0 < item["seconds"] < 30 and 0 < item["peak_mb"] < 1000 for item in log["kernels"].values())
     listed = standin.run("--list", "--json", *ONLY, "--out", out, templates=templates)
     assert all(row["built"] and row["registers"] for row in json.loads(listed.stdout))
+    edit(templates / "include/skimattn/core/base.cuh", "1.0f", "1.5f")
+    listed = standin.run("--list", "--json", *ONLY, "--out", out, templates=templates)
+    of_list = {row["mask"]: (row["built"], row["stale"]) for row in json.loads(listed.stdout)}
+    assert of_list == {"causal": (False, True), "full": (True, False), "window": (True, False)}
+    text = standin.run("--list", *ONLY, "--out", out, templates=templates).stdout
+    words = {line.split()[0]: line.split()[-1] for line in text.splitlines() if line.startswith("skim_")}
+    assert words == {spec.name: "stale" if spec == CAUSAL else "yes" for spec in SPECS}
+    assert "3 kernels, 2 built in" in text and "1 stale: built from other sources than those of now" in text
 
 
 def test_only_what_includes_a_changed_header_is_compiled_again(out: Path, templates: Path) -> None:
@@ -98,7 +106,7 @@ def test_the_same_inputs_give_the_same_bytes_everywhere(out: Path, templates: Pa
     build(out, templates)
     assert build(other, tmp_path / "copy").returncode == 0
     assert products(out) == products(other)
-    assert len(products(out)) == 3 + 3 + 3 + 1
+    assert len(products(out)) == 3 + 4 + 3 + 1
 
 
 def test_a_compiler_error_names_the_kernel_and_the_others_are_built(out: Path, templates: Path) -> None:
@@ -153,7 +161,7 @@ def test_damage_is_repaired(out: Path, templates: Path) -> None:
 
 @pytest.mark.parametrize("all_processes", [True, False], ids=["everything", "build.py"])
 def test_a_killed_build_is_finished_by_the_next(out: Path, templates: Path, all_processes: bool) -> None:
-    command = standin.command("--sm", "90", *ONLY, "--jobs", "1", "--out", out)
+    command = standin.command(*ONLY, "--jobs", "1", "--out", out)
     victim = subprocess.Popen(
         command, env=standin.environment(templates), start_new_session=True, stdout=subprocess.DEVNULL
     )
@@ -173,7 +181,7 @@ def test_a_killed_build_is_finished_by_the_next(out: Path, templates: Path, all_
 
 
 def test_two_builds_at_once_do_no_harm(out: Path, templates: Path, tmp_path: Path) -> None:
-    command = standin.command("--sm", "90", *ONLY, "--jobs", "1", "--out", out)
+    command = standin.command(*ONLY, "--jobs", "1", "--out", out)
     builds = [
         subprocess.Popen(command, env=standin.environment(templates), stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -222,7 +230,7 @@ def test_a_smaller_choice_keeps_what_is_current_and_drops_what_is_not(out: Path,
     assert len(metadata.load(out / "metadata.json")) == 3
     edit(templates / "include/skimattn/core/other.cuh", "3.0f", "3.5f")
     done = standin.run(*narrow, "--out", out, templates=templates)
-    assert "left out, because the sources have changed since they were built" in done.stdout
+    assert "left out, because the sources have changed since they were built: 2 kernels (skim_" in done.stdout
     assert [row.spec for row in metadata.load(out / "metadata.json")] == [CAUSAL]
 
 
@@ -253,7 +261,7 @@ def test_a_build_with_nothing_to_do_takes_under_half_a_second(out: Path, monkeyp
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        done = standin.run("--sm", "90", "--out", out)
+        done = standin.run("--sm", "90", "100", "--out", out)
         seconds.append(time.perf_counter() - start)
         assert summary(done) == f"0 compiled, {len(specs)} up to date, 0 failed"
     assert min(seconds) < 0.5, seconds

@@ -92,9 +92,10 @@ def test_list_as_json(tmp_path: Path) -> None:
 def test_list_as_a_table(tmp_path: Path) -> None:
     result = invoke("--list", "--set", "smoke", "--sm", "90", "--out", str(tmp_path))
     lines = result.output.splitlines()
-    assert lines[0].split()[:3] == ["kernel", "tile", "threads"]
+    assert lines[0].split()[:3] == ["kernel", "tile", "group"]
     smoke = matrix.specs("smoke", archs=["sm90"])
-    assert len(lines) == len(smoke) + 2
+    assert len(lines) == len(smoke) + 3
+    assert lines[-2] == "sm90: run on an H200"
     assert lines[-1] == f"{len(smoke)} kernels, 0 built in {tmp_path}"
 
 
@@ -112,6 +113,7 @@ def test_explain_accepted() -> None:
     assert result.output.splitlines() == [
         "accepted: skim_sm90_prefill_bf16_d128_causal_stat_softcap",
         "in sets: full",
+        "verified: run on an H200",
         "build it: python build.py --sm 90 --set full --only dtype=bf16 out_dtype=bf16 head_dim=128 head_dim_v=128 "
         "mask=causal paged=false skip=stat softcap=true alibi=false",
     ]

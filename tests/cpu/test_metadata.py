@@ -19,9 +19,11 @@ from skimattn.codegen.metadata import Kernel
 CUBIN = b"not really a cubin" * 10
 
 
+REPORT = Report("key", "source", hashlib.sha256(CUBIN).hexdigest(), "nvrtc 13.0.88", 168, 0, 1.0, 200)
+
+
 def make(count: int = 3) -> tuple[Kernel, ...]:
-    report = Report("key", "source", hashlib.sha256(CUBIN).hexdigest(), "nvrtc 13.0.88", 168, 0, 1.0, 200)
-    return tuple(metadata.kernel_of(spec, report, f"sm90/{spec.name}.cubin") for spec in specs("default")[:count])
+    return tuple(metadata.kernel_of(spec, REPORT, f"sm90/{spec.name}.cubin") for spec in specs("default")[:count])
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_every_flipped_digit_is_refused(path: Path) -> None:
     ("change", "words"),
     [
         (lambda document: document.update(package="other"), "not a skimattn metadata file"),
-        (lambda document: document.update(format=2), "format: expected 1 \\(got 2\\)"),
+        (lambda document: document.update(format=1), "format: expected 2 \\(got 1\\)"),
         (lambda document: document.update(params_layout_sha256="0"), "params_layout_sha256: expected"),
         (lambda document: document.update(kernels={}), "kernels: expected a list \\(got dict\\)"),
         (lambda document: document.pop("kernels"), "kernels: expected a list"),
@@ -94,6 +96,9 @@ def test_other_json_is_refused(path: Path) -> None:
         ("paged", 0, "paged: expected bool"),
         ("mask", "banded", "mask: expected one of"),
         ("params_size", 64, "params_size: expected \\d+ \\(got 64\\)"),
+        ("group_rows", 128, "group_rows: expected 64 \\(got 128\\)"),
+        ("tmem_columns", 512, "tmem_columns: expected 0 \\(got 512\\)"),
+        ("verified", "certainly", "verified: expected 'run on an H200'"),
         ("tile_n", 96, "tile_n: expected \\d+ \\(got 96\\)"),
         ("smem_bytes", 1, "smem_bytes: expected"),
         ("key", 1, "key: expected"),
@@ -138,13 +143,31 @@ def test_cubins_are_checked(tmp_path: Path) -> None:
 def test_listing_has_the_promised_fields() -> None:
     kernel = make()[0]
     promised = set(vars(kernel.spec)) | {"name", "key", "tile", "group_rows", "order", "threads", "registers"}
-    promised |= {"spill_bytes", "smem_bytes", "cubin_sha256", "built"}
+    promised |= {"spill_bytes", "smem_bytes", "tmem_columns", "verified", "cubin_sha256", "built", "stale"}
     built, unbuilt = metadata.listing(kernel.spec, kernel), metadata.listing(kernel.spec, None)
     assert promised <= built.keys() & unbuilt.keys()
     assert built["tile"] == [kernel.tile_m, kernel.tile_n]
     assert (built["built"], unbuilt["built"]) == (True, False)
+    stale = metadata.listing(kernel.spec, kernel, stale=True)
+    assert [(row["built"], row["stale"]) for row in (built, unbuilt, stale)] == [
+        (True, False),
+        (False, False),
+        (False, True),
+    ]
     assert unbuilt["registers"] is None and unbuilt["cubin_sha256"] is None
     assert unbuilt["tile"] == built["tile"]
+
+
+def test_rows_say_how_far_their_architecture_was_tried() -> None:
+    (hopper,) = specs("smoke", {"mask": ["chunked"]}, ["sm90"])
+    (blackwell,) = specs("smoke", {"mask": ["chunked"]}, ["sm100"])
+    rows = [metadata.kernel_of(spec, REPORT, "x.cubin") for spec in (hopper, blackwell)]
+    assert [row.verified for row in rows] == [
+        "run on an H200",
+        "compiles; verified on the emulator; not run on Blackwell",
+    ]
+    assert [(row.group_rows, row.tmem_columns) for row in rows] == [(64, 0), (128, 512)]
+    assert all(f'"verified": "{row.verified}"' in metadata.dump(rows) for row in rows)
 
 
 def test_refusals_are_build_errors() -> None:

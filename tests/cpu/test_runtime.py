@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import logging
 import math
 import subprocess
@@ -27,7 +29,8 @@ from skimattn import (
     threshold_from_scale_factor,
     variants,
 )
-from skimattn.codegen import matrix, metadata
+from skimattn.codegen import matrix, metadata, pipeline
+from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.spec import KernelSpec
 
 SPEC = KernelSpec("sm90", "prefill", "bf16", "bf16", 64, 64, "causal", False, "dense", False, False)
@@ -47,13 +50,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     kernels._read.cache_clear()
 
 
-def put(folder: Path, cubin: bytes = b"a cubin") -> metadata.Kernel:
+def put(folder: Path, cubin: bytes = b"a cubin", source_sha256: str | None = None) -> metadata.Kernel:
     """Write the kernel of SPEC as a build would."""
-    import dataclasses
-    import hashlib
-
     row = dataclasses.replace(
-        kernels.describe(SPEC), cubin="one.cubin", cubin_sha256=hashlib.sha256(cubin).hexdigest(), registers=168
+        kernels.describe(SPEC),
+        cubin="one.cubin",
+        cubin_sha256=hashlib.sha256(cubin).hexdigest(),
+        registers=168,
+        source_sha256=source_sha256 or pipeline.Sources().unit(SPEC).source_sha256,
     )
     (folder / "one.cubin").write_bytes(cubin)
     (folder / "metadata.json").write_text(metadata.dump([row]))
@@ -158,7 +162,7 @@ def test_variants_lists_the_whole_matrix(folder: Path) -> None:
     names = (
         "name key arch phase dtype out_dtype head_dim head_dim_v mask paged skip softcap alibi tile group_rows order"
     )
-    names += " threads registers spill_bytes smem_bytes cubin_sha256 built"
+    names += " threads registers spill_bytes smem_bytes tmem_columns verified cubin_sha256 built stale"
     assert set(names.split()) <= set(rows[0])
 
 
@@ -200,6 +204,32 @@ def test_a_built_kernel_is_taken_from_the_folder(folder: Path) -> None:
     assert kernels.obtain(SPEC) == (row, b"a cubin")
 
 
+def test_a_kernel_of_other_sources_is_used_with_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(folder)
+    with caplog.at_level(logging.WARNING, "skimattn"):
+        kernels.obtain(SPEC)
+        assert not caplog.records
+        row = put(folder, source_sha256="0" * 64)
+        kernels._read.cache_clear()
+        assert kernels.obtain(SPEC) == (row, b"a cubin")
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert text.startswith(f"{SPEC.name}: {folder} holds it as other sources than those of now made it")
+    assert text.endswith(f"to renew it: {matrix.build_command(SPEC)}")
+    assert not any(row["built"] for row in variants())
+    assert [row["name"] for row in variants() if row["stale"]] == [SPEC.name]
+    explanation = explain(**{name: value for name, value in SPEC.values.items() if name != "phase"})
+    assert explanation.accepted and not explanation.built
+    assert f"path: cuda, stale in {folder}: built from other sources than those of now" in explanation.trace
+
+
+def test_explain_says_how_far_an_architecture_was_tried(folder: Path) -> None:
+    for arch in ARCHS.values():
+        explanation = explain(arch=arch.name)
+        assert explanation.verified == arch.verified and f"verified: {arch.verified}" in explanation.trace
+    assert explain(arch="sm80").verified is None
+
+
 def test_damaged_cubins_are_refused_by_name(folder: Path) -> None:
     put(folder)
     for damage in (b"a cubi", b"A cubin", b""):
@@ -221,7 +251,7 @@ def test_damaged_metadata_is_refused_by_name(folder: Path, text: str) -> None:
 def test_truncated_and_changed_metadata_is_refused(folder: Path) -> None:
     put(folder)
     whole = (folder / "metadata.json").read_text()
-    for text in (whole[:-10], whole.replace("168", "167"), whole.replace('"format": 1', '"format": 9')):
+    for text in (whole[:-10], whole.replace("168", "167"), whole.replace('"format": 2', '"format": 9')):
         assert text != whole
         kernels._read.cache_clear()
         (folder / "metadata.json").write_text(text)
