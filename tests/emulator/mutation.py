@@ -12,11 +12,13 @@ EPILOGUE, STORAGE = "skimattn/sm90/epilogue.cuh", "skimattn/sm90/storage.cuh"
 DESCRIPTOR, SKIP = "skimattn/sm90/descriptor.cuh", "skimattn/core/skip.cuh"
 MASK, SOFTMAX, SCHEDULER = "skimattn/core/mask.cuh", "skimattn/sm90/softmax.cuh", "skimattn/core/scheduler.cuh"
 TILES = "skimattn/core/tile_range.cuh"
+TALLY = "skimattn/core/tally.cuh"
 
 DENSE = Case(
     "mutation-dense", head_dim=128, head_dim_v=128, skip="dense", lens=((200, 500),), pattern="none", mask="causal"
 )
 STAT = Case("mutation-stat", skip="stat", lens=((300, 700),), pattern="alternating", mask="full")
+CAUSAL = replace(STAT, name="mutation-causal", mask="causal")
 RANDOM = replace(STAT, name="mutation-random", lens=((300, 1500),), pattern="random")
 RAGGED = replace(
     STAT, name="mutation-ragged", q_layout="ragged", kv_layout="ragged", lens=((100, 400), (70, 300)), pattern="tail"

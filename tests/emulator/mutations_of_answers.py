@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .mutation import (
+    CAUSAL,
     CONSUMER,
     DENSE,
     MASK,
@@ -15,6 +16,7 @@ from .mutation import (
     SKIP,
     SOFTMAX,
     STAT,
+    TALLY,
     TILES,
     WINDOW,
     Mutation,
@@ -78,5 +80,15 @@ WRONG_ANSWERS: tuple[Mutation, ...] = (
         DENSE,
         (RESULT,),
     ),
+    Mutation(
+        "a group's count takes in its neighbour's tiles",
+        TALLY,
+        "      if (n < own.first || n >= own.last) return;\n",
+        "",
+        CAUSAL,
+        (RESULT,),
+    ),
+    Mutation("kept and skipped swapped in the skip map", TALLY, "(kept ? 1 : 2)", "(kept ? 2 : 1)", STAT, (RESULT,)),
+    Mutation("skipped tiles not counted", TALLY, "skipped_ += kept ? 0 : 1;", "", STAT, (RESULT,)),
     Mutation("work counter not reset", SCHEDULER, "ptx::st_global(counter_, 0u)", "", DENSE, (RESULT,)),
 )

@@ -23,6 +23,13 @@ struct Ring {
   SKIM_DEVICE Ring previous() const { return slot == 0 ? Ring{kSlots - 1, phase ^ 1} : Ring{slot - 1, phase}; }
 };
 
+// Skip kernels: what a row group decides about a tile. All its warps arrive on `voted`; `kept` is the number of the
+// last vote, counted over all tiles, in which one of them kept its tile. Side by side, so that one address serves both.
+struct Vote {
+  uint64_t voted;
+  uint32_t kept, unused;
+};
+
 template <class Storage>
 SKIM_DEVICE WorkItem read_work(const Storage& smem, int slot) {
   int words[kWorkWords];

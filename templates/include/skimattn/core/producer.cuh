@@ -1,7 +1,7 @@
 // The warps that feed a CTA: one draws work, tells everybody, and loads K; one loads V, one Q. Each runs ahead as far
 // as its own buffers allow, and none has to keep another's place in the few registers it has.
 #pragma once
-#include <skimattn/core/pipeline.cuh>
+#include <skimattn/core/tally.cuh>
 
 namespace skimattn {
 
@@ -42,10 +42,19 @@ class Producer {
     for (WorkItem item = receive(); item.valid; item = receive()) {
       const TileRange range = cta_range<Tr>(item, p_);
       const Keys keys = keys_of(item);
+      Tally<Tr> tally(p_, item);
+      bool expected = true;  // a first tile is kept, and one after a kept one most often
 #pragma unroll 1
       for (int i = 0; i < range.last - range.first; ++i) {
-        load_v(keys, visited_tile<Tr::kSinkFirst>(range.first, range.last, i), i == 0);
+        const int n = visited_tile<Tr::kSinkFirst>(range.first, range.last, i);
+        load_v(keys, n, expected);
+        if constexpr (Tr::kSkip != Skip::kDense) {
+          expected = some_group_keeps([&](int group, bool kept) { tally.record(group, n, kept); });
+          vote_.advance();
+          ++votes_;
+        }
       }
+      tally.add();
     }
   }
 
@@ -107,9 +116,11 @@ class Producer {
     k_.advance();
   }
 
-  SKIM_DEVICE void load_v(const Keys& keys, int tile, bool is_first) {
+  // A tile that is expected to be kept is loaded at once, since waiting for the vote would delay it. Otherwise the vote
+  // is awaited, and most often spares the load.
+  SKIM_DEVICE void load_v(const Keys& keys, int tile, bool expected) {
     ptx::mbarrier_wait_parity(&smem_.v_empty[v_.slot], v_.phase ^ 1);
-    if (is_wanted(is_first)) {
+    if (expected || some_group_keeps([](int, bool) {})) {
       load_tile<Storage::kPanelsV>(smem_.v[v_.slot], p_.tma_v, &smem_.v_full[v_.slot], keys, tile);
     } else {
       ptx::mbarrier_arrive(&smem_.v_full[v_.slot]);  // nobody will read the slot, but everybody counts its phases
@@ -117,26 +128,19 @@ class Producer {
     v_.advance();
   }
 
-  // Whether some group keeps the tile. After a tile that was kept this is taken for granted, since waiting for the vote
-  // would delay V; after one that all groups skipped the vote is awaited, and most often spares the load.
-  SKIM_DEVICE bool is_wanted(bool is_first) {
-    if constexpr (Tr::kSkip == Skip::kDense) return true;
-    ++votes_;
-    const Ring<Tr::kStagesV> before = v_.previous();
-    const bool expected = votes_ == 1 || some_group_keeps(before, votes_ - 1);
-    return is_first || expected || some_group_keeps(v_, votes_);
-  }
-
-  // Waits until all groups have voted on a tile, and says whether one of them keeps it.
-  // Note: no group gets to the next vote in the same place before this one's V is settled: before a group votes it has
-  // waited for the V of the tile before.
-  SKIM_DEVICE bool some_group_keeps(Ring<Tr::kStagesV> tile, uint32_t vote) {
-    bool kept = false;
+  // Waits until all groups have voted on this tile, tells what each decided, and returns whether one of them keeps it.
+  template <class Tell>
+  SKIM_DEVICE bool some_group_keeps(Tell tell) {
+    bool some = false;
+#pragma unroll
     for (int group = 0; group < Tr::kConsumers; ++group) {
-      ptx::mbarrier_wait_parity(&smem_.voted[tile.slot][group], tile.phase);
-      kept |= ptx::ld_shared(&smem_.kept[tile.slot][group]) == vote;
+      Vote& vote = smem_.votes[vote_.slot][group];
+      ptx::mbarrier_wait_parity(&vote.voted, vote_.phase);
+      const bool kept = ptx::ld_shared(&vote.kept) == votes_;
+      tell(group, kept);
+      some |= kept;
     }
-    return kept;
+    return some;
   }
 
   template <int kPanels>
@@ -175,7 +179,8 @@ class Producer {
   Ring<Tr::kStages> k_;   // run_keys
   Ring<Tr::kStagesV> v_;  // run_values
   Ring<kWorkSlots> work_;
-  uint32_t votes_ = 0;
+  Ring<Storage::kVoteSlots> vote_;  // V's loader
+  uint32_t votes_ = 1;              // number of this tile's vote; 0 is none
 };
 
 }  // namespace skimattn

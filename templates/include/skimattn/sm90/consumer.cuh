@@ -20,7 +20,6 @@ class Consumer {
   using Bars = NamedBarrier<Tr>;
   using Place = FragmentPlace<Layout>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense;
-  static constexpr bool kCounts = Tr::kSkip == Skip::kStat;
   static constexpr int kScores = Tr::kTileN / 2;  // floats a thread holds of a 64-row tile
   static constexpr int kOut = Tr::kHeadDimV / 2;
 
@@ -92,14 +91,6 @@ class Consumer {
     const TileRange all = cta_range<Tr>(item, p_);
     first_ = all.first;
     last_ = all.last;
-    if constexpr (kCounts) {
-      skipped_ = 0;
-      maps_ = p_.skip_map != nullptr && thread_ == 0;
-      if (maps_) {
-        map_ = p_.skip_map + item.batch * p_.skip_map_stride_batch + item.head * p_.skip_map_stride_head +
-               (item.row0 / Tr::kGroupRows + group_) * p_.skip_map_stride_group;
-      }
-    }
     return true;
   }
 
@@ -125,6 +116,15 @@ class Consumer {
     if constexpr (Tr::kSeparateO) release(&smem_.q_empty[q_slot()][group_]);
   }
 
+  // Where there are as many K slots as V slots, one ring serves both: fewer instructions in the main loop.
+  SKIM_DEVICE Ring<Tr::kStages> key_ring() const {
+    if constexpr (Tr::kStages == Tr::kStagesV) {
+      return v_;
+    } else {
+      return k_;
+    }
+  }
+
   SKIM_DEVICE int visited(int i) const { return visited_tile<Tr::kSinkFirst>(first_, last_, i); }
 
   // What the tile before this one left to do: nothing (there was none), only its V to hand back, or its P.V.
@@ -143,14 +143,14 @@ class Consumer {
 
   // Runs of kept and of skipped tiles each have a loop of their own, so that nothing is decided twice in a run.
   SKIM_DEVICE void walk_whole_tiles(int& i, int tiles) {
-    const auto more = [&] { return i < tiles && visited(i) >= own_.clean_first; };
+    const int end = imin(tiles, last_ - own_.clean_first + (Tr::kSinkFirst ? 1 : 0));
     if constexpr (kSkips) {
-      while (more()) {
-        for (; more() && pending_; ++i) step<false, Due::kProduct>(visited(i));
-        for (; more() && !pending_; ++i) step<false, Due::kRelease>(visited(i));
+      while (i < end) {
+        for (; i < end && pending_; ++i) step<false, Due::kProduct>(visited(i));
+        for (; i < end && !pending_; ++i) step<false, Due::kRelease>(visited(i));
       }
     } else {
-      for (; more(); ++i) step<false, Due::kProduct>(visited(i));
+      for (; i < end; ++i) step<false, Due::kProduct>(visited(i));
     }
   }
 
@@ -158,9 +158,10 @@ class Consumer {
   SKIM_DEVICE void step(int n) {
     float s[kScores];
     const Ring<Tr::kStagesV> due = v_.previous();
-    ptx::mbarrier_wait_parity(&smem_.k_full[k_.slot], k_.phase);
+    const Ring<Tr::kStages> keys = key_ring();
+    ptx::mbarrier_wait_parity(&smem_.k_full[keys.slot], keys.phase);
     ptx::bar_sync(Bars::kOrder + group_, 2 * kGroupThreads);
-    issue_qk(s);
+    issue_qk(s, keys.slot);
     ptx::wgmma_commit();
     if constexpr (kDue == Due::kProduct) {
       issue_pv(due);
@@ -169,7 +170,7 @@ class Consumer {
     ptx::bar_arrive(Bars::kOrder + (group_ + 1) % Tr::kConsumers, 2 * kGroupThreads);
     if constexpr (kDue == Due::kRelease) return_v(due);  // while the product runs
     ptx::wgmma_wait<kDue == Due::kProduct ? 1 : 0>();
-    release(&smem_.k_empty[k_.slot]);
+    release(&smem_.k_empty[keys.slot]);
     k_.advance();
     v_.advance();
 
@@ -183,27 +184,26 @@ class Consumer {
     constexpr bool kExpectKept = kDue == Due::kProduct && Tr::kHeadDimV <= 128;  // 256 columns leave no registers
     constexpr int kAhead = kSkips && kExpectKept ? 4 : 0;                        // measured: 1 and 2 gain less, 8 loses
     Ahead<kAhead> ahead;
+    // Asked for here, where the answer's latency hides behind the shuffles below.
+    const bool keeps = kSkips && warp_keeps(thread_max);
     if constexpr (kExpectKept) {
       scale = raise_maximum(thread_max, raised, p_.scale_log2);
       ahead.compute(s, scale.base[0], p_.scale_log2);
     }
     if constexpr (kSkips) {
       ++votes_;
-      const Ring<Tr::kStagesV> tile = v_.previous();
-      uint64_t* voted = &smem_.voted[tile.slot][group_];
-      uint32_t* word = &smem_.kept[tile.slot][group_];
+      const Ring<Storage::kVoteSlots> tile = v_.previous();
+      Vote& vote = smem_.votes[tile.slot][group_];
       // Note: one `if` for the warp's own word and one for the others': a common answer would be computed, not branched
       // on.
-      if (warp_keeps(thread_max)) {
-        if (speaks()) ptx::st_shared(word, votes_);
-        if (speaks()) ptx::mbarrier_arrive(voted);
-      } else if (all_skip(voted, word, tile.phase)) {
-        if constexpr (kCounts) record_skipped<kMasked>(n);
+      if (keeps) {
+        if (speaks()) ptx::st_shared(&vote.kept, votes_);
+        if (speaks()) ptx::mbarrier_arrive(&vote.voted);
+      } else if (all_skip(vote, tile.phase)) {
         if constexpr (kDue == Due::kProduct) finish_product(due);
         pending_ = false;
         return;
       }
-      if constexpr (kCounts) record_kept<kMasked>(n);
       pending_ = true;
     }
     if constexpr (!kExpectKept) scale = raise_maximum(thread_max, raised, p_.scale_log2);
@@ -228,10 +228,10 @@ class Consumer {
     }
   }
 
-  SKIM_DEVICE void issue_qk(float (&s)[kScores]) {
+  SKIM_DEVICE void issue_qk(float (&s)[kScores], int slot) {
     using Wgmma = ptx::Wgmma<typename Tr::Element, Tr::kTileN>;
     ptx::wgmma_fence();
-    const uint64_t q = k_major(smem_.q(q_slot(), group_)), k = k_major(smem_.k[k_.slot]);
+    const uint64_t q = k_major(smem_.q(q_slot(), group_)), k = advance(k_major(smem_.k[0]), slot * Storage::kKBytes);
 #pragma unroll
     for (int i = 0; i < Tr::kHeadDim / 16; ++i) {
       const int panel = i / 4, inside = i % 4 * 32;  // four k16 steps to a 128-byte row
@@ -247,7 +247,7 @@ class Consumer {
   SKIM_DEVICE void issue_pv(Ring<Tr::kStagesV> due) {
     ptx::mbarrier_wait_parity(&smem_.v_full[due.slot], due.phase);
     ptx::wgmma_fence();  // for this product's registers; the compiler inserts one where it is missing, and serialises
-    const uint64_t v = mn_major(smem_.v[due.slot], Storage::kKvPanelBytes);
+    const uint64_t v = advance(mn_major(smem_.v[0], Storage::kKvPanelBytes), due.slot * Storage::kVBytes);
 #pragma unroll
     for (int i = 0; i < Tr::kTileN / 16; ++i) {
       ptx::Wgmma<typename Tr::Element, Tr::kHeadDimV>::rs(o_, probabilities_[i], advance(v, i * 16 * kPanelRowBytes));
@@ -301,7 +301,7 @@ class Consumer {
   // The vote. A tile is dropped when all valid rows of the group agree. A warp in which one does not knows the answer:
   // it leaves word and goes on. Only warps that would skip wait for the others' word, so a tile that everybody keeps
   // costs no synchronisation. The loader of V listens too.
-  // Note: a word of kept[] is not written again before every warp has read it: the turn barrier lies between two votes.
+  // Note: `kept` is not written again before every warp has read it: the turn barrier lies between two votes.
   SKIM_DEVICE bool warp_keeps(const float (&thread_max)[kThreadRows]) const {
     bool agree = true;
 #pragma unroll
@@ -314,37 +314,15 @@ class Consumer {
 
   SKIM_DEVICE bool speaks() const { return thread_ % kWarpThreads == 0; }
 
-  SKIM_DEVICE bool all_skip(uint64_t* voted, const uint32_t* word, uint32_t phase) {
-    if (speaks()) ptx::mbarrier_arrive(voted);
-    ptx::mbarrier_wait_parity(voted, phase);
-    return ptx::ld_shared(word) != votes_;
-  }
-
-  // A masked tile may be another group's; a whole one is always this group's.
-  template <bool kMasked>
-  SKIM_DEVICE bool is_own(int n) const {
-    return !kMasked || (n >= own_.first && n < own_.last);
-  }
-  template <bool kMasked>
-  SKIM_DEVICE void record_skipped(int n) {
-    if (!is_own<kMasked>(n)) return;
-    ++skipped_;
-    if (maps_) ptx::st_global(map_ + n, uint8_t{2});
-  }
-  template <bool kMasked>
-  SKIM_DEVICE void record_kept(int n) {
-    if (maps_ && is_own<kMasked>(n)) ptx::st_global(map_ + n, uint8_t{1});
+  SKIM_DEVICE bool all_skip(Vote& vote, uint32_t phase) {
+    if (speaks()) ptx::mbarrier_arrive(&vote.voted);
+    ptx::mbarrier_wait_parity(&vote.voted, phase);
+    return ptx::ld_shared(&vote.kept) != votes_;
   }
 
   SKIM_DEVICE void finish() {
     const WorkItem item = read_item();
     Epilogue<Tr>::store(o_, rows_, place_of(item), item, p_, smem_, group_, thread_);
-    if (kCounts && thread_ == 0) {
-      const TileRange own = group_range(item);
-      const int64_t pair = static_cast<int64_t>(item.batch) * p_.stats_stride_batch + item.head * p_.stats_stride_head;
-      ptx::atomic_add(p_.stats + 2 * pair, static_cast<unsigned long long>(own.last - own.first));
-      ptx::atomic_add(p_.stats + 2 * pair + 1, static_cast<unsigned long long>(skipped_));
-    }
     release(&smem_.work_empty[work_slot()]);
     ++items_;
   }
@@ -356,9 +334,6 @@ class Consumer {
   TileRange own_;     // of this group's rows
   int first_, last_;  // of all the CTA's rows: every group walks them all
   float limit_ = -kInf;
-  int skipped_ = 0;    // stat kernels
-  bool maps_ = false;  // stat kernels: this thread writes its group's row of the skip map, map_
-  uint8_t* map_ = nullptr;
   uint32_t votes_ = 0;
   bool pending_ = false;
   float o_[kOut];

@@ -20,7 +20,9 @@ SKIM_DEVICE uint64_t mn_major(const void* panel, int panel_bytes) {
 }
 
 // The same matrix `bytes` further on. The address field cannot carry: shared memory ends below its 18 bits.
-SKIM_DEVICE uint64_t advance(uint64_t descriptor, int bytes) { return descriptor + (bytes >> 4); }
+SKIM_DEVICE uint64_t advance(uint64_t descriptor, int bytes) {
+  return descriptor + (static_cast<uint32_t>(bytes) >> 4);
+}
 
 // Byte of a 16-bit element in a swizzled panel: the 16-byte chunk is XORed with the row.
 SKIM_DEVICE int swizzled_offset(int row, int column) {

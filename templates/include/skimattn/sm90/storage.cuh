@@ -10,14 +10,15 @@ struct SharedStorage {
   static constexpr int kPanels = Tr::kHeadDim / kColumns, kPanelsV = Tr::kHeadDimV / kColumns;
   static constexpr int kQPanelBytes = Tr::kGroupRows * kPanelRowBytes;  // of Q and O, one warpgroup's rows
   static constexpr int kKvPanelBytes = Tr::kTileN * kPanelRowBytes;
+  static constexpr int kKBytes = kPanels * kKvPanelBytes, kVBytes = kPanelsV * kKvPanelBytes;  // of one tile
   static constexpr int kPlanes = Tr::kStagesQ + (Tr::kSeparateO ? 1 : 0);
   static_assert(Tr::kHeadDimV <= Tr::kHeadDim && (!Tr::kSeparateO || Tr::kHeadDimV == Tr::kHeadDim));
   static_assert(Tr::kStagesQ == 1 || Tr::kSeparateO);
 
   // The first kStagesQ planes hold Q; the last plane O, which shares Q's where there is no room for both.
   alignas(1024) uint8_t qo[kPlanes][Tr::kConsumers][kPanels * kQPanelBytes];
-  alignas(1024) uint8_t k[Tr::kStages][kPanels * kKvPanelBytes];
-  alignas(1024) uint8_t v[Tr::kStagesV][kPanelsV * kKvPanelBytes];
+  alignas(1024) uint8_t k[Tr::kStages][kKBytes];
+  alignas(1024) uint8_t v[Tr::kStagesV][kVBytes];
   // `full`: the producer's bytes have landed. `empty`: every reader is done; one arrival per reading warp.
   alignas(1024) uint64_t q_full[Tr::kStagesQ][Tr::kConsumers];
   uint64_t q_empty[Tr::kStagesQ][Tr::kConsumers];
@@ -25,10 +26,10 @@ struct SharedStorage {
   uint64_t v_full[Tr::kStagesV], v_empty[Tr::kStagesV];
   uint64_t work_full[kWorkSlots], work_empty[kWorkSlots];
   uint32_t work[kWorkSlots][kWorkWords];
-  // Skip kernels: a group's warps have voted on the tile of this stage; and, counted over all tiles, the last vote in
-  // which some warp of the group kept its tile.
-  uint64_t voted[Tr::kStagesV][Tr::kConsumers];
-  uint32_t kept[Tr::kStagesV][Tr::kConsumers];
+  // Note: no group gets to the next vote in the same place before V's loader has read this one: before a group votes it
+  // has waited for the V of the tile before.
+  static constexpr int kVoteSlots = Tr::kStagesV;
+  Vote votes[kVoteSlots][Tr::kConsumers];
 
   SKIM_DEVICE uint8_t* q(int slot, int group) { return qo[slot][group]; }
   SKIM_DEVICE uint8_t* o(int group) { return qo[kPlanes - 1][group]; }
@@ -49,8 +50,8 @@ struct SharedStorage {
       ptx::mbarrier_init(&v_full[i], 1);
       ptx::mbarrier_init(&v_empty[i], kReaders);
       for (int group = 0; group < Tr::kConsumers; ++group) {
-        ptx::mbarrier_init(&voted[i][group], kGroupWarps);
-        ptx::st_shared(&kept[i][group], 0);
+        ptx::mbarrier_init(&votes[i][group].voted, kGroupWarps);
+        ptx::st_shared(&votes[i][group].kept, 0);
       }
     }
     for (int i = 0; i < kWorkSlots; ++i) {
