@@ -14,13 +14,13 @@ constexpr int kIssuerThread = 128;
 struct Shared {
   alignas(1024) uint8_t image[kImageBytes];
   alignas(1024) uint64_t full;
-  uint64_t other;
+  uint64_t other, third;
   uint32_t address, words[32];
 };
 
 // What the test asks of `multiply`, at params.page_table.
 struct Control {
-  uint32_t image_words, steps, instruction, a_columns, accumulate, issues_commit;
+  uint32_t image_words, steps, instruction, a_columns, accumulate, second_instruction;
   struct Step {
     uint64_t a, b;  // shared-memory descriptors whose start counts from the image; A may be a column instead
   } step[16];
@@ -39,6 +39,7 @@ SKIM_DEVICE uint32_t prepare(const Params& p, Shared& s) {
   if (thread() == 0) {
     ptx::mbarrier_init(&s.full, 1);
     ptx::mbarrier_init(&s.other, 1);
+    ptx::mbarrier_init(&s.third, 128);
     ptx::fence_mbarrier_init();
   }
   if (warp() == 0) {
