@@ -8,6 +8,7 @@ import pytest
 from tests.helpers.cubin import compile_cubin
 from tests.helpers.descriptors import sm90_descriptor
 from tests.helpers.placement import addresses
+from tests.helpers.probes import entry_source
 from tests.helpers.walks import IMAGE_BYTES, ROWS, expected, images, kernel_name, kernel_source, walks
 
 KERNELS = sorted({walk.kernel for walk in walks()})
@@ -16,6 +17,11 @@ KERNELS = sorted({walk.kernel for walk in walks()})
 @pytest.mark.parametrize("kernel", KERNELS[:: len(KERNELS) // 4], ids=kernel_name)
 def test_walk_kernels_compile(kernel: tuple[str, int, bool, bool]) -> None:
     assert compile_cubin(kernel_name(kernel), kernel_source(kernel), "sm90")[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "e4m3"])
+def test_tcgen05_probes_compile(dtype: str) -> None:
+    assert compile_cubin("probe", entry_source("probe", dtype), "sm100")[:4] == b"\x7fELF"
 
 
 def test_walks_stay_inside_the_image() -> None:

@@ -53,7 +53,7 @@ class Walk:
         return sm90_descriptor(self.a, self.a_start), sm90_descriptor(self.b, self.b_start)
 
 
-def _k_major(size: int) -> list[tuple[Operand, int]]:
+def k_major_layouts(size: int) -> list[tuple[Operand, int]]:
     """(layout, byte offset of the first element): dense and wide strides, K advanced inside a swizzled row."""
     found = []
     for swizzle in (128, 64, 32):
@@ -65,16 +65,16 @@ def _k_major(size: int) -> list[tuple[Operand, int]]:
     return found + [(Operand(True, 0, size, leading, stride), 16) for leading, stride in plain]
 
 
-def _mn_major() -> list[tuple[Operand, int]]:
+def mn_major_layouts(size: int) -> list[tuple[Operand, int]]:
     """Likewise for 16-bit operands whose rows lie side by side; K advanced by the two groups of 8 of a k16 step."""
     found = []
     for swizzle in (128, 64, 32):
         group = 8 * swizzle
         for leading, stride in ((128 * swizzle, group), (group, 16 * group), (16 * group, 2 * group)):
-            found.append((Operand(False, swizzle, 2, leading, stride), 0))
-        found.append((Operand(False, swizzle, 2, 128 * swizzle, group), 2 * group))
+            found.append((Operand(False, swizzle, size, leading, stride), 0))
+        found.append((Operand(False, swizzle, size, 128 * swizzle, group), 2 * group))
     plain = [(4096, 128), (128, 256), (4880, 144)]
-    return found + [(Operand(False, 0, 2, leading, stride), 16) for leading, stride in plain]
+    return found + [(Operand(False, 0, size, leading, stride), 16) for leading, stride in plain]
 
 
 @cache
@@ -87,14 +87,14 @@ def walks() -> tuple[Walk, ...]:
         name = f"{len(found)}-{dtype}-n{n}-{_label(a[0])}-{_label(b[0])}"
         found.append(Walk(name, dtype, n, a[0], a[1], b[0], B_START + b[1]))
 
-    layouts = [*_k_major(2), *_mn_major()]
+    layouts = [*k_major_layouts(2), *mn_major_layouts(2)]
     for index, layout in enumerate(layouts):
         add("bf16", layout, (plain, 0), 64)
         for n in (64, 128, 256):
             add("bf16", (plain, index % 4 * 32), layout, n)
         add("bf16", layout, layouts[(7 * index + 3) % len(layouts)], 128)
         add("fp16", layout, layouts[(5 * index + 1) % len(layouts)], 64)
-    bytewise = _k_major(1)
+    bytewise = k_major_layouts(1)
     for index, layout in enumerate(bytewise):
         add("e4m3", layout, bytewise[(3 * index + 2) % len(bytewise)], (64, 128, 256)[index % 3])
     return tuple(found)
