@@ -15,18 +15,23 @@ from skimattn.plan import Buffers, LaunchPlan, make_plan, page_box_rows
 from skimattn.validate import validate
 
 COUNTER = 0xC0FFEE0
+MAPS = ("tma_q", "tma_k", "tma_v", "tma_o")
 
 
-def plan_of(sm_count: int = 132, **arguments: Any) -> tuple[LaunchPlan, Buffers, Params]:
+def plan_of(sm_count: int = 132, arch: str = "sm90", **arguments: Any) -> tuple[LaunchPlan, Buffers, Params]:
     params = Params(**arguments)
     problem = validate(params)
     buffers = make_buffers(params, problem.out_shape)
-    kernel = kernels.describe(spec_of(problem, "sm90"))
+    kernel = kernels.describe(spec_of(problem, arch))
     return make_plan(problem, kernel, buffers, sm_count=sm_count, work_counter_address=COUNTER), buffers, params
 
 
 def bf16(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.bfloat16)
+
+
+def e4m3(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape).to(torch.float8_e4m3fn)
 
 
 def ints(*values: int) -> torch.Tensor:
@@ -68,6 +73,45 @@ def test_maps_of_a_ragged_call_have_one_outer_index() -> None:
     assert plan.maps["tma_q"].dims == (128, 100, 8, 1) and plan.maps["tma_q"].strides[:2] == (2048, 256)
     assert plan.maps["tma_k"].dims == (128, 300, 2, 1) and plan.maps["tma_k"].strides[:2] == (512, 256)
     assert all(spec.strides[2] % 16 == 0 and spec.strides[2] > 0 for spec in plan.maps.values())
+
+
+def test_maps_of_sm100_take_the_rows_of_its_groups() -> None:
+    plan, *_ = plan_of(arch="sm100", **batched())
+    assert {name: spec.box for name, spec in plan.maps.items()} == dict.fromkeys(MAPS, (64, 128))
+    assert plan_of(**batched())[0].maps["tma_q"].dims == plan.maps["tma_q"].dims
+    assert plan.grid == 2 * 8  # one tile of 256 rows for 100
+
+
+def test_maps_of_8_bit_tensors() -> None:
+    call = {name: e4m3(*shape) for name, shape in (("q", (2, 100, 8, 80)), ("k", (2, 300, 2, 80)))}
+    plan, buffers, params = plan_of(arch="sm100", **call, v=e4m3(2, 300, 2, 48))
+    assert buffers.out.dtype == torch.bfloat16
+    wanted = {
+        "tma_q": (params.q, "e4m3", (80, 100, 8, 2), (640, 80, 64000), (128, 128)),
+        "tma_k": (params.k, "e4m3", (80, 300, 2, 2), (160, 80, 48000), (128, 128)),
+        "tma_v": (params.v, "e4m3", (48, 300, 2, 2), (96, 48, 28800), (128, 128)),
+        "tma_o": (buffers.out, "bf16", (48, 100, 8, 2), (768, 96, 76800), (64, 128)),
+    }
+    for name, (tensor, dtype, dims, strides, box) in wanted.items():
+        spec = plan.maps[name]
+        assert (spec.address, spec.dtype) == (tensor.data_ptr(), dtype), name
+        assert (spec.dims, spec.strides, spec.box) == (dims, strides, box), name
+    out = torch.zeros(2, 100, 8, 48, dtype=torch.float16)
+    assert plan_of(arch="sm100", **call, v=e4m3(2, 300, 2, 48), out=out)[0].maps["tma_o"].dtype == "fp16"
+
+
+def test_descales_are_passed_with_their_strides() -> None:
+    call = {"q": e4m3(2, 9, 8, 64), "k": e4m3(2, 9, 4, 64), "v": e4m3(2, 9, 4, 64)}
+    names = [f"{which}_descale" for which in "qkv"]
+    plan, *_ = plan_of(arch="sm100", **call)
+    assert all(plan.scalars[name] == 0 for name in names)
+    given = (torch.ones(()), torch.ones(2, 6)[:, :4], torch.ones(4).expand(2, 4))
+    plan, *_ = plan_of(arch="sm100", **call, **dict(zip(names, given, strict=True)))
+    assert [plan.scalars[name] for name in names] == [tensor.data_ptr() for tensor in given]
+    steps = [strides(plan, f"{name}_stride_batch", f"{name}_stride_head") for name in names]
+    assert steps == [[0, 0], [6, 1], [0, 1]]
+    plan, *_ = plan_of(arch="sm100", **call, v_descale=torch.ones(1))
+    assert strides(plan, "v_descale_stride_batch", "v_descale_stride_head") == [0, 0]
 
 
 def test_packed_qkv_is_described_in_place() -> None:
@@ -236,6 +280,10 @@ def test_section_is_what_fits_l2() -> None:
     assert plan_of(**shaped(3, 16384, 4))[0].scalars["section"] == 4
     assert plan_of(**shaped(1, 16384, 2))[0].scalars["section"] == 2
     assert plan_of(**shaped(1, 1 << 20, 2))[0].scalars["section"] == 1
+    bytewise = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in shaped(1, 1, 9).items()}
+    keys = bytewise["k"].expand(3, 16384, 9, 128)
+    bytewise = {"q": e4m3(3, 1, 9, 128), "k": keys, "v": keys}
+    assert plan_of(arch="sm100", **bytewise)[0].scalars["section"] == 8
     keys = bf16(1, 1, 128).expand(1 << 15, 4, 128)
     offsets = ints(0, 1 << 14, 1 << 15)
     call = {"q": bf16(2, 4, 128), "k": keys, "v": keys, "cu_seqlens_q": ints(0, 1, 2), "cu_seqlens_k": offsets}

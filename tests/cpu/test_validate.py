@@ -16,6 +16,8 @@ from tests.helpers.wrong_calls import (
     batched,
     bf16,
     columns_apart,
+    e4m3,
+    eight_bit,
     fill,
     ints,
     misaligned,
@@ -30,6 +32,12 @@ TENSORS = [
     wrong("q_none", batched, "q", "torch.Tensor", "NoneType", q=None),
     wrong("k_list", batched, "k", "torch.Tensor", "list", k=lambda _: [1.0]),
     wrong("q_float32", batched, "q", "bfloat16 or torch.float16", "float32", q=torch.zeros(2, 70, 4, 64)),
+    wrong("q_e5m2", batched, "q", "or torch.float8_e4m3fn", "e5m2", q=lambda c: c["q"].to(torch.float8_e5m2)),
+    wrong("k_8_bit", batched, "k", "bfloat16, like q", "float8_e4m3fn", k=e4m3(2, 200, 2, 64)),
+    wrong("v_16_bit", eight_bit, "v", "float8_e4m3fn, like q", "bfloat16", v=bf16(2, 200, 2, 64)),
+    wrong("head_dim_72_8_bit", eight_bit, "q", "multiple of 16 from 16 to 256", "72", q=e4m3(2, 70, 4, 72)),
+    wrong("v_dim_40_8_bit", eight_bit, "v", "multiple of 16", "40", v=e4m3(2, 200, 2, 40)),
+    wrong("k_rows_8_bit", eight_bit, "k", "multiples of 16 bytes", "72 bytes", k=e4m3(2, 200, 2, 72)[..., :64]),
     wrong("k_fp16", batched, "k", "bfloat16, like q", "float16", k=lambda c: c["k"].half()),
     wrong("v_fp16", batched, "v", "bfloat16, like q", "float16", v=lambda c: c["v"].half()),
     wrong("q_meta", batched, "q", "cuda or cpu", "meta", q=lambda c: c["q"].to("meta")),
@@ -130,7 +138,7 @@ def test_wrong_call_is_refused_by_name_and_writes_nothing(case: Wrong) -> None:
     refuse_case(case)
 
 
-@pytest.mark.parametrize("base", [batched, ragged, paged])
+@pytest.mark.parametrize("base", [batched, ragged, paged, eight_bit])
 def test_the_base_calls_are_right(base: Callable[[], Call]) -> None:
     call = base()
     fill(call)

@@ -13,6 +13,8 @@ from tests.helpers.wrong_calls import (
     batched,
     bf16,
     columns_apart,
+    e4m3,
+    eight_bit,
     ints,
     misaligned,
     odd_rows,
@@ -168,7 +170,38 @@ WRITTEN = [
     wrong("lse_float64", batched, "lse", "float32", "float64", lse=torch.full((2, 70, 4), 7.0).double()),
     wrong("return_lse_int", batched, "return_lse", "a bool", "1", return_lse=1),
 ]
-CASES = MASKS + NUMBERS + SKIPPING + WRITTEN
+EIGHT_BIT = [
+    wrong("descale_16_bit", batched, "q_descale", "None with bf16 tensors", "a tensor", q_descale=torch.ones(1)),
+    wrong("descale_float", eight_bit, "k_descale", "a torch.Tensor", "float", k_descale=1.0),
+    wrong("descale_dtype", eight_bit, "v_descale", "float32", "float64", v_descale=torch.ones(1).double()),
+    wrong("descale_device", eight_bit, "q_descale", "on cpu, like q", "meta", q_descale=torch.ones(1, device="meta")),
+    wrong("descale_batch", eight_bit, "k_descale", r"\[\] or \[1\] or \[2, 2\]", r"\[2\]", k_descale=torch.ones(2)),
+    wrong("descale_heads_q", eight_bit, "q_descale", r"\[2, 2\]", r"\[2, 4\]", q_descale=torch.ones(2, 4)),
+    wrong("descale_zero", eight_bit, "k_descale", "finite values above 0", "0.0", k_descale=torch.zeros(1)),
+    wrong("descale_negative", eight_bit, "q_descale", "above 0", "-1.0", q_descale=-torch.ones(2, 2)),
+    wrong("descale_nan", eight_bit, "v_descale", "finite", "nan", v_descale=torch.full((), NAN)),
+    wrong("descale_inf", eight_bit, "v_descale", "finite", "inf", v_descale=torch.full((), INF)),
+    wrong(
+        "descale_grad",
+        eight_bit,
+        "v_descale",
+        "no backward",
+        "requires_grad",
+        v_descale=torch.ones(1, requires_grad=True),
+    ),
+    wrong("out_8_bit", eight_bit, "out", "bfloat16 or torch.float16", "float8", out=e4m3(2, 70, 4, 64)),
+    wrong("out_float32", eight_bit, "out", "bfloat16 or torch.float16", "float32", out=torch.full((2, 70, 4, 64), 7.0)),
+    wrong("out_fp16", batched, "out", "torch.bfloat16", "float16", out=torch.full((2, 70, 4, 64), 7.0).half()),
+    wrong(
+        "map_groups_sm100",
+        lambda: eight_bit() | {"skip_map": torch.zeros(2, 4, 1, 2, dtype=torch.uint8)},
+        "skip_map",
+        "1 groups of 128 for 70 rows",
+        r"\[2, 4, 0, 2\]",
+        skip_map=torch.zeros(2, 4, 0, 2, dtype=torch.uint8),
+    ),
+]
+CASES = MASKS + NUMBERS + SKIPPING + WRITTEN + EIGHT_BIT
 
 
 def test_there_is_one_test_per_way_to_call_it_wrong() -> None:
@@ -189,9 +222,13 @@ def inside(tensor: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, torch
     return copy, storage[start : start + 2 * shape.numel()].view(torch.bfloat16).view(shape)
 
 
-@pytest.mark.parametrize("name", ["q", "k", "v", "page_table", "cu_seqlens_q", "cu_seqlens_k", "alibi_slopes", "sinks"])
+@pytest.mark.parametrize(
+    "name",
+    ["q", "k", "v", "page_table", "cu_seqlens_q", "cu_seqlens_k", "alibi_slopes", "sinks", "q_descale", "v_descale"],
+)
 def test_out_may_not_overlap_an_input(name: str) -> None:
     call = paged() if name == "page_table" else ragged() if name.startswith("cu_") else batched()
+    call = eight_bit() if name.endswith("descale") else call
     call |= {"alibi_slopes": torch.zeros(4), "sinks": torch.zeros(4)} if name in ("alibi_slopes", "sinks") else {}
     call[name], call["out"] = inside(call[name], call["q"].shape)
     with pytest.raises(ArgumentError, match=rf"^out: expected memory of its own \(got .* overlap {name} at"):

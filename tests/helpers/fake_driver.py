@@ -70,6 +70,7 @@ class FakeDriver:
     failing: dict[str, Any] = field(default_factory=dict)
     stream_ids: dict[int, int] = field(default_factory=dict)
     libraries: list[bytes] = field(default_factory=list)
+    maps: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)  # element type and box of every map made
     _state: Any = field(default_factory=threading.local)
 
     def __getattribute__(self, name: str) -> Any:
@@ -166,8 +167,9 @@ class FakeDriver:
     def cuFuncLoad(self, _function: Any) -> Any:
         return (SUCCESS,)
 
-    def cuTensorMapEncodeTiled(self, _type: Any, rank: int, address: int, *_layout: Any) -> Any:
+    def cuTensorMapEncodeTiled(self, element: Any, rank: int, address: int, *layout: Any) -> Any:
         assert rank == 4 and address % 16 == 0
+        self.maps.append((element.name, tuple(int(size) for size in layout[2])))
         encoded = real.CUtensorMap()
         ctypes.memmove(int(encoded.getPtr()), struct.pack("<Q", address), 8)
         return SUCCESS, encoded

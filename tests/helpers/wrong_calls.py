@@ -19,6 +19,10 @@ def bf16(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.bfloat16)
 
 
+def e4m3(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape).to(torch.float8_e4m3fn)
+
+
 def ints(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
@@ -58,6 +62,18 @@ def paged() -> Call:
         "page_table": torch.arange(8, dtype=torch.int32).view(2, 4),
         "seqused_k": ints(100, 128),
         "mask": "causal",
+    }
+
+
+def eight_bit() -> Call:
+    """As :func:`batched` in e4m3, with a descale of each form, through the reference of SM100."""
+    return batched() | {
+        "q": e4m3(2, 70, 4, 64),
+        "k": e4m3(2, 200, 2, 64),
+        "v": e4m3(2, 200, 2, 64),
+        "q_descale": torch.ones(()),
+        "k_descale": torch.ones(1),
+        "v_descale": torch.ones(2, 2),
     }
 
 
