@@ -26,8 +26,8 @@ class Allowance:
 
 ALLOWANCES: list[Allowance] = [
     Allowance(
-        "spills<=192",
-        lambda spec: spec.head_dim == 256,
+        "spills<=256",
+        lambda spec: spec.arch == "sm90" and spec.head_dim == 256,
         "half of a consumer's registers hold the output: its loaders spill what they need once per page or tile",
     ),
     Allowance(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from . import matrix
+from .arch import ARCHS
 from .features import BY_NAME
 from .spec import KernelSpec
 from .tiles import tile_of
@@ -20,18 +21,36 @@ def table() -> str:
     """What kernels exist, as Markdown."""
     specs = matrix.all_specs()
     sizes = ", ".join(f"{len(matrix.specs(name))} in `{name}`" for name in matrix.SETS)
-    archs = sorted({spec.arch for spec in specs})
-    lines = [f"Kernels: {sizes}. " + " ".join(_arch_line(specs, arch) for arch in archs), ""]
-    return "\n".join([*lines, *_mask_table(specs), "", *_head_dim_table(specs)])
+    kinds = ", ".join(_values(specs, "skip"))
+    lines = [f"Kernels: {sizes}. Every architecture and type has every combination below, each as {kinds}.", ""]
+    return "\n".join([*lines, *_arch_table(), "", *_mask_table(specs), "", *_head_dim_table(specs)])
 
 
-def _arch_line(specs: Iterable[KernelSpec], arch: str) -> str:
-    mine = [spec for spec in specs if spec.arch == arch]
-    words = [f"{name} {', '.join(_values(mine, name))}" for name in ("phase", "dtype", "skip")]
-    return f"`{arch}`: {'; '.join(words)}; every combination below for each."
+def _arch_table() -> list[str]:
+    """Architectures: what they read and write, how many kernels they have, and how these are known to be right."""
+    lines = ["| | GPUs | input | output | `default`, `full` | how far its kernels were tried |", "|---" * 6 + "|"]
+    for arch in ARCHS.values():
+        mine = matrix.specs("full", archs=[arch.name])
+        read = ", ".join(_values(mine, "dtype"))
+        counts = f"{len(matrix.specs('default', archs=[arch.name]))}, {len(mine)}"
+        lines.append(f"| `{arch.name}` | {arch.gpus} | {read} | {_outputs(mine)} | {counts} | {arch.verified} |")
+    return lines
+
+
+def _outputs(specs: Iterable[KernelSpec]) -> str:
+    """What kernels write: the type they read, unless that has 8 bits."""
+    words = ["as the input"]
+    for dtype in matrix.FP8:
+        mine = [spec for spec in specs if spec.dtype == dtype]
+        common = _values((spec for spec in mine if matrix.in_default(spec)), "out_dtype")
+        rare = [f"{name} (in `full`)" for name in _values(mine, "out_dtype") if name not in common]
+        if mine:
+            words.append(f"of `{dtype}` " + ", ".join([*common, *rare]))
+    return "; ".join(words)
 
 
 def _values(specs: Iterable[KernelSpec], name: str) -> list[str]:
+    """The values of a feature that occur, in the order of the feature table."""
     found = {getattr(spec, name) for spec in specs}
     return [f"`{value}`" for value in BY_NAME[name].values if value in found]
 
@@ -46,8 +65,11 @@ _COLUMNS: Mapping[str, Callable[[KernelSpec], bool]] = {
 def _mask_table(specs: Iterable[KernelSpec]) -> list[str]:
     """Masks against layouts and score options: the sets that hold the kernels."""
     lines = ["| mask | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
+    common = [
+        spec for spec in specs if spec.dtype == spec.out_dtype
+    ]  # which set an 8-bit kernel is in, its output says
     for mask in BY_NAME["mask"].values:
-        mine = [spec for spec in specs if spec.mask == mask]
+        mine = [spec for spec in common if spec.mask == mask]
         cells = [_cell(spec for spec in mine if belongs(spec)) for belongs in _COLUMNS.values()]
         lines.append(f"| `{mask}` | " + " | ".join(cells) + " |")
     return lines
@@ -60,10 +82,16 @@ def _cell(specs: Iterable[KernelSpec]) -> str:
 
 
 def _head_dim_table(specs: Iterable[KernelSpec]) -> list[str]:
-    tiles = {(spec.head_dim, spec.head_dim_v): tile_of(spec) for spec in specs}
-    lines = ["| head_dim of q, k | of v | tile (queries x keys) |", "|---|---|---|"]
-    for (dim, dim_v), tile in sorted(tiles.items()):
-        lines.append(f"| {dim} | {dim_v} | {tile.tile_m} x {tile.tile_n} |")
+    """Tiles by head dims and architecture."""
+    tiles: dict[tuple[int, int], dict[str, str]] = {}
+    for spec in specs:
+        tile = tile_of(spec)
+        tiles.setdefault((spec.head_dim, spec.head_dim_v), {})[spec.arch] = f"{tile.tile_m} x {tile.tile_n}"
+    groups = {arch: {tile_of(spec).group_rows for spec in matrix.specs("full", archs=[arch])} for arch in ARCHS}
+    heads = [f"`{arch}`: queries x keys, groups of {', '.join(map(str, rows))}" for arch, rows in groups.items()]
+    lines = ["| head_dim of q, k | of v | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
+    for (dim, dim_v), by_arch in sorted(tiles.items()):
+        lines.append(f"| {dim} | {dim_v} | " + " | ".join(by_arch[arch] for arch in ARCHS) + " |")
     return lines
 
 
