@@ -124,6 +124,31 @@ KERNEL(product_registers_k_major) {
   finish(d);
   write_words(p, d);
 }
+// Operands as the test has laid them out (16384 bytes at custom_mask) through its own descriptors (A and B of each k16
+// step at page_table, starts counted from shared memory): both K-major, or, if len_q is set, A as above and B MN-major.
+KERNEL(product_of_layout) {
+  const auto* image = reinterpret_cast<const uint32_t*>(p.custom_mask);
+  for (int at = thread(); at < 2 * kTile / 4; at += 2 * kGroupThreads) ptx::st_shared(s.a + at * 4, image[at]);
+  ptx::fence_proxy_async();
+  ptx::cta_sync();
+  if (!in_group()) return;
+  const auto* steps = reinterpret_cast<const uint64_t*>(p.page_table);
+  const uint64_t start = ptx::smem_address(s.a) >> 4;
+  float d[kN / 2] = {};
+  uint32_t a[4][4];
+  fill_differences(a);
+  ptx::wgmma_fence();
+  for (int i = 0; i < 4; ++i) {
+    if (p.len_q == 0) {
+      Mma::ss(d, steps[2 * i] + start, steps[2 * i + 1] + start, i > 0);
+    } else {
+      Mma::rs(d, a[i], steps[2 * i + 1] + start);
+    }
+  }
+  ptx::wgmma_commit();
+  finish(d);
+  write_words(p, d);
+}
 // What the lanes of a warp tell each other, 8 words a thread.
 KERNEL(warp_exchange) {
   uint32_t* out = static_cast<uint32_t*>(p.out) + thread() * 8;

@@ -260,6 +260,7 @@ void check_product_read(Fibre& fibre, uint32_t offset);
 
 // What lives where
 void lane_exited(Fibre& fibre);
+void check_registers(const Cta& cta, bool everybody_has_spoken);  // the sum of what setmaxnreg asked for
 Mbarrier& find_mbarrier(Cta& cta, const void* pointer, const char* what);
 Mbarrier& find_mbarrier(Cta& cta, uint32_t offset, const char* what);
 void complete_tx(Cta& cta, Mbarrier& barrier, uint32_t bytes);

@@ -218,6 +218,7 @@ void check_cta_end(Cta& cta) {
       fail("exit", "the CTA ends before its tma_load of %s to smem+%u has landed", load.map.name, load.to);
   }
   check_tensor_end(cta);
+  check_registers(cta, true);
 }
 
 }  // namespace skim_emulator

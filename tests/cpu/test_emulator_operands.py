@@ -1,0 +1,138 @@
+"""The emulator's walk from descriptors to shared memory as wgmma uses it, number formats, and CTAs of 512 threads.
+
+The walk is the one of tcgen05: what a GPU with wgmma confirms of one layout (tests/gpu) holds for the other.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from skimattn.codegen.params import aligned_block
+
+from tests.emulator import EmulatorError, compile_source
+from tests.emulator.operands import SWIZZLES, Stored, store
+from tests.emulator.rules import Bench, names, rules
+
+M = N = K = 64
+
+
+def numbers(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """64 x 64 small whole numbers: as float64, and as bits of bf16."""
+    values = np.random.default_rng(seed).integers(-8, 9, (64, 64))
+    bits = torch.from_numpy(values).bfloat16().view(torch.uint8).numpy().view(np.uint16)
+    return values.astype(np.float64), bits.reshape(64, 64)
+
+
+def run(a: Stored, b: Stored, *, a_in_registers: bool) -> np.ndarray:
+    image = np.zeros(16384, np.uint8)
+    image[: a.image.size], image[8192 : 8192 + b.image.size] = a.image, b.image
+    steps = np.array([[a.sm90(i), b.sm90(i, 8192)] for i in range(4)], np.uint64)
+    out = np.zeros((M, N), np.float32)
+    block, owner = aligned_block()
+    block.batch, block.out, block.len_q = names().index("product_of_layout"), out.ctypes.data, int(a_in_registers)
+    block.custom_mask, block.page_table = image.ctypes.data, steps.ctypes.data
+    rules().launch(block, 1, 256, 17408)
+    del owner
+    return out
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("swizzle", SWIZZLES)
+def test_wgmma_of_every_layout(swizzle: int, interleaved: bool) -> None:
+    (a, a_bits), (b, b_bits) = numbers(1), numbers(2)
+    a_stored = store(a_bits, mn_major=False, swizzle=swizzle, interleaved=interleaved)
+    b_stored = store(b_bits, mn_major=False, swizzle=swizzle, interleaved=interleaved)
+    np.testing.assert_array_equal(run(a_stored, b_stored, a_in_registers=False), a @ b.T)
+    b_stored = store(b_bits, mn_major=True, swizzle=swizzle, interleaved=interleaved)
+    differences = np.arange(64.0)[:, None] - np.arange(64.0)
+    np.testing.assert_array_equal(run(a_stored, b_stored, a_in_registers=True), differences @ b.T)
+
+
+@pytest.mark.parametrize("swizzle", SWIZZLES)
+def test_wgmma_with_the_wrong_layout_is_wrong(swizzle: int) -> None:
+    (a, a_bits), (b, b_bits) = numbers(1), numbers(2)
+    right = {other: store(a_bits, mn_major=False, swizzle=other) for other in SWIZZLES}
+    for other in SWIZZLES:
+        if other == swizzle or (swizzle == 0) != (other == 0):
+            continue
+        mixed = Stored(right[other].image, swizzle, right[swizzle].leading, right[swizzle].stride, right[swizzle].steps)
+        b_stored = store(b_bits, mn_major=False, swizzle=128)
+        assert not np.array_equal(run(mixed, b_stored, a_in_registers=False), a @ b.T)
+
+
+_ARITHMETIC = """
+#include <skimattn/sm100/ptx.cuh>
+extern "C" void arithmetic(skimattn::Params p) {
+  namespace ptx = skimattn::ptx;
+  if (ptx::thread_index() != 0) return;
+  const auto* in = static_cast<const float*>(p.sinks);
+  auto* out = static_cast<uint32_t*>(p.out);
+  auto* floats = static_cast<float*>(p.out) + p.len_q;
+  for (int i = 0; i < p.len_q; ++i) {
+    out[i] = ptx::pack(skimattn::ElementE4m3{}, in[i], -in[i], 0.0f, 1.0f);
+  }
+  const ptx::Float2 a = {in[0], in[1]}, b = {in[2], in[3]}, c = {in[4], in[5]};
+  const ptx::Float2 all[3] = {ptx::fma2(a, b, c), ptx::add2(a, b), ptx::mul2(a, b)};
+  for (int i = 0; i < 3; ++i) floats[2 * i] = all[i].x, floats[2 * i + 1] = all[i].y;
+  const float nan = __builtin_nanf("");
+  floats[6] = ptx::max3_nan(1.0f, 3.0f, 2.0f);
+  floats[7] = ptx::max3_nan(nan, 3.0f, 2.0f);
+  floats[8] = ptx::max3_nan(1.0f, nan, 2.0f);
+  floats[9] = ptx::max3_nan(1.0f, 3.0f, nan);
+}
+"""
+
+
+def test_arithmetic_of_sm100() -> None:
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 20000, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    codes = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
+    halfway = (codes[1:] + codes[:-1]) / 2  # ties go to the even one
+    near = np.concatenate([np.nextafter(halfway, np.float32(0)), np.nextafter(halfway, np.float32(1e9))])
+    small = np.random.default_rng(1).normal(0, 100, 20000).astype(np.float32)
+    specials = [0.0, -0.0, 448, 449, 463.99, 464, 464.01, 480, 1e9, np.inf, np.nan, 2.0**-9, 2.0**-10]
+    first = np.array([1.5, -2.25, 3.0, 1e-3, 7.0, 1e30], np.float32)
+    values = np.concatenate([first, codes, halfway, near, small, bits, np.array(specials, np.float32)])
+    out = np.zeros(len(values) + 10, np.uint32)
+    block, owner = aligned_block()
+    block.sinks, block.out, block.len_q = values.ctypes.data, out.ctypes.data, len(values)
+    compile_source("arithmetic", _ARITHMETIC).launch(block, 1, 128, 1024)
+    del owner
+    clamped = torch.from_numpy(np.clip(values, -448, 448)).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    packed = out[: len(values)].view(np.uint8).reshape(-1, 4)
+    number = ~np.isnan(values)
+    np.testing.assert_array_equal(packed[number, 0], clamped[number])
+    np.testing.assert_array_equal(packed[number, 1], clamped[number] ^ 0x80)
+    assert (packed[~number, :2] & 0x7F == 0x7F).all()
+    assert (packed[:, 2] == 0).all() and (packed[:, 3] == 0x38).all()
+    floats = out[len(values) :].view(np.float32)
+    x, y, z = (values[i : i + 2].astype(np.float64) for i in (0, 2, 4))
+    np.testing.assert_array_equal(floats[:6], np.concatenate([x * y + z, x + y, x * y]).astype(np.float32))
+    assert floats[6] == 3 and np.isnan(floats[7:]).all()
+
+
+_REGISTERS = """
+#include <skimattn/ptx.cuh>
+extern "C" void registers(skimattn::Params p) {
+  namespace ptx = skimattn::ptx;
+  const int group = ptx::thread_index() / 128;
+  if (group < 2) ptx::setmaxnreg_inc<192>();
+  if (group == 2) ptx::setmaxnreg_dec<80>();
+  if (group == 3 && p.len_q == 0) ptx::setmaxnreg_dec<48>();
+  if (group == 3 && p.len_q == 1) ptx::setmaxnreg_dec<56>();
+}
+"""
+
+
+def test_registers_of_four_warpgroups() -> None:
+    kernel = compile_source("registers", _REGISTERS)
+    block, owner = aligned_block()
+    kernel.launch(block, 2, 512, 1024)
+    block.len_q = 1
+    with pytest.raises(EmulatorError, match=r"register: .* want 66560 registers, expected at most the 65536 "):
+        kernel.launch(block, 1, 512, 1024)
+    block.len_q = 2  # the fourth keeps its 128
+    with pytest.raises(EmulatorError, match=r"register: .* want 75776 registers"):
+        kernel.launch(block, 1, 512, 1024)
+    Bench().run("registers")
+    del owner
