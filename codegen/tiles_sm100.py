@@ -59,8 +59,8 @@ class Tile(tile.Tile):
         return 1 << (needed - 1).bit_length()
 
 
-# Two groups with a 256-column output would need 768 columns of tensor memory. The three warpgroups of one group have 504
-# registers between them; ptxas spills with 192 for softmax.
+# Two groups with a 256-column output would need 768 columns of tensor memory. The three warpgroups that one group takes
+# have 504 registers; ptxas spills with 192 for softmax.
 _ONE_GROUP = Tile(
     tile_m=128,
     tile_n=128,
