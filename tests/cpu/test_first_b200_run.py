@@ -1,0 +1,74 @@
+"""The script for a B200's first day: what can be tried of it without one, and what it says when something fails."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import first_b200_run as first
+
+BY_NAME = {stage.name: stage for stage in first.STAGES}
+CHEAP = [BY_NAME[name] for name in ("environment", "probes", "build", "every_case", "timing")]
+
+
+def test_a_dry_run_of_what_is_cheap(capsys: pytest.CaptureFixture[str]) -> None:
+    found = first.run_all(CHEAP, dry=True)
+    status = {row["stage"]: row["status"] for row in found["stages"]}
+    assert status == {
+        "environment": "passed",
+        "probes": "passed",
+        "build": "passed",
+        "every_case": "skipped",
+        "timing": "skipped",
+    }, found
+    assert found["verdict"] == "passed as far as it can be tried here; not tried: every_case, timing"
+    agree = found["stages"][1]["agree"]
+    assert len(agree) >= 3 and all(text.split(" of ")[0] == text.split(" of ")[1] for text in agree.values())
+    assert "environment    passed" in capsys.readouterr().out
+
+
+def test_without_a_blackwell_gpu_it_says_so_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first, "STAGES", first.STAGES[:2])
+    summary = tmp_path / "first.json"
+    assert first.main(["--summary", str(summary)]) == 1
+    found = json.loads(summary.read_text())
+    assert [row["status"] for row in found["stages"]] == ["failed", "not run"]
+    assert found["verdict"] == "failed at environment, 1 problems; another machine is needed"
+
+
+def test_a_stage_that_hangs_is_ended() -> None:
+    row = first.run_stage(replace(BY_NAME["probes"], limit_s=0.05), dry=True)
+    assert row["status"] == "failed" and row["problems"][0] == "not done after 0 s: hung"
+
+
+def test_a_stage_that_breaks_says_how() -> None:
+    def no_such_stage(dry: bool) -> dict[str, Any]:
+        raise AssertionError
+
+    row = first.run_stage(first.Stage(no_such_stage, 60, ""), dry=True)
+    assert row["status"] == "failed" and "invalid choice: 'no_such_stage'" in row["problems"][-1]
+
+
+def test_differences_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.helpers import probe_run
+
+    monkeypatch.setattr(probe_run, "on_emulator", lambda part: {part[0].name: 7})
+    found = first.issue_order(True)
+    assert "products execute in the order of issue): 7 cells of tensor memory differ" in found["problems"][0]
+    assert set(found["agree"].values()) != {""}
+    rows = [{"status": "passed", "problems": []}, {"status": "failed", "problems": found["problems"]}]
+    said = first.verdict([BY_NAME["probes"], BY_NAME["issue_order"]], rows)
+    assert said.startswith("failed at issue_order") and "ordered_products = False" in said
+
+
+def test_hints_name_what_exists() -> None:
+    from skimattn.codegen import tiles_sm100
+
+    assert hasattr(tiles_sm100.Tile, "ordered_products")
+    root = Path(first.__file__).resolve().parents[1]
+    for path in ("tests/helpers/placement.py", "tests/helpers/probes.py", "tests/gpu/test_gpu_cases.py"):
+        assert (root / path).is_file()
