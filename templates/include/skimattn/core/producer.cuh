@@ -42,19 +42,20 @@ class Producer {
     for (WorkItem item = receive(); item.valid; item = receive()) {
       const TileRange range = cta_range<Tr>(item, p_);
       const Keys keys = keys_of(item);
-      Tally<Tr> tally(p_, item);
+      Tally<Tr> tally(p_);
       bool expected = true;  // a first tile is kept, and one after a kept one most often
 #pragma unroll 1
       for (int i = 0; i < range.last - range.first; ++i) {
         const int n = visited_tile<Tr::kSinkFirst>(range.first, range.last, i);
         load_v(keys, n, expected);
         if constexpr (Tr::kSkip != Skip::kDense) {
-          expected = some_group_keeps([&](int group, bool kept) { tally.record(group, n, kept); });
+          expected = some_group_keeps([&](int group, bool kept) { tally.record(this_item(), group, n, kept); });
           vote_.advance();
           ++votes_;
         }
       }
-      tally.add();
+      tally.add(this_item());
+      release_item();
     }
   }
 
@@ -63,6 +64,7 @@ class Producer {
     Ring<Tr::kStagesQ> q;
     for (WorkItem item = receive(); item.valid; item = receive()) {
       load_q(item, q);
+      release_item();
       q.advance();
     }
   }
@@ -73,12 +75,16 @@ class Producer {
     int head, batch, offset, len_k;
   };
 
+  // The next item; to be given back by release_item().
   SKIM_DEVICE WorkItem receive() {
     ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
-    const WorkItem item = read_work(smem_, work_.slot);
+    return this_item();
+  }
+  // Note: what is needed rarely is read again from shared memory: a loader has few registers.
+  SKIM_DEVICE WorkItem this_item() const { return read_work(smem_, work_.slot); }
+  SKIM_DEVICE void release_item() {
     ptx::mbarrier_arrive(&smem_.work_empty[work_.slot]);
     work_.advance();
-    return item;
   }
 
   SKIM_DEVICE Keys keys_of(const WorkItem& item) const {

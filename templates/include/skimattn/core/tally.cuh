@@ -11,44 +11,41 @@ class Tally {
  public:
   static constexpr bool kCounts = Tr::kSkip == Skip::kStat;
 
-  SKIM_DEVICE Tally(const Params& p, const WorkItem& item) : p_(p), item_(item) {}
+  SKIM_DEVICE explicit Tally(const Params& p) : p_(p) {}
 
   // A group's decision on tile n. A CTA walks the tiles of all its rows: some are not this group's own.
-  SKIM_DEVICE void record(int group, int n, bool kept) {
+  SKIM_DEVICE void record(const WorkItem& item, int group, int n, bool kept) {
     if constexpr (kCounts) {
-      const TileRange own = group_range(group);
+      const TileRange own = group_range(item, group);
       if (n < own.first || n >= own.last) return;
       skipped_ += kept ? 0 : 1;
-      if (p_.skip_map != nullptr) ptx::st_global(map_row(group) + n, static_cast<uint8_t>(kept ? 1 : 2));
+      if (p_.skip_map != nullptr) ptx::st_global(map_row(item, group) + n, static_cast<uint8_t>(kept ? 1 : 2));
     }
   }
 
-  SKIM_DEVICE void add() const {
+  SKIM_DEVICE void add(const WorkItem& item) const {
     if constexpr (kCounts) {
       int visited = 0;
       for (int group = 0; group < Tr::kConsumers; ++group) {
-        const TileRange own = group_range(group);
+        const TileRange own = group_range(item, group);
         visited += own.last - own.first;
       }
-      const int64_t pair =
-          static_cast<int64_t>(item_.batch) * p_.stats_stride_batch + item_.head * p_.stats_stride_head;
+      const int64_t pair = static_cast<int64_t>(item.batch) * p_.stats_stride_batch + item.head * p_.stats_stride_head;
       ptx::atomic_add(p_.stats + 2 * pair, static_cast<unsigned long long>(visited));
       ptx::atomic_add(p_.stats + 2 * pair + 1, static_cast<unsigned long long>(skipped_));
     }
   }
 
  private:
-  // Note: found again each time rather than kept, since the loader has few registers.
-  SKIM_DEVICE TileRange group_range(int group) const {
-    return visited_range<Tr>(item_, item_.row0 + group * Tr::kGroupRows, Tr::kGroupRows, p_);
+  SKIM_DEVICE TileRange group_range(const WorkItem& item, int group) const {
+    return visited_range<Tr>(item, item.row0 + group * Tr::kGroupRows, Tr::kGroupRows, p_);
   }
-  SKIM_DEVICE uint8_t* map_row(int group) const {
-    return p_.skip_map + item_.batch * p_.skip_map_stride_batch + item_.head * p_.skip_map_stride_head +
-           (item_.row0 / Tr::kGroupRows + group) * p_.skip_map_stride_group;
+  SKIM_DEVICE uint8_t* map_row(const WorkItem& item, int group) const {
+    return p_.skip_map + item.batch * p_.skip_map_stride_batch + item.head * p_.skip_map_stride_head +
+           (item.row0 / Tr::kGroupRows + group) * p_.skip_map_stride_group;
   }
 
   const Params& p_;
-  const WorkItem& item_;
   int skipped_ = 0;
 };
 
