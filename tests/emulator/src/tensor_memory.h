@@ -1,5 +1,5 @@
-// Tensor memory of a CTA, and what tcgen05 instructions have in flight on it (tensor_memory.cpp: ld, st, allocation;
-// tcgen05.cpp: products and commits; tensor_order.cpp: what must have happened before each of them).
+// Tensor memory of a CTA, and what tcgen05 instructions have in flight on it. allocation.cpp; tensor_memory.cpp: ld and
+// st; tcgen05.cpp: products and commits; tensor_order.cpp: what must have happened before each of them.
 #pragma once
 #include <deque>
 
@@ -96,7 +96,12 @@ struct TensorMemory {
   std::vector<TensorWarp> warps;
 };
 
+inline int warp_index(const Warp& warp) { return static_cast<int>(&warp - warp.cta->warps.data()); }
+inline bool power_of_two(int value) { return value > 0 && (value & (value - 1)) == 0; }
+
 TensorMemory& tensor_memory(Cta& cta);
+void allocate(Warp& warp, int columns);
+void deallocate(Warp& warp, uint32_t address, int columns);
 // Every column in [column, column + count) must be allocated.
 void check_allocated(const Cta& cta, uint32_t column, int count, const char* what);
 
