@@ -1,0 +1,116 @@
+// The correction warpgroup: keeps the outputs in tensor memory in step with the softmax, one row a thread, for all
+// groups in turn. Before a tile's product it multiplies the rows whose base has moved, and zeroes what lies past the
+// last key in V; after the last product it stores.
+#pragma once
+#include <skimattn/sm100/epilogue.cuh>
+#include <skimattn/sm100/storage.cuh>
+
+namespace skimattn::sm100 {
+
+template <class Tr>
+class Correction {
+ public:
+  using Storage = SharedStorage<Tr>;
+
+  SKIM_DEVICE Correction(const Params& p, Storage& smem, uint32_t tensor_address)
+      : p_(p),
+        smem_(smem),
+        thread_(ptx::thread_index() % kGroupThreads),
+        tensor_(tensor_address + tensor_lanes(thread_ / kWarpThreads)) {}
+
+  SKIM_DEVICE void run() {
+    for (WorkItem item = receive(); item.valid; item = receive()) {
+      const TileRange range = cta_range<Tr>(item, p_);
+      const int tiles = range.last - range.first;
+#pragma unroll 1
+      for (int i = 0; i < tiles; ++i) {
+        correct(item.len_k - visited_tile<Tr::kSinkFirst>(range.first, range.last, i) * Tr::kTileN);
+      }
+#pragma unroll 1
+      for (int group = 0; group < Tr::kConsumers; ++group) finish(item, group, tiles > 0);
+      item_phase_ ^= 1;
+      if (tiles > 0) product_phase_ ^= 1;
+    }
+    Epilogue<Tr>::drain(thread_);
+  }
+
+ private:
+  SKIM_DEVICE WorkItem receive() {
+    ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
+    const WorkItem item = read_work(smem_, work_.slot);
+    release(&smem_.work_empty[work_.slot]);
+    work_.advance();
+    return item;
+  }
+
+  SKIM_DEVICE uint32_t output(int group) const { return tensor_ + TensorColumns<Tr>::o(group); }
+
+  // One tile, which holds `keys` keys from its first on, or more.
+  // Note: scale_full comes after s_full of the same tile, and that after the product of the tile before.
+  SKIM_DEVICE void correct(int keys) {
+#pragma unroll 1
+    for (int group = 0; group < Tr::kConsumers; ++group) {
+      wait_tensor(&smem_.scale_full[group], tile_phase_);
+      const float alpha = __builtin_bit_cast(float, ptx::ld_shared(&smem_.scale[group][thread_]));
+      if (group == 0 && keys < Tr::kTileN) clear_tail(keys);
+      if (ptx::warp_any(alpha != 1.0f)) rescale(output(group), alpha);
+      release_tensor(&smem_.p_full[group]);
+    }
+    tile_phase_ ^= 1;
+    v_.advance();
+  }
+
+  SKIM_DEVICE void rescale(uint32_t address, float alpha) {
+    constexpr int kChunk = 16;  // two are in flight: larger ones would need more registers
+#pragma unroll
+    for (int column = 0; column < Tr::kHeadDimV; column += kChunk) {
+      float o[kChunk];
+      ptx::tcgen05_ld<kChunk>(o, address + column);
+      ptx::tcgen05_wait_ld<kChunk>(o);
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) o[i] *= alpha;
+      ptx::tcgen05_st<kChunk>(address + column, o);
+    }
+    ptx::tcgen05_wait_st();
+  }
+
+  // Zeroes the rows of V past the last key: whatever a cache or a neighbouring request left there, times a probability
+  // of 0, would still be NaN if it is NaN. No product reads the tile before this warpgroup has arrived at p_full.
+  // Note: the slot's V before this one has been seen full, or its phase would be taken for this one's: the products of
+  // a tile are issued once all V but that of the tile before it are settled, and that one too where it has the same
+  // slot.
+  SKIM_DEVICE void clear_tail(int keys) {
+    ptx::mbarrier_wait_parity(&smem_.v_full[v_.slot], v_.phase);
+#pragma unroll 1
+    for (int panel = 0; panel < Storage::kPanelsV; ++panel) {
+      uint8_t* begin = smem_.v[v_.slot] + panel * Storage::kKvPanelBytes;
+      for (int at = keys * kPanelRowBytes + thread_ * 16; at < Storage::kKvPanelBytes; at += kGroupThreads * 16) {
+        ptx::st_shared_zero16(begin + at);
+      }
+    }
+    ptx::fence_proxy_async();
+  }
+
+  // Note: without a tile there is no product to wait for. But where O takes the place of Q, that must have come.
+  SKIM_DEVICE void finish(const WorkItem& item, int group, bool has_tiles) {
+    ptx::mbarrier_wait_parity(&smem_.inverse_full[group], item_phase_);
+    const float inverse = __builtin_bit_cast(float, ptx::ld_shared(&smem_.inverse[group][thread_]));
+    release(&smem_.inverse_empty[group]);
+    if (has_tiles) {
+      wait_tensor(&smem_.o_full[group], product_phase_);
+    } else if (!Tr::kSeparateO) {
+      ptx::mbarrier_wait_parity(&smem_.q_full[0][group], item_phase_);
+    }
+    Epilogue<Tr>::store(output(group), inverse, item, p_, smem_, group, thread_);
+  }
+
+  const Params& p_;
+  Storage& smem_;
+  const int thread_;
+  const uint32_t tensor_;  // tensor memory: this warp's lanes
+  Ring<kWorkSlots> work_;
+  Ring<Tr::kStagesV> v_;
+  uint32_t tile_phase_ = 0, item_phase_ = 0, product_phase_ = 0;
+};
+
+}  // namespace skimattn::sm100

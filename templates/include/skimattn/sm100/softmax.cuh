@@ -1,0 +1,180 @@
+// A softmax warpgroup: 128 query rows of one head against every key tile, one row a thread. It reads a tile's scores
+// from tensor memory, decides with its group whether the tile counts, tells correction what O is to be multiplied with,
+// and writes probabilities over the second half of the scores. A skipped tile takes part in every signal all the same:
+// only its exponentials and its product do not happen.
+#pragma once
+#include <skimattn/core/output.cuh>
+#include <skimattn/core/scores.cuh>
+#include <skimattn/core/skip.cuh>
+#include <skimattn/sm100/exponentials.cuh>
+#include <skimattn/sm100/storage.cuh>
+
+namespace skimattn::sm100 {
+
+// A factor of an 8-bit input for one request and kv head.
+SKIM_DEVICE float descale_of(const float* values, int stride_batch, int stride_head, int batch, int kv_head) {
+  return values == nullptr ? 1.0f : ptx::ld_global(values + batch * stride_batch + kv_head * stride_head);
+}
+
+template <class Tr>
+class Softmax {
+ public:
+  using Storage = SharedStorage<Tr>;
+  using Element = typename Tr::Element;
+  using Place = FragmentPlace<LaneFragment>;
+  static constexpr bool kSkips = Tr::kSkip != Skip::kDense;
+  static constexpr bool kScaled = sizeof(typename Element::Storage) == 1;  // inputs come with factors
+  static constexpr int kScores = Tr::kTileN;
+
+  SKIM_DEVICE Softmax(const Params& p, Storage& smem, int group, uint32_t tensor_address)
+      : p_(p),
+        smem_(smem),
+        group_(group),
+        thread_(ptx::thread_index() % kGroupThreads),
+        scores_(tensor_address + TensorColumns<Tr>::s(group) + tensor_lanes(thread_ / kWarpThreads)),
+        scale_log2_(p.scale_log2),
+        score_scale_(p.score_scale) {}
+
+  SKIM_DEVICE void run() {
+    for (; begin(); ++items_) {
+      attend();
+      finish();
+    }
+  }
+
+ private:
+  // Receives the next item and resets the state of the row; false where there is no more work.
+  SKIM_DEVICE bool begin() {
+    const int slot = items_ % kWorkSlots;
+    ptx::mbarrier_wait_parity(&smem_.work_full[slot], items_ / kWorkSlots & 1);
+    const WorkItem item = read_work(smem_, slot);
+    release(&smem_.work_empty[slot]);
+    if (!item.valid) return false;
+    const int row0 = item.row0 + group_ * Tr::kGroupRows;
+    at_ = {row0 + thread_, 0, item.batch, item.head, item.len_q, item.len_k, item.q_offset, 0.0f};
+    if constexpr (Tr::kAlibi) at_.alibi = ptx::ld_global(p_.alibi_slopes + item.head) * p_.bias_scale;
+    if constexpr (kScaled) apply_descales(item);
+    if constexpr (kSkips) limit_ = log2_threshold(p_, item.batch, item.head);
+    row_ = RowState{};
+    own_ = visited_range<Tr>(item, row0, Tr::kGroupRows, p_);
+    const TileRange all = cta_range<Tr>(item, p_);
+    first_ = all.first;
+    last_ = all.last;
+    return true;
+  }
+
+  // What one unit of a product counts: inside the softcap where there is one.
+  SKIM_DEVICE void apply_descales(const WorkItem& item) {
+    const int kv_head = item.head / (p_.heads_q / p_.heads_kv);
+    const float unit =
+        descale_of(p_.q_descale, p_.q_descale_stride_batch, p_.q_descale_stride_head, item.batch, kv_head) *
+        descale_of(p_.k_descale, p_.k_descale_stride_batch, p_.k_descale_stride_head, item.batch, kv_head);
+    if constexpr (Tr::kSoftcap) {
+      score_scale_ = p_.score_scale * unit;
+    } else {
+      scale_log2_ = p_.scale_log2 * unit;
+      if constexpr (Tr::kAlibi) at_.alibi /= unit;
+    }
+    out_scale_ = descale_of(p_.v_descale, p_.v_descale_stride_batch, p_.v_descale_stride_head, item.batch, kv_head);
+  }
+
+  SKIM_DEVICE int visited(int i) const { return visited_tile<Tr::kSinkFirst>(first_, last_, i); }
+
+  SKIM_DEVICE void attend() {
+    const int tiles = last_ - first_;
+    int i = 0;
+    // Masked tiles, and the one after a sink, which is the last of all; then whole ones; then the far edge.
+#pragma unroll 1
+    for (; i < tiles && ((Tr::kSinkFirst && i <= 1) || visited(i) >= own_.clean_last); ++i) step<true>(visited(i));
+#pragma unroll 1
+    for (; i < tiles && visited(i) >= own_.clean_first; ++i) step<false>(visited(i));
+    if constexpr (kHidesFirstKeys<Tr::kMask>) {
+#pragma unroll 1
+      for (; i < tiles; ++i) step<true>(visited(i));
+    }
+  }
+
+  template <bool kMasked>
+  SKIM_DEVICE void step(int n) {
+    float s[kScores];
+    load_scores(s);
+    bend_scores<Tr>(s, n * Tr::kTileN, at_, score_scale_);
+    if constexpr (kMasked) mask_scores<Tr>(s, n * Tr::kTileN, at_, p_);
+    const float tile_max = row_maximum(s);
+    if constexpr (kSkips) {
+      if (is_skipped(tile_max)) {
+        tell_scale(1.0f);
+        release_tensor(&smem_.p_full[group_]);
+        return;
+      }
+    }
+    const float alpha = raise_maximum<Element>(row_, tile_max, scale_log2_);
+    tell_scale(alpha);
+    weigh<Element>(s, alpha, scale_log2_, row_, scores_ + TensorColumns<Tr>::kP);
+    release_tensor(&smem_.p_full[group_]);
+  }
+
+  SKIM_DEVICE void load_scores(float (&s)[kScores]) {
+    constexpr int kPart = 64;
+    wait_tensor(&smem_.s_full[group_], tile_phase_);
+    tile_phase_ ^= 1;
+#pragma unroll
+    for (int i = 0; i < kScores; i += kPart) ptx::tcgen05_ld<kPart>(s + i, scores_ + i);
+#pragma unroll
+    for (int i = 0; i < kScores; i += kPart) ptx::tcgen05_wait_ld<kPart>(s + i);
+  }
+
+  // Note: fenced as for tensor memory: correction knows from this signal, by way of s_full, that the group's product
+  // before is in O.
+  SKIM_DEVICE void tell_scale(float alpha) {
+    ptx::st_shared(&smem_.scale[group_][thread_], __builtin_bit_cast(uint32_t, alpha));
+    release_tensor(&smem_.scale_full[group_]);
+  }
+
+  // The vote. A tile is dropped when all valid rows of the group agree. A warp in which one does not knows the answer:
+  // it leaves word and goes on. Only warps that would skip wait for the others' word. The warp that issues products and
+  // the loader of V listen too.
+  // Note: `kept` is not written again before all have read it: kVoteSlots - 1 other votes come first.
+  SKIM_DEVICE bool is_skipped(float tile_max) {
+    const int slot = votes_ % Storage::kVoteSlots;
+    const uint32_t parity = votes_ / Storage::kVoteSlots & 1;
+    ++votes_;
+    Vote& vote = smem_.votes[slot][group_];
+    // Rows past the end belong to a neighbour, or to nobody: they have no vote.
+    const bool agree = !at_.valid(0) | agrees(tile_max, row_.max, scale_log2_, limit_);
+    const bool speaks = thread_ % kWarpThreads == 0;
+    if (ptx::warp_any(!agree)) {
+      if (speaks) ptx::st_shared(&vote.kept, votes_);
+      if (speaks) ptx::mbarrier_arrive(&vote.voted);
+      return false;
+    }
+    if (speaks) ptx::mbarrier_arrive(&vote.voted);
+    ptx::mbarrier_wait_parity(&vote.voted, parity);
+    return ptx::ld_shared(&vote.kept) != votes_;
+  }
+
+  // The row's LSE, and what its output is to be multiplied with.
+  SKIM_DEVICE void finish() {
+    const float sum = row_.sum * kSumUnit<Element>;
+    float inverse = inverse_of(sum, row_.base, scale_log2_, at_.head, p_);
+    if constexpr (kScaled) inverse *= out_scale_ * kSumUnit<Element>;
+    if (p_.lse != nullptr && at_.valid(0)) store_lse(sum, row_.base, scale_log2_, 0, at_, p_);
+    ptx::mbarrier_wait_parity(&smem_.inverse_empty[group_], (items_ & 1) ^ 1);
+    ptx::st_shared(&smem_.inverse[group_][thread_], __builtin_bit_cast(uint32_t, inverse));
+    release(&smem_.inverse_full[group_]);
+  }
+
+  const Params& p_;
+  Storage& smem_;
+  const int group_, thread_;
+  const uint32_t scores_;  // tensor memory: the first column of S in this warp's lanes
+  Place at_;
+  TileRange own_;     // of this group's rows
+  int first_, last_;  // of all the CTA's rows: every group walks them all
+  RowState row_;
+  float scale_log2_, score_scale_, out_scale_ = 1.0f;
+  float limit_ = -kInf;
+  uint32_t votes_ = 0, items_ = 0, tile_phase_ = 0;
+};
+
+}  // namespace skimattn::sm100
