@@ -24,7 +24,6 @@ _OPTIONS = attrgetter(
     "softcap",
     "return_lse",
 )
-_CHECKED = ("custom_mask", "out", "lse", "stats", "skip_map")  # addresses that need more than alignment
 _NAMES = (
     "q",
     "k",
@@ -39,7 +38,11 @@ _NAMES = (
     "k_descale",
     "v_descale",
     "skip_softmax_threshold",
-    *_CHECKED,
+    "custom_mask",
+    "out",
+    "lse",
+    "stats",
+    "skip_map",
 )
 _TENSORS = attrgetter(*_NAMES)
 
@@ -48,14 +51,13 @@ class Scan:
     """One pass over a call: the key of its kind, and its tensors with their addresses.
 
     ``key`` holds everything that validation, dispatch and the plan look at, except addresses and device values.
-    ``given`` says whether there are addresses that need more checks than alignment.
 
     Raises:
         AttributeError: q, k, v or an optional tensor is not a tensor; validation says which.
         RuntimeError: a tensor has no memory of its own (it is sparse, for one); validation says which.
     """
 
-    __slots__ = ("addresses", "forms", "given", "key")
+    __slots__ = ("addresses", "forms", "key")
 
     def __init__(self, params: Params) -> None:
         """Looks at every field of ``params`` once."""
@@ -73,7 +75,6 @@ class Scan:
             forms.append((value, address, shape, strides))
             addresses[name] = address
         self.key, self.forms, self.addresses = tuple(key), forms, addresses
-        self.given = not addresses.keys().isdisjoint(_CHECKED)
 
 
 class Bound:

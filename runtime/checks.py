@@ -123,13 +123,19 @@ def one_of(name: str, value: object, wanted: Collection[str]) -> str:
     return value
 
 
+def span_bytes(tensor: torch.Tensor) -> int:
+    """Bytes from the first element to the end of the last; empty tensors span nothing."""
+    if tensor.numel() == 0:
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
+
+
 def byte_range(tensor: torch.Tensor) -> tuple[int, int]:
     """First byte and end of the memory that the elements span; empty tensors span nothing."""
-    if tensor.numel() == 0:
-        return 0, 0
-    span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    start = tensor.data_ptr()
-    return start, start + span * tensor.element_size()
+    span = span_bytes(tensor)
+    start = tensor.data_ptr() if span else 0
+    return start, start + span
 
 
 def refuse_overlap(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:

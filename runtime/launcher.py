@@ -12,7 +12,6 @@ from . import reference, streams
 from .binding import Bound, Scan
 from .buffers import make_buffers
 from .call import Params, Problem, keep_prepared
-from .checks import TMA_BYTES
 from .device import device
 from .dispatch import arch_of, reference_arch, spec_of
 from .errors import expected
@@ -103,9 +102,8 @@ def _first_launch(params: Params, stream: Any) -> Result:
     bound = Bound(scan, prepared)
     if bound.needs_gradient():
         validate(params)
-    addresses = scan.addresses
-    if scan.given or (addresses["q"] | addresses["k"] | addresses["v"]) % TMA_BYTES:
-        check_addresses(params)
+    if not prepared.accepts(scan.addresses):
+        check_addresses(params)  # says what is wrong
     keep_prepared(params, bound)
     return _enqueue(bound, params, stream)
 

@@ -11,13 +11,17 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from skimattn.codegen.params import OFFSETS, TENSOR_MAP_BYTES, aligned_block
 
 from . import driver, streams, tensormap
 from .buffers import default_out_dtype
 from .call import Problem
+from .checks import span_bytes
 from .device import Device, Loaded
 from .plan import BLOCK_TENSORS, MAP_TENSORS, Buffers, argument, make_plan
+from .validate_options import multiple_of
+from .validate_outputs import OUTPUTS
 
 _LEGACY_ID = -1  # of the default stream, which cannot be captured and has no other handle
 _FIELDS_OF: dict[str, tuple[list[str], list[str]]] = {}  # argument -> (tensor maps, pointers) that hold its address
@@ -57,6 +61,10 @@ class Prepared:
         self._argv_address = ctypes.addressof(self._argv)
         self._config, self._stream = self._configuration(plan.grid), streams.LEGACY
         self._addresses = {name: self._address(argument(problem, buffers, name)) for name in _FIELDS_OF}
+        given = {name: tensor for name in _FIELDS_OF if isinstance(tensor := getattr(params, name), torch.Tensor)}
+        self._spans = {name: span_bytes(tensor) for name, tensor in given.items()}
+        self._multiples = [(name, multiple_of(name, tensor)) for name, tensor in given.items()]
+        self._outputs = [name for name in OUTPUTS if name in given]
         self._launch = cuda.cuLaunchKernelEx
         self._current = cuda.cuCtxGetCurrent
         self._replace = cuda.cuTensorMapReplaceAddress
@@ -74,6 +82,22 @@ class Prepared:
     @staticmethod
     def _address(tensor: Any) -> int:
         return 0 if tensor is None else int(tensor.data_ptr())
+
+    def accepts(self, addresses: dict[str, int]) -> bool:
+        """Whether tensors of this kind of call may lie there: aligned, and outputs apart from everything else.
+
+        The same as :func:`skimattn.validate.check_addresses`, which says what is wrong, but in numbers that are known.
+        """
+        for name, multiple in self._multiples:
+            if addresses[name] % multiple:
+                return False
+        for output in self._outputs:
+            start = addresses[output]
+            end = start + self._spans[output]
+            for name, other in addresses.items():
+                if other < end and start < other + self._spans[name] and name != output:
+                    return False
+        return True
 
     def launch(self, addresses: dict[str, int], fresh: Iterable[tuple[str, int]], stream: int) -> None:
         """Enqueue on ``stream``.

@@ -8,6 +8,7 @@ from skimattn.codegen.matrix import FP8
 
 from .call import Params, Problem
 from .checks import (
+    TMA_BYTES,
     describe,
     integer,
     number,
@@ -159,14 +160,19 @@ def _check_packed_strides(tensor: torch.Tensor) -> None:
             raise expected("custom_mask", "packed rows whose strides are multiples of 4 bytes", f"{stride} bytes")
 
 
+def multiple_of(name: str, tensor: torch.Tensor) -> int:
+    """What the address of an argument's tensor must be a multiple of, in bytes, for TMA and wide loads."""
+    if name in ("q", "k", "v", "out"):
+        return TMA_BYTES
+    return WORD_BYTES if name == "custom_mask" and tensor.dtype == torch.uint8 else 1
+
+
 def check_alignment(params: Params) -> None:
     """Addresses of everything that TMA or wide loads read."""
-    for name, tensor in (("q", params.q), ("k", params.k), ("v", params.v), ("out", params.out)):
+    for name in ("q", "k", "v", "out", "custom_mask"):
+        tensor = getattr(params, name)
         if tensor is not None:
-            require_aligned(name, tensor.data_ptr())
-    packed = params.custom_mask
-    if packed is not None and packed.dtype == torch.uint8:
-        require_aligned("custom_mask", packed.data_ptr(), WORD_BYTES)
+            require_aligned(name, tensor.data_ptr(), multiple_of(name, tensor))
 
 
 def pack_mask(mask: torch.Tensor) -> torch.Tensor:
