@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 
 from .shape import Shape
 
+STRATUM = 16  # blocks that hold exactly the planted share
 BLOCK = 256  # keys that are planted together; kernels of every tile width up to this can skip them
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,17 +57,34 @@ def planted(shape: Shape, sparsity: float, device: str, seed: int = 0) -> Inputs
         return torch.randn(size, device=device, generator=generator)
 
     direction = F.normalize(draw(shape.head_dim), dim=0)
-    chance = torch.rand(shape.heads_kv, shape.seqlen // BLOCK, device=device, generator=generator)
-    drop = chance < sparsity
-    drop[:, 0] = False
+    drop = drawn_blocks(draw, shape.heads_kv, shape.seqlen // BLOCK, sparsity)
     unit = math.sqrt(shape.head_dim / 128)  # keeps the distance in nats when softmax_scale is head_dim ** -0.5
-    level = torch.where(drop, -10.0 * unit, 11.0 * unit).repeat_interleave(BLOCK, 1)
+    level = torch.where(drop.to(device), -10.0 * unit, 11.0 * unit).repeat_interleave(BLOCK, 1)
     rows = (shape.batch, shape.seqlen)
     q = draw(*rows, shape.heads_q, shape.head_dim) * 0.5 + 16 * direction
     k = draw(*rows, shape.heads_kv, shape.head_dim) * 0.5 + level.t()[None, :, :, None] * direction
     v = draw(*rows, shape.heads_kv, shape.head_dim)
     dtype = TORCH_DTYPES[shape.dtype]
     return Inputs(q.to(dtype), k.to(dtype), v.to(dtype), drop.cpu().numpy())
+
+
+def drawn_blocks(draw: Callable[..., torch.Tensor], heads: int, blocks: int, sparsity: float) -> torch.Tensor:
+    """Which blocks are dropped, bool [heads, blocks]: in every run of 16 blocks the share asked for, at random places.
+
+    So a causal mask, which sees the first blocks more often than the last, meets that share too, and a table's "50 %" is
+    50 %. ``draw`` gives random numbers of a size.
+    """
+    rank = torch.empty(heads, blocks, dtype=torch.int64)
+    for start in range(0, blocks, STRATUM):
+        order = draw(heads, min(STRATUM, blocks - start))
+        if start == 0:
+            order[:, 0] = math.inf  # block 0 comes last: it is never dropped
+        rank[:, start : start + STRATUM] = order.argsort(1).argsort(1).cpu()
+    ends = torch.arange(0, blocks, STRATUM)
+    wanted = (sparsity * (ends + STRATUM).clamp(max=blocks)).round() - (sparsity * ends).round()
+    drop = rank < wanted.repeat_interleave(STRATUM)[:blocks]
+    drop[:, 0] = False
+    return drop
 
 
 def tile_counts(inputs: Inputs, shape: Shape, tile_n: int, group_rows: int) -> tuple[int, int]:

@@ -56,6 +56,17 @@ def test_speeds_are_ratios_inside_a_round() -> None:
         timing.speed_over([1.0], [1.0, 2.0])
 
 
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.75, 0.9])
+def test_the_planted_share_is_met_in_every_part_of_the_sequence(sparsity: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drop = inputs.drawn_blocks(lambda *size: torch.randn(size, generator=generator), 8, 64, sparsity)
+    assert not drop[:, 0].any()
+    for end in range(inputs.STRATUM, 65, inputs.STRATUM):
+        assert (drop[:, :end].sum(1) == round(sparsity * end)).all()
+    if 0 < sparsity:
+        assert len({tuple(row.tolist()) for row in drop}) == 8, "heads should differ"
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_everyone_takes_every_place_and_follows_more_than_one_neighbour(count: int) -> None:
     names = [str(index) for index in range(count)]
