@@ -71,8 +71,8 @@ def planted(shape: Shape, sparsity: float, device: str, seed: int = 0) -> Inputs
 def drawn_blocks(draw: Callable[..., torch.Tensor], heads: int, blocks: int, sparsity: float) -> torch.Tensor:
     """Which blocks are dropped, bool [heads, blocks]: in every run of 16 blocks the share asked for, at random places.
 
-    So a causal mask, which sees the first blocks more often than the last, meets that share too, and a table's "50 %" is
-    50 %. ``draw`` gives random numbers of a size.
+    So a causal mask, which sees the first blocks more often than the last, meets that share too. ``draw`` gives random
+    numbers of a size.
     """
     rank = torch.empty(heads, blocks, dtype=torch.int64)
     for start in range(0, blocks, STRATUM):

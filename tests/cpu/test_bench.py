@@ -63,7 +63,7 @@ def test_the_planted_share_is_met_in_every_part_of_the_sequence(sparsity: float)
     assert not drop[:, 0].any()
     for end in range(inputs.STRATUM, 65, inputs.STRATUM):
         assert (drop[:, :end].sum(1) == round(sparsity * end)).all()
-    if 0 < sparsity:
+    if sparsity > 0:
         assert len({tuple(row.tolist()) for row in drop}) == 8, "heads should differ"
 
 
