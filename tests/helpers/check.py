@@ -135,8 +135,8 @@ def out_bound(case: Case, answer: Answer) -> Array:
     unit, tiny = _UNIT[case.dtype_out], _TINY[case.dtype_out]
     scores = 2.2 * score_error(case, answer)[:, :, None] + 2 * _EXP2[case.arch]
     if answer.rounded is not None and answer.flips is not None:
-        relative = unit * 1.02 + scores
-        return np.asarray(answer.flips + relative * np.abs(answer.rounded) + 2.0**-18 * answer.spread + tiny)
+        reached = np.abs(answer.rounded) + answer.flips
+        return np.asarray(answer.flips + (unit * 1.02 + scores) * reached + 2.0**-18 * answer.spread + tiny)
     relative = unit * 1.02 + scores + 2.0**-18
     absolute = 2.0**-25 * answer.reach if case.dtype == "fp16" else 0.0  # P below 2^-14 is subnormal
     return np.asarray(relative * answer.spread + unit * 1.02 * np.abs(answer.out) + absolute + tiny)

@@ -11,7 +11,6 @@ from .cases import Case
 from .patterns import planted
 
 _PLAIN = Case(name="", head_dim=128, head_dim_v=128)
-_UNEVEN = ((150, 400), (30, 520), (65, 300))
 
 
 def pattern_cases(arch: str = "sm90") -> tuple[Case, ...]:
@@ -23,7 +22,8 @@ def pattern_cases(arch: str = "sm90") -> tuple[Case, ...]:
         )
         for pattern in planted(order_of(base.spec)):
             case = replace(base, name=f"plant-{pattern}-{mask}", pattern=pattern)
-            ragged = replace(case, lens=_UNEVEN, q_layout="ragged", kv_layout="ragged", threshold_kind="head")
+            uneven = ((150, 400), (30, 520), (case.group_rows + 1, 300))
+            ragged = replace(case, lens=uneven, q_layout="ragged", kv_layout="ragged", threshold_kind="head")
             found += [case, replace(ragged, name=f"{case.name}-ragged", thresholds=(1e-3, 1e-2))]
     return tuple(found)
 
