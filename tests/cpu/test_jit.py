@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from skimattn.codegen import emit, jit, matrix
 from skimattn.codegen.errors import BuildError
+from skimattn.codegen.spec import KernelSpec
 
 from tests.helpers import standin
 
@@ -42,12 +43,14 @@ def test_a_kernel_is_compiled_once_and_announced(cache: Path, caplog: pytest.Log
     assert (cache / kernel.cubin).read_bytes() == cubin
 
 
-def test_it_gives_what_the_build_gives(cache: Path, tmp_path: Path) -> None:
-    only = [f"{name}={str(value).lower()}" for name, value in SPEC.values.items()]
+@pytest.mark.parametrize("spec", [SPEC, matrix.SMOKE[-1]], ids=lambda spec: spec.arch)
+def test_it_gives_what_the_build_gives(cache: Path, tmp_path: Path, spec: KernelSpec) -> None:
+    only = [f"{name}={str(value).lower()}" for name, value in spec.values.items()]
     done = standin.run("--only", *only, "--out", tmp_path / "out", templates=tmp_path / "templates")
     assert done.returncode == 0, done.stderr
-    cubin = jit.compile_spec(SPEC)[1]
-    assert (tmp_path / "out" / "sm90" / f"{SPEC.name}.cubin").read_bytes() == cubin
+    kernel, cubin = jit.compile_spec(spec)
+    assert (tmp_path / "out" / spec.arch / f"{spec.name}.cubin").read_bytes() == cubin
+    assert kernel.spec == spec and len({matrix.SMOKE[0].arch, matrix.SMOKE[-1].arch}) == 2
 
 
 def test_processes_share_the_cache(cache: Path) -> None:

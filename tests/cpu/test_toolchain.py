@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from skimattn.codegen.arch import ARCHS, Arch
 from skimattn.codegen.compile import compile_kernel
 from skimattn.codegen.errors import BuildError
 from skimattn.codegen.toolchain import Toolchain, compile_unit, find_toolchain
@@ -55,6 +56,19 @@ def test_a_clean_kernel_passes_twice_with_the_same_bytes(toolchain: Toolchain) -
     assert cubin[:4] == b"\x7fELF"
     assert (report.spill_bytes, report.compiler) == (0, toolchain.id)
     assert compile_kernel(unit(CLEAN), toolchain, ())[0] == cubin
+
+
+@pytest.mark.parametrize("arch", list(ARCHS.values()), ids=lambda arch: arch.name)
+def test_each_architecture_is_compiled_for_its_own_target(toolchain: Toolchain, arch: Arch) -> None:
+    cubin, log = compile_unit(Unit("kernel", arch.name, CLEAN, Closure({})), toolchain)
+    assert f"for 'sm_{arch.target}'" in log
+    major, minor = arch.capability
+    assert cubin[49] == 10 * major + minor  # the second byte of the ELF header's flags
+
+
+def test_setmaxnreg_is_looked_after_on_sm100_too(toolchain: Toolchain) -> None:
+    with pytest.raises(BuildError, match="setmaxnreg-ignored: "):
+        compile_kernel(Unit("kernel", "sm100", IGNORED, Closure({})), toolchain, ())
 
 
 @pytest.mark.parametrize(
