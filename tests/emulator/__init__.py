@@ -14,7 +14,8 @@ schedule says: early (at issue), late (as late as the waits let them), random. A
 - fence: a wgmma_fence, fence_proxy_async, fence_mbarrier_init or tcgen05_fence is missing, or on the wrong side
 - register: accumulators or A registers touched between wgmma and wait, registers of a tcgen05_ld before its wait;
   register counts of setmaxnreg
-- barrier, wgmma: miscounted or uninitialised barriers, warps or warpgroups whose threads disagree
+- barrier, wgmma: miscounted or uninitialised barriers, an arrival while nobody has waited for the phase before, warps or
+  warpgroups whose threads disagree
 - tensor-memory: allocations (sizes, order, who frees), columns outside them, lanes of another warp, columns that
   nobody has written, A inside D
 - descriptor: bits of matrix and instruction descriptors that are reserved, illegal, or lead into a swizzle atom

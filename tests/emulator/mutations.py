@@ -180,7 +180,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "    for (int group = 0; group < Tr::kConsumers; ++group) {\n      Vote& vote",
         "    for (int group = 0; group < 1; ++group) {\n      Vote& vote",
         RANDOM,
-        (RESULT,),
+        (RESULT, "barrier"),
     ),
     Mutation(
         "a vote counted before it is noted",

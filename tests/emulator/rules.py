@@ -91,6 +91,7 @@ BROKEN = {  # kernel -> (kind, what the message must say)
     "expect_too_little": ("barrier", r"completed 8192 bytes, 16 more than it expects"),
     "expect_overflow": ("barrier", r"more than 2\^20-1"),
     "arrive_too_often": ("barrier", r"more arrivals than the 1"),
+    "arrive_unseen": ("barrier", r"an arrival in phase 1, but nobody has waited for the phase before it"),
     "wrong_parity": ("deadlock", r"threads 0-255 wait for mbarrier smem\+16384 parity 1 \(phase 1"),
     "init_twice": ("barrier", r"thread 0 .*mbarrier_init on the live mbarrier smem\+16384"),
     "init_misaligned": ("alignment", r"8-byte aligned"),

@@ -224,6 +224,12 @@ KERNEL(arrive_too_often) {
   ptx::mbarrier_arrive_expect_tx(&s.full, kTile);
   ptx::mbarrier_arrive(&s.full);
 }
+KERNEL(arrive_unseen) {
+  init(s);
+  if (!leader()) return;
+  ptx::mbarrier_arrive(&s.full);
+  ptx::mbarrier_arrive(&s.full);
+}
 KERNEL(wrong_parity) {
   init(s);
   if (leader()) ptx::mbarrier_arrive(&s.full);

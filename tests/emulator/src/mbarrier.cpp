@@ -10,6 +10,7 @@ constexpr uint32_t kMaxCount = (1 << 20) - 1;
 void complete_phase(Cta& cta, Mbarrier& barrier) {
   if (barrier.pending != 0 || barrier.tx != 0) return;
   ++barrier.phase;
+  barrier.seen = false;
   ensure_known(cta, barrier.meeting);
   barrier.meeting.known[static_cast<size_t>(cta.threads + index_of(cta, barrier))] =
       static_cast<uint32_t>(barrier.phase);
@@ -20,6 +21,10 @@ void complete_phase(Cta& cta, Mbarrier& barrier) {
 }
 
 void count_arrival(Mbarrier& barrier) {
+  if (barrier.phase > 0 && !barrier.seen) {
+    fail("barrier", "mbarrier smem+%u: an arrival in phase %llu, but nobody has waited for the phase before it",
+         barrier.offset, static_cast<unsigned long long>(barrier.phase));
+  }
   if (barrier.pending == 0) {
     fail("barrier", "mbarrier smem+%u: more arrivals than the %u it was initialised with (phase %llu)", barrier.offset,
          barrier.count, static_cast<unsigned long long>(barrier.phase));
@@ -63,7 +68,7 @@ void mbarrier_init(uint64_t* pointer, uint32_t count) {
   cta.granules[offset / kGranule].barrier = 1;
   const Fibre& fibre = *machine.current;
   cta.mbarriers.push_back(
-      {offset, count, count, 0, 0, machine.current, fibre.time, fibre.init_fences, {}, nullptr, {}});
+      {offset, count, count, 0, 0, false, machine.current, fibre.time, fibre.init_fences, {}, nullptr, {}});
 }
 
 void fence_mbarrier_init() { ++machine.current->init_fences; }
@@ -109,6 +114,7 @@ void mbarrier_wait_parity(uint64_t* pointer, uint32_t parity) {
     wait.id = static_cast<int>(parity);
     block(wait);
   }
+  barrier.seen = true;
   acquire(*machine.current, barrier.completed);
 }
 

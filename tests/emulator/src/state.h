@@ -95,6 +95,7 @@ struct Mbarrier {
   uint32_t offset, count, pending;
   int64_t tx;
   uint64_t phase;
+  bool seen;     // somebody's wait saw the last completed phase
   Fibre* owner;  // who initialised it, when, and how many init fences it had run by then
   uint32_t owner_time, owner_fences;
   Meeting meeting;
