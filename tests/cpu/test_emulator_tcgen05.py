@@ -172,14 +172,14 @@ def test_broken_rule_is_reported_at_random(name: str) -> None:
 
 
 @every_schedule
-@pytest.mark.parametrize("name", ["operand_released", "operand_loaded"])
+@pytest.mark.parametrize("name", ["operand_released", "operand_loaded", "landing_passed_on"])
 def test_operands_by_tma(name: str, schedule: str, seed: int) -> None:
     attention(np.random.default_rng(1))[0].run(name, schedule, seed)
 
 
 def test_every_rule_kernel_is_used() -> None:
     right = {"multiply_bf16", "multiply_fp16", "multiply_e4m3", "attention", "alloc_twice"}
-    right |= {"operand_released", "operand_loaded", "registers_used_early"}
+    right |= {"operand_released", "operand_loaded", "landing_passed_on", "registers_used_early"}
     assert set(names()) == right | set(BROKEN)
 
 

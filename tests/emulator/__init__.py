@@ -14,8 +14,8 @@ schedule says: early (at issue), late (as late as the waits let them), random. A
 - fence: a wgmma_fence, fence_proxy_async, fence_mbarrier_init or tcgen05_fence is missing, or on the wrong side
 - register: accumulators or A registers touched between wgmma and wait, registers of a tcgen05_ld before its wait;
   register counts of setmaxnreg
-- barrier, wgmma: miscounted or uninitialised barriers, an arrival while nobody has waited for the phase before, warps or
-  warpgroups whose threads disagree
+- barrier, wgmma: miscounted or uninitialised barriers, an arrival while nobody has waited for the phase before,
+  warps or warpgroups whose threads disagree
 - tensor-memory: allocations (sizes, order, who frees), columns outside them, lanes of another warp, columns that
   nobody has written, A inside D
 - descriptor: bits of matrix and instruction descriptors that are reserved, illegal, or lead into a swizzle atom
@@ -29,7 +29,8 @@ of the PTX ISA alone:
 - where rows of D and of A lie in tensor memory (M 128: lane = row; M 64: 16 of each warp's 32 lanes)
 - asynchronous tcgen05 operations see another thread only through fence::before and fence::after, operands in shared
   memory included; a commit implies the first; each lane of a warp needs its own; dealloc is synchronous and needs none
-- a commit covers the products of its own thread, and its arrival releases nothing else that this thread did
+- a commit covers the products of its own thread. Its arrival passes on what these were ordered after (what their
+  thread had waited for at its last fence::after), and nothing that this thread did itself
 - one warp allocates and frees; later allocations are not larger; nothing may be allocated after relinquishing
 
 Assumed beyond the ISA: products of one thread execute in the order of issue, whatever they accumulate onto.

@@ -156,6 +156,7 @@ BROKEN = {  # kernel -> (kind, what the message must say)
         "early-overwrite",
         r"tma_load of tma_q at smem\+\d+, which a tcgen05_mma still reads",
     ),
+    "reading_not_passed_on": ("race", r"st_shared at smem\+\d+, read by thread 128: no barrier"),
     "operand_unfenced": ("fence", r"tcgen05_mma reads smem\+0, written by thread 0 without a fence_proxy_async"),
     "operand_fenced_after_barrier": ("race", r"tcgen05_mma reads smem\+0, .*no barrier after its fence_proxy_async"),
     "operand_without_fence_after": ("fence", r"tcgen05_mma reads smem\+0: no tcgen05_fence_after_thread_sync since"),

@@ -86,9 +86,9 @@ void mbarrier_arrive(uint64_t* pointer, uint32_t expect_bytes) {
   complete_phase(cta, barrier);
 }
 
-// Note: what the committing thread has done besides its products is not released: the ISA says nothing of it.
-uint32_t arrive_async(Cta& cta, Mbarrier& barrier) {
+uint32_t arrive_async(Cta& cta, Mbarrier& barrier, const Clock& clock) {
   count_arrival(barrier);
+  release(cta, barrier.meeting, clock);
   const auto phases = static_cast<uint32_t>(barrier.phase + 1);
   complete_phase(cta, barrier);
   return phases;

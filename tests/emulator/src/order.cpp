@@ -45,12 +45,15 @@ void ensure_known(const Cta& cta, Meeting& meeting) {
   if (meeting.known.empty()) meeting.known.assign(components(cta), 0);
 }
 
+void release(const Cta& cta, Meeting& meeting, const Clock& clock) {
+  ensure_known(cta, meeting);
+  if (clock == nullptr || clock == meeting.last) return;
+  merge(meeting.known, *clock);
+  meeting.last = clock;
+}
+
 void release(Meeting& meeting, Fibre& fibre) {
-  ensure_known(*fibre.cta, meeting);
-  if (fibre.clock != nullptr && fibre.clock != meeting.last) {
-    merge(meeting.known, *fibre.clock);
-    meeting.last = fibre.clock;
-  }
+  release(*fibre.cta, meeting, fibre.clock);
   meeting.known[static_cast<size_t>(fibre.ids.thread)] = fibre.time++;
 }
 

@@ -238,6 +238,7 @@ char* stack_of(size_t index, size_t* size);
 // Order of events (order.cpp): who knows of what
 void ensure_known(const Cta& cta, Meeting& meeting);  // even if no thread arrived
 void release(Meeting& meeting, Fibre& fibre);
+void release(const Cta& cta, Meeting& meeting, const Clock& clock);
 Clock end_phase(Meeting& meeting);
 void acquire(Fibre& fibre, const Clock& clock);
 void meet(Warp& warp, uint32_t lanes);
@@ -265,7 +266,8 @@ void check_registers(const Cta& cta, bool everybody_has_spoken);  // the sum of 
 Mbarrier& find_mbarrier(Cta& cta, const void* pointer, const char* what);
 Mbarrier& find_mbarrier(Cta& cta, uint32_t offset, const char* what);
 void complete_tx(Cta& cta, Mbarrier& barrier, uint32_t bytes);
-uint32_t arrive_async(Cta& cta, Mbarrier& barrier);  // returns how many phases have completed once this one has
+// Passes `clock` on; returns how many phases have completed once this one has.
+uint32_t arrive_async(Cta& cta, Mbarrier& barrier, const Clock& clock);
 int index_of(const Cta& cta, const Mbarrier& barrier);
 uint32_t smem_offset(Cta& cta, const void* pointer, uint32_t bytes, const char* what);
 void check_global(const void* address, uint64_t bytes, const char* what);

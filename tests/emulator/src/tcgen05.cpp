@@ -105,7 +105,7 @@ void read_tensor_memory(const TensorMemory& memory, const Product& p, float* out
 }
 
 void arrive(Cta& cta, Commit& commit) {
-  commit.phases = arrive_async(cta, cta.mbarriers[static_cast<size_t>(commit.barrier_index)]);
+  commit.phases = arrive_async(cta, cta.mbarriers[static_cast<size_t>(commit.barrier_index)], commit.carried);
 }
 
 void drain(Cta& cta, Issuer& issuer) {
@@ -165,6 +165,7 @@ void tcgen05_mma(uint32_t d, uint64_t a, bool a_in_tensor_memory, uint64_t b, ui
   }
   check_and_note(fibre, index, p);
   ++issuer.issued;
+  issuer.carried = fibre.tensor_clock;
   issuer.queue.push_back({false, p, 0});
   ++machine.steps;
   if (machine.schedule == Schedule::kEarly || (machine.schedule == Schedule::kRandom && chance(8))) {
@@ -177,7 +178,7 @@ void tcgen05_commit(uint64_t* pointer) {
   Cta& cta = *fibre.cta;
   Issuer& issuer = cta.tensor->issuers[issuer_of(fibre)];
   const Mbarrier& barrier = find_mbarrier(cta, pointer, "tcgen05_commit");
-  issuer.commits.push_back({issuer.issued, barrier.offset, index_of(cta, barrier), 0});
+  issuer.commits.push_back({issuer.issued, barrier.offset, index_of(cta, barrier), issuer.carried, 0});
   issuer.queue.push_back({true, {}, static_cast<uint32_t>(issuer.commits.size() - 1)});
   ++machine.steps;
   if (machine.schedule == Schedule::kEarly || (machine.schedule == Schedule::kRandom && chance(4))) {

@@ -31,6 +31,9 @@ struct Commit {
   uint32_t covers;   // products of the issuer up to this sequence
   uint32_t barrier;  // shared-memory offset
   int barrier_index;
+  // What its products came after: the fence::after before them orders them behind what their thread had waited for.
+  // Note: what the thread itself did, such as reading shared memory, is not part of it: the ISA orders only execution.
+  Clock carried;
   uint32_t phases;  // of the barrier, once it has arrived and its phase ends; 0 = has not arrived
 };
 
@@ -40,6 +43,7 @@ struct Issuer {
   uint32_t issued = 0, done = 0;
   std::deque<Step> queue;
   std::vector<Commit> commits;
+  Clock carried;  // for the next commit
 };
 
 // A tcgen05.ld or .st of a warp that no wait has ended.

@@ -117,6 +117,28 @@ KERNEL(operand_released) {  // right: by the commit's barrier
     ptx::mbarrier_wait_parity(&s.other, 1);
   });
 }
+// The commit passes on that the copy had landed, which thread 0 did not wait for, but not what the issuer read.
+SKIM_DEVICE void passed_on(const Params& p, Shared& s, bool read_word) {
+  const uint32_t address = prepare<128>(p, s);
+  if (thread() == 192) load_image(p, s);
+  if (issuer()) {
+    ptx::mbarrier_wait_parity(&s.other, 0);
+    ptx::tcgen05_fence_after_thread_sync();
+    product(p, s, address);
+    if (read_word) ptx::ld_shared(&s.words[0]);
+    ptx::tcgen05_commit(&s.full);
+  }
+  if (thread() == 0) {
+    ptx::mbarrier_wait_parity(&s.full, 0);
+    if (read_word) ptx::st_shared(&s.words[0], 1);
+    load_image(p, s);
+    ptx::mbarrier_wait_parity(&s.other, 1);
+  }
+  if (thread() != 0) ptx::mbarrier_wait_parity(&s.full, 0);
+  finish<128>(address);
+}
+KERNEL(landing_passed_on) { passed_on(p, s, false); }  // right
+KERNEL(reading_not_passed_on) { passed_on(p, s, true); }
 // What the first operand's bytes were written by, and what did not happen before the product.
 template <class Fill>
 SKIM_DEVICE void fill_then_multiply(const Params& p, Shared& s, Fill fill) {
