@@ -78,7 +78,13 @@ def run_on_gpu(built: Built, device: str = "cuda") -> Result:
 
 
 def run_on_emulator(
-    built: Built, schedule: str = "late", seed: int = 0, sms: int = DEFAULT_SMS, section: int = 0, kernel: Any = None
+    built: Built,
+    schedule: str = "late",
+    seed: int = 0,
+    sms: int = DEFAULT_SMS,
+    section: int = 0,
+    kernel: Any = None,
+    strict_products: bool = False,
 ) -> Result:
     """The rendered kernel on the CPU, with the launch plan that the runtime makes.
 
@@ -89,6 +95,7 @@ def run_on_emulator(
         sms: multiprocessors of the emulated device.
         section: replaces the plan's choice of how the work is ordered; 0 = leave it.
         kernel: replaces the compiled kernel.
+        strict_products: whether products count as ordered only where the ISA says so; see the emulator.
     """
     from skimattn import kernels
     from skimattn.buffers import make_buffers
@@ -116,7 +123,8 @@ def run_on_emulator(
         *(x for x in (buffers.out, buffers.lse, buffers.custom_mask) if x is not None),
     ]
     ranges = [(tensor.data_ptr(), extent(tensor)) for tensor in owned if tensor.numel()]
-    run_plan(kernel or emulated(spec), plan, schedule=schedule, seed=seed, ranges=ranges)
+    options = {"schedule": schedule, "seed": seed, "ranges": ranges, "strict_products": strict_products}
+    run_plan(kernel or emulated(spec), plan, **options)
     assert int(counter[0]) == 0, f"{built.case.name}: the work counter is left at {int(counter[0])}"
     returned = (buffers.out, buffers.lse) if buffers.lse is not None and not built.case.give_out else buffers.out
     return result_of(built, returned)
