@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from . import tiles_sm90, tiles_sm100
 from .spec import KernelSpec
-from .tiles_sm90 import GROUP_ROWS as GROUP_ROWS  # of SM90; every kernel's own stands in its metadata
 
 Tile = tiles_sm90.Tile | tiles_sm100.Tile
 
