@@ -83,7 +83,7 @@ WRONG_ANSWERS: tuple[Mutation, ...] = (
     Mutation(
         "a group's count takes in its neighbour's tiles",
         TALLY,
-        "      if (n < own.first || n >= own.last) return;\n",
+        "        if (n < first(group) || n >= last(group)) continue;\n",
         "",
         CAUSAL,
         (RESULT,),

@@ -259,9 +259,10 @@ def test_launch_neither_synchronises_nor_allocates() -> None:
     verify(built, held)
 
 
-def _host_time(launch: Callable[[], object], launches: int = 200, rounds: int = 20) -> float:
-    """Median host microseconds of one launch; the queue never fills, the device is idle before each round.
+def _host_time(launch: Callable[[], object], launches: int = 200, rounds: int = 30) -> float:
+    """Host microseconds of one launch; the queue never fills, the device is idle before each round.
 
+    The lower quartile of the rounds: a lent machine runs other things too, and what they cost is not what is asked.
     Without the garbage collector: what a test process holds is not what a caller holds.
     """
     times = []
@@ -276,7 +277,7 @@ def _host_time(launch: Callable[[], object], launches: int = 200, rounds: int = 
             times.append((time.perf_counter() - start) / launches * 1e6)
     finally:
         gc.enable()
-    return float(np.median(times))
+    return float(np.quantile(times, 0.25))
 
 
 @pytest.mark.parametrize("kind", ["same object", "new object, same tensors", "new output"])

@@ -42,14 +42,19 @@ class Producer {
     for (WorkItem item = receive(); item.valid; item = receive()) {
       const TileRange range = cta_range<Tr>(item, p_);
       const Keys keys = keys_of(item);
-      Tally<Tr> tally(p_);
+      Tally<Tr, Storage> tally(p_, smem_, item);
       bool expected = true;  // a first tile is kept, and one after a kept one most often
 #pragma unroll 1
       for (int i = 0; i < range.last - range.first; ++i) {
         const int n = visited_tile<Tr::kSinkFirst>(range.first, range.last, i);
-        load_v(keys, n, expected);
-        if constexpr (Tr::kSkip != Skip::kDense) {
-          expected = some_group_keeps([&](int group, bool kept) { tally.record(this_item(), group, n, kept); });
+        if constexpr (Tr::kSkip == Skip::kDense) {
+          load_v(keys, n, true);
+        } else {
+          uint32_t keeping = expected ? 0 : keeping_groups();
+          load_v(keys, n, expected || keeping != 0);
+          if (expected) keeping = keeping_groups();
+          tally.record(n, keeping, [&] { return this_item(); });
+          expected = keeping != 0;
           vote_.advance();
           ++votes_;
         }
@@ -124,9 +129,9 @@ class Producer {
 
   // A tile that is expected to be kept is loaded at once, since waiting for the vote would delay it. Otherwise the vote
   // is awaited, and most often spares the load.
-  SKIM_DEVICE void load_v(const Keys& keys, int tile, bool expected) {
+  SKIM_DEVICE void load_v(const Keys& keys, int tile, bool wanted) {
     ptx::mbarrier_wait_parity(&smem_.v_empty[v_.slot], v_.phase ^ 1);
-    if (expected || some_group_keeps([](int, bool) {})) {
+    if (wanted) {
       load_tile<Storage::kPanelsV>(smem_.v[v_.slot], p_.tma_v, &smem_.v_full[v_.slot], keys, tile);
     } else {
       ptx::mbarrier_arrive(&smem_.v_full[v_.slot]);  // nobody will read the slot, but everybody counts its phases
@@ -134,19 +139,16 @@ class Producer {
     v_.advance();
   }
 
-  // Waits until all groups have voted on this tile, tells what each decided, and returns whether one of them keeps it.
-  template <class Tell>
-  SKIM_DEVICE bool some_group_keeps(Tell tell) {
-    bool some = false;
+  // Waits until all groups have voted on this tile; a bit for each that keeps it.
+  SKIM_DEVICE uint32_t keeping_groups() {
+    uint32_t keeping = 0;
 #pragma unroll
     for (int group = 0; group < Tr::kConsumers; ++group) {
       Vote& vote = smem_.votes[vote_.slot][group];
       ptx::mbarrier_wait_parity(&vote.voted, vote_.phase);
-      const bool kept = ptx::ld_shared(&vote.kept) == votes_;
-      tell(group, kept);
-      some |= kept;
+      if (ptx::ld_shared(&vote.kept) == votes_) keeping |= 1u << group;
     }
-    return some;
+    return keeping;
   }
 
   template <int kPanels>

@@ -61,6 +61,7 @@ struct SharedStorage {
   uint64_t o_full[Tr::kConsumers], inverse_full[Tr::kConsumers], inverse_empty[Tr::kConsumers];
   uint64_t pv_done[Tr::kConsumers];
   Vote votes[kVoteSlots][Tr::kConsumers];
+  uint32_t tally[Tr::kConsumers][2];  // stat kernels: the first of each group's tiles, and the one past the last
   uint32_t work[kWorkSlots][kWorkWords];
   uint32_t tensor_address;
 
