@@ -28,7 +28,8 @@ of the PTX ISA alone:
 - encodings of the instruction descriptor and of the fields that SM100 adds to the matrix descriptor
 - where rows of D and of A lie in tensor memory (M 128: lane = row; M 64: 16 of each warp's 32 lanes)
 - asynchronous tcgen05 operations see another thread only through fence::before and fence::after, operands in shared
-  memory included; a commit implies the first; each lane of a warp needs its own; dealloc is synchronous and needs none
+  memory included; a commit implies the first; each lane of a warp needs its own; dealloc is synchronous and needs none,
+  but what another warp allocated may only be used after the second
 - a commit covers the products of its own thread. Its arrival passes on what these were ordered after (what their
   thread had waited for at its last fence::after), and nothing that this thread did itself
 - one warp allocates and frees; later allocations are not larger; nothing may be allocated after relinquishing
@@ -38,7 +39,8 @@ Assumed beyond the ISA: products of one thread execute in the order of issue, wh
 and any other overlap in tensor memory must wait for a commit.
 
 Stricter than the ISA: the emulator refuses what it does not model, such as base offsets other than 0, negated or
-sparse operands, and elements other than bf16, fp16 and e4m3 of one type on both sides.
+sparse operands, elements other than bf16, fp16 and e4m3 of one type on both sides, and an accumulator that one thread
+hands to another's products without a commit.
 
 Not modelled: caches, clusters and pairs of CTAs, contention for tensor memory between CTAs, races on global memory,
 tcgen05.cp and .shift, and the rounding inside a tensor core (sums are float32, one product after the other).

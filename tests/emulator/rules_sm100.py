@@ -121,6 +121,8 @@ BROKEN = {  # kernel -> (kind, what the message must say)
     "alloc_by_one_lane": ("barrier", r"of which lanes have exited"),
     "alloc_and_leave": ("exit", r"without a tcgen05_dealloc of the 32 columns at 480"),
     "alloc_address_raced": ("race", r"st_shared at smem\+\d+, read by thread 32: no barrier"),
+    "use_before_barrier": ("race", r"tcgen05_st uses column 0: no barrier since warp 4 allocated it"),
+    "use_without_fence": ("fence", r"no tcgen05_fence_after_thread_sync of thread 160 since warp 4 allocated it"),
     "dealloc_by_another": ("tensor-memory", r"by warp 1 of what warp 0 allocated"),
     "dealloc_part": ("tensor-memory", r"32 columns at [0-9a-f]+, which is no allocation"),
     "dealloc_in_flight": (

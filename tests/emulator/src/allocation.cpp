@@ -47,15 +47,6 @@ void delete_tensor_memory(Cta& cta) {
   cta.tensor = nullptr;
 }
 
-void check_allocated(const Cta& cta, uint32_t column, int count, const char* what) {
-  for (const Allocation& a : cta.tensor->allocations) {
-    const auto base = static_cast<uint32_t>(a.base);
-    if (column >= base && column + static_cast<uint32_t>(count) <= base + static_cast<uint32_t>(a.columns)) return;
-  }
-  fail("tensor-memory", "%s uses columns %u to %u, which are not inside an allocation", what, column,
-       column + static_cast<uint32_t>(count) - 1);
-}
-
 void allocate(Warp& warp, int columns) {
   TensorMemory& memory = tensor_memory(*warp.cta);
   TensorWarp& state = memory.warps[static_cast<size_t>(warp_index(warp))];
@@ -77,7 +68,7 @@ void allocate(Warp& warp, int columns) {
     fail("tensor-memory", "tcgen05_alloc of %d columns waits for ever: too few of the CTA's own are free", columns);
   }
   const int base = machine.schedule == Schedule::kEarly ? bases.front() : bases.back();
-  memory.allocations.push_back({base, columns, warp_index(warp)});
+  memory.allocations.push_back({base, columns, warp_index(warp), warp.lanes[0]->time});
   memory.last_columns = columns;
   publish(warp, state.pointers[0], static_cast<uint32_t>(base));
 }

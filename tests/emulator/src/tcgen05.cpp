@@ -37,10 +37,10 @@ void for_each_shared_piece(const Cta& cta, const Product& product, Visit visit) 
   for_each_piece(cta, product.b_shared, piece);
 }
 
-void check_and_note(Fibre& fibre, int issuer, const Product& p) {
+void check_and_note(Fibre& fibre, Access& access, const Product& p) {
   Cta& cta = *fibre.cta;
   TensorMemory& memory = *cta.tensor;
-  Access access = access_of_issuer(cta, issuer, "tcgen05_mma");
+  const int issuer = access.issuer;
   for_each_shared_piece(cta, p, [&](uint32_t offset) {
     check_product_read(fibre, offset);
     Granule& granule = cta.granules[offset / kGranule];
@@ -156,14 +156,15 @@ void tcgen05_mma(uint32_t d, uint64_t a, bool a_in_tensor_memory, uint64_t b, ui
     fail("tensor-memory", "tcgen05_mma: expected lane 0 in the addresses of tensor memory (got D %08x, A %08llx)", d,
          static_cast<unsigned long long>(a_in_tensor_memory ? a : 0));
   }
-  check_allocated(cta, d, p.n, "D of a tcgen05_mma");
+  Access access = access_of_issuer(cta, index, "tcgen05_mma");
+  check_allocated(access, d, p.n, "D of a tcgen05_mma");
   if (a_in_tensor_memory) {
-    check_allocated(cta, p.a, kOperandColumns, "A of a tcgen05_mma");
+    check_allocated(access, p.a, kOperandColumns, "A of a tcgen05_mma");
     if (p.a < d + static_cast<uint32_t>(p.n) && d < p.a + kOperandColumns) {
       fail("tensor-memory", "tcgen05_mma: A at column %u lies in D at %u", p.a, d);
     }
   }
-  check_and_note(fibre, index, p);
+  check_and_note(fibre, access, p);
   ++issuer.issued;
   issuer.carried = fibre.tensor_clock;
   issuer.queue.push_back({false, p, 0});

@@ -16,8 +16,9 @@ bool takes_effect_now() {
 }
 
 // The first of the warp's two bands, after checking that it may use this address at all.
-int check_address(Warp& warp, uint32_t address, int count, const char* what) {
-  const int index = warp_index(warp), lane = index % 4 * kWarp;
+int check_address(const Access& access, uint32_t address, int count) {
+  const char* const what = access.what;
+  const int index = access.warp, lane = index % 4 * kWarp;
   if (!power_of_two(count) || count > kMaxRegisters) {
     fail("tensor-memory", "%s: expected a power of two of registers up to 128 (got %d)", what, count);
   }
@@ -25,7 +26,7 @@ int check_address(Warp& warp, uint32_t address, int count, const char* what) {
     fail("tensor-memory", "%s at lane %u: warp %d may only use lanes %d to %d, from the first on", what, address >> 16,
          index, lane, lane + kWarp - 1);
   }
-  check_allocated(*warp.cta, address & 0xffff, count, what);
+  check_allocated(access, address & 0xffff, count, what);
   return lane / kBand;
 }
 
@@ -53,9 +54,10 @@ void hand_out(const Transfer& load) {
 
 void start_load(Warp& warp, uint32_t address, int count) {
   TensorMemory& memory = tensor_memory(*warp.cta);
-  const int index = warp_index(warp), first_band = check_address(warp, address, count, "tcgen05_ld");
+  const int index = warp_index(warp);
   TensorWarp& state = memory.warps[static_cast<size_t>(index)];
   Access access = access_of_warp(*warp.cta, index, "tcgen05_ld", false);
+  const int first_band = check_address(access, address, count);
   ++state.loads.issued;
   for (int band = first_band; band < first_band + 2; ++band) {
     for (int column = address & 0xffff, end = column + count; column < end; ++column) {
@@ -84,9 +86,10 @@ void start_load(Warp& warp, uint32_t address, int count) {
 
 void start_store(Warp& warp, uint32_t address, int count) {
   TensorMemory& memory = tensor_memory(*warp.cta);
-  const int index = warp_index(warp), first_band = check_address(warp, address, count, "tcgen05_st");
+  const int index = warp_index(warp);
   TensorWarp& state = memory.warps[static_cast<size_t>(index)];
   Access access = access_of_warp(*warp.cta, index, "tcgen05_st", false);
+  const int first_band = check_address(access, address, count);
   ++state.stores.issued;
   for (int band = first_band; band < first_band + 2; ++band) {
     for (int column = address & 0xffff, end = column + count; column < end; ++column) {

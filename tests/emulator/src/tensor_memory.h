@@ -88,6 +88,7 @@ struct Cell {
 
 struct Allocation {
   int base, columns, warp;
+  uint32_t time;  // of the warp's first lane
 };
 
 struct TensorMemory {
@@ -106,9 +107,6 @@ inline bool power_of_two(int value) { return value > 0 && (value & (value - 1)) 
 TensorMemory& tensor_memory(Cta& cta);
 void allocate(Warp& warp, int columns);
 void deallocate(Warp& warp, uint32_t address, int columns);
-// Every column in [column, column + count) must be allocated.
-void check_allocated(const Cta& cta, uint32_t column, int count, const char* what);
-
 // Fills m, n, types and shared-memory operands from the instruction descriptor; fails on what it may not say.
 void decode_instruction(Product& product, uint32_t bits, int element_bytes, uint64_t a, uint64_t b);
 void execute(Cta& cta, const Product& product);
@@ -132,6 +130,8 @@ struct Access {
 Access access_of_warp(Cta& cta, int warp, const char* what, bool plain);
 Access access_of_issuer(Cta& cta, int issuer, const char* what);
 
+// Every column in [column, column + count) must be allocated, and the access come after that.
+void check_allocated(const Access& access, uint32_t column, int count, const char* what);
 // Each for the cell of a column and band of lanes.
 void check_read(Access& access, int band, int column);
 void check_write(Access& access, int band, int column, uint32_t signature);

@@ -134,6 +134,27 @@ Access access_of_issuer(Cta& cta, int issuer, const char* what) {
   return {&cta, what, -1, issuer, false, {view_of(*cta.tensor->issuers[issuer].thread)}, {}};
 }
 
+void check_allocated(const Access& access, uint32_t column, int count, const char* what) {
+  const auto& all = access.cta->tensor->allocations;
+  const auto found = std::find_if(all.begin(), all.end(), [&](const Allocation& a) {
+    return column >= static_cast<uint32_t>(a.base) &&
+           column + static_cast<uint32_t>(count) <= static_cast<uint32_t>(a.base + a.columns);
+  });
+  if (found == all.end()) {
+    fail("tensor-memory", "%s uses columns %u to %u, which are not inside an allocation", what, column,
+         column + static_cast<uint32_t>(count) - 1);
+  }
+  for (const View& view : access.views) {
+    const int thread = found->warp * kWarp;
+    if (view.fibre->ids.thread / kWarp == found->warp || knows(view.fibre->tensor_clock, thread, found->time)) continue;
+    if (!knows(view.fibre->clock, thread, found->time)) {
+      fail("race", "%s uses column %u: no barrier since warp %d allocated it", what, column, found->warp);
+    }
+    fail("fence", "%s uses column %u: no tcgen05_fence_after_thread_sync of thread %d since warp %d allocated it", what,
+         column, view.fibre->ids.thread, found->warp);
+  }
+}
+
 void check_read(Access& access, int band, int column) {
   const Cell& cell = access.cta->tensor->cells[band][column];
   if (cell.written == Cell::kNobody) {

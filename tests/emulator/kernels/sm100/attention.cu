@@ -77,7 +77,6 @@ SKIM_DEVICE void attend_mover(const Params& p, Shared& s, uint32_t scores, uint3
 template <Omit kOmit>
 SKIM_DEVICE void attend(const Params& p, Shared& s) {
   const uint32_t scores = prepare<128>(p, s), o = scores + 64;
-  ptx::tcgen05_fence_after_thread_sync();
   if (issuer()) attend_issuer<kOmit>(p, s, scores, o);
   if (mover()) attend_mover<kOmit>(p, s, scores + lanes(), o + lanes());
   if (kOmit == Omit::kCommitByOther && thread() == 160) {

@@ -50,6 +50,7 @@ SKIM_DEVICE uint32_t prepare(const Params& p, Shared& s) {
   for (uint32_t at = thread(); at < control(p).image_words; at += 256) ptx::st_shared(s.image + at * 4, image[at]);
   ptx::fence_proxy_async();
   ptx::cta_sync();
+  ptx::tcgen05_fence_after_thread_sync();
   return ptx::ld_shared(&s.address);
 }
 template <int Columns>

@@ -6,7 +6,6 @@ namespace rules {
 template <class Break>
 SKIM_DEVICE void broken_product(const Params& p, Shared& s, Break broken) {
   const uint32_t address = prepare<128>(p, s);
-  ptx::tcgen05_fence_after_thread_sync();
   if (issuer()) broken(address);
   ptx::cta_sync();
 }
@@ -61,7 +60,6 @@ KERNEL(commit_too_often) {
 }
 KERNEL(two_issuers) {
   const uint32_t address = prepare<128>(p, s);
-  ptx::tcgen05_fence_after_thread_sync();
   if (thread() >= 128 && thread() < 130) {
     product(p, s, address);
     ptx::tcgen05_commit(&s.full);
@@ -74,7 +72,6 @@ KERNEL(five_issuers) {
 
 KERNEL(dealloc_in_flight) {
   const uint32_t address = prepare<128>(p, s);
-  ptx::tcgen05_fence_after_thread_sync();
   if (issuer()) {
     product(p, s, address);
     ptx::tcgen05_commit(&s.full);
@@ -87,7 +84,6 @@ KERNEL(dealloc_in_flight) {
 template <class Break>
 SKIM_DEVICE void reuse(const Params& p, Shared& s, Break broken) {
   const uint32_t address = prepare<128>(p, s);
-  ptx::tcgen05_fence_after_thread_sync();
   if (issuer()) {
     product(p, s, address);
     ptx::tcgen05_commit(&s.full);
@@ -143,7 +139,6 @@ KERNEL(reading_not_passed_on) { passed_on(p, s, true); }
 template <class Fill>
 SKIM_DEVICE void fill_then_multiply(const Params& p, Shared& s, Fill fill) {
   const uint32_t address = prepare<128>(p, s);
-  ptx::tcgen05_fence_after_thread_sync();
   fill();
   if (issuer()) {
     product(p, s, address);
@@ -199,7 +194,6 @@ KERNEL(operand_loaded) {  // right
 
 KERNEL(d_overwritten_by_store) {
   const uint32_t address = prepare<128>(p, s);
-  ptx::tcgen05_fence_after_thread_sync();
   if (issuer()) {
     product(p, s, address);
     ptx::tcgen05_commit(&s.full);

@@ -3,6 +3,15 @@ namespace rules {
 
 // ---- allocation
 
+SKIM_DEVICE void load_one(uint32_t address) {
+  float d[1];
+  ptx::tcgen05_ld<1>(d, address);
+  ptx::tcgen05_wait_ld<1>(d);
+}
+SKIM_DEVICE void store_one(uint32_t address) {
+  const uint32_t d[1] = {};
+  ptx::tcgen05_st<1>(address, d);
+}
 KERNEL(alloc_columns) {
   if (warp() == 0) ptx::tcgen05_alloc<48>(&s.address);
 }
@@ -40,6 +49,17 @@ KERNEL(alloc_address_raced) {
   if (warp() == 0) ptx::tcgen05_alloc<32>(&s.address);
   if (warp() == 1) ptx::ld_shared(&s.address);
 }
+// The address is known, the allocation is not: without a barrier, and without a fence.
+KERNEL(use_before_barrier) {
+  if (warp() == 4) ptx::tcgen05_alloc<512>(&s.address);
+  ptx::shfl(0, 0);
+  if (warp() == 5) store_one(lanes());
+}
+KERNEL(use_without_fence) {
+  if (warp() == 4) ptx::tcgen05_alloc<512>(&s.address);
+  ptx::cta_sync();
+  if (warp() == 5) store_one(lanes());
+}
 KERNEL(dealloc_by_another) {
   const uint32_t address = prepare<32>(p, s);
   if (warp() == 1) ptx::tcgen05_dealloc<32>(address);
@@ -58,15 +78,6 @@ KERNEL(dealloc_raced) {
 
 // ---- what a warp, or a product, may touch
 
-SKIM_DEVICE void load_one(uint32_t address) {
-  float d[1];
-  ptx::tcgen05_ld<1>(d, address);
-  ptx::tcgen05_wait_ld<1>(d);
-}
-SKIM_DEVICE void store_one(uint32_t address) {
-  const uint32_t d[1] = {};
-  ptx::tcgen05_st<1>(address, d);
-}
 KERNEL(lanes_of_another) {
   const uint32_t address = prepare<32>(p, s);
   if (warp() == 1) store_one(address);
