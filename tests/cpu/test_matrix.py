@@ -83,7 +83,7 @@ def test_a_tile_asks_for_no_more_registers_than_it_was_launched_with() -> None:
     blackwell = tiles_sm100.Tile(256, 128, 2, 2, separate_o=True)  # 512 = 4 x 128
     assert sum(blackwell.registers) == 512
     with pytest.raises(AssertionError, match="512"):
-        replace(blackwell, other_regs=56)
+        replace(blackwell, other_regs=64)
 
 
 @pytest.mark.parametrize(
