@@ -12,11 +12,11 @@ class Correction {
  public:
   using Storage = SharedStorage<Tr>;
 
-  SKIM_DEVICE Correction(const Params& p, Storage& smem, uint32_t tensor_address)
+  SKIM_DEVICE Correction(const Params& p, Storage& smem)
       : p_(p),
         smem_(smem),
         thread_(ptx::thread_index() % kGroupThreads),
-        tensor_(tensor_address + tensor_lanes(thread_ / kWarpThreads)) {}
+        tensor_(ptx::ld_shared(&smem.tensor_address) + tensor_lanes(thread_ / kWarpThreads)) {}
 
   SKIM_DEVICE void run() {
     for (WorkItem item = receive(); item.valid; item = receive()) {

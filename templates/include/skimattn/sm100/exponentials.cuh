@@ -94,19 +94,22 @@ SKIM_DEVICE void weigh(const float (&s)[kScores], float alpha, float scale_log2,
   ptx::Float2 sums[2] = {{0.0f, 0.0f}, {0.0f, 0.0f}};
 #pragma unroll
   for (int chunk = 0; chunk < kScores; chunk += kChunk) {
-    float e[kChunk];
-#pragma unroll
-    for (int i = 0; i < kChunk; i += 2) {
-      const ptx::Float2 x = ptx::fma2({s[chunk + i], s[chunk + i + 1]}, {scale_log2, scale_log2}, {offset, offset});
-      const ptx::Float2 y =
-          avoids_exponential_unit<kScores>(chunk + i) ? exp2_of_pair(x) : ptx::Float2{ptx::ex2(x.x), ptx::ex2(x.y)};
-      sums[i / 2 % 2] = ptx::add2(sums[i / 2 % 2], y);
-      e[i] = y.x;
-      e[i + 1] = y.y;
-    }
     uint32_t words[kWords];
 #pragma unroll
-    for (int i = 0; i < kWords; ++i) words[i] = pack_word(Element{}, e + i * kPerWord);
+    for (int word = 0; word < kWords; ++word) {
+      float e[kPerWord];
+#pragma unroll
+      for (int j = 0; j < kPerWord; j += 2) {
+        const int i = chunk + word * kPerWord + j;
+        const ptx::Float2 x = ptx::fma2({s[i], s[i + 1]}, {scale_log2, scale_log2}, {offset, offset});
+        const ptx::Float2 y =
+            avoids_exponential_unit<kScores>(i) ? exp2_of_pair(x) : ptx::Float2{ptx::ex2(x.x), ptx::ex2(x.y)};
+        sums[i / 2 % 2] = ptx::add2(sums[i / 2 % 2], y);
+        e[j] = y.x;
+        e[j + 1] = y.y;
+      }
+      words[word] = pack_word(Element{}, e);
+    }
     ptx::tcgen05_st<kWords>(address + chunk / kPerWord, words);
   }
   const ptx::Float2 sum = ptx::add2(sums[0], sums[1]);

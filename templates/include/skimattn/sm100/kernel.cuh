@@ -14,12 +14,12 @@
 namespace skimattn::sm100 {
 
 template <class Tr>
-SKIM_DEVICE void run_single_warp(const Params& p, SharedStorage<Tr>& smem, int warp, uint32_t tensor_address) {
+SKIM_DEVICE void run_single_warp(const Params& p, SharedStorage<Tr>& smem, int warp) {
   using R = Roles<Tr>;
   using Loader = Producer<Tr, SharedStorage<Tr>>;
   const int lane = ptx::thread_index() % kWarpThreads;
   if (warp == R::kKeys) Loader(p, smem).run_keys(lane);
-  if (warp == R::kProducts && lane == 0) Products<Tr>(p, smem, tensor_address).run();
+  if (warp == R::kProducts && lane == 0) Products<Tr>(p, smem).run();
   if (warp == R::kValues && lane == 0) Loader(p, smem).run_values();
   if (warp == R::kQueries && lane == 0) Loader(p, smem).run_queries();
 }
@@ -33,7 +33,6 @@ SKIM_DEVICE void attention_forward(const Params& p) {
   // Shuffled: uniform for the compiler too.
   const int warpgroup = ptx::shfl(ptx::thread_index() / kGroupThreads, 0);
   const int warp = ptx::shfl(ptx::thread_index() % kGroupThreads / kWarpThreads, 0);
-  const bool allocates = warpgroup == R::kSingles && warp == R::kProducts;
   if (ptx::thread_index() == 0) {
     ptx::prefetch_tensormap(&p.tma_q);
     ptx::prefetch_tensormap(&p.tma_k);
@@ -41,31 +40,30 @@ SKIM_DEVICE void attention_forward(const Params& p) {
     ptx::prefetch_tensormap(&p.tma_o);
     smem.init_barriers();
   }
-  if (allocates) {
+  if (warpgroup == R::kSingles && warp == R::kProducts) {
     ptx::tcgen05_alloc<Tr::kTmemColumns>(&smem.tensor_address);
     ptx::tcgen05_relinquish_alloc_permit();
   }
   ptx::tcgen05_fence_before_thread_sync();
   ptx::cta_sync();
   ptx::tcgen05_fence_after_thread_sync();
-  const uint32_t tensor_address = ptx::ld_shared(&smem.tensor_address);
   if (warpgroup == R::kSingles) {
     ptx::setmaxnreg_dec<Tr::kOtherRegs>();
-    run_single_warp<Tr>(p, smem, warp, tensor_address);
+    run_single_warp<Tr>(p, smem, warp);
   } else if (warpgroup == R::kCorrection) {
     ptx::setmaxnreg_dec<Tr::kCorrectionRegs>();
-    Correction<Tr>(p, smem, tensor_address).run();
+    Correction<Tr>(p, smem).run();
   } else {
     ptx::setmaxnreg_inc<Tr::kSoftmaxRegs>();
-    Softmax<Tr>(p, smem, warpgroup, tensor_address).run();
+    Softmax<Tr>(p, smem, warpgroup).run();
   }
   // Tensor memory outlives everyone who uses it.
   ptx::warp_sync();
   ptx::tcgen05_fence_before_thread_sync();
   ptx::cta_sync();
-  if (allocates) {
+  if (warpgroup == R::kSingles && warp == R::kProducts) {
     ptx::tcgen05_fence_after_thread_sync();
-    ptx::tcgen05_dealloc<Tr::kTmemColumns>(tensor_address);
+    ptx::tcgen05_dealloc<Tr::kTmemColumns>(ptx::ld_shared(&smem.tensor_address));
   }
 }
 

@@ -20,8 +20,8 @@ class Products {
   static constexpr uint32_t kQk = instruction_descriptor<Element, Tr::kTileN, false>();
   static constexpr uint32_t kPv = instruction_descriptor<Element, Tr::kHeadDimV, true>();
 
-  SKIM_DEVICE Products(const Params& p, Storage& smem, uint32_t tensor_address)
-      : p_(p), smem_(smem), tensor_(tensor_address) {}
+  SKIM_DEVICE Products(const Params& p, Storage& smem)
+      : p_(p), smem_(smem), tensor_(ptx::ld_shared(&smem.tensor_address)) {}
 
   // One lane.
   SKIM_DEVICE void run() {

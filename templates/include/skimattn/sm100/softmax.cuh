@@ -26,14 +26,13 @@ class Softmax {
   static constexpr bool kScaled = sizeof(typename Element::Storage) == 1;  // inputs come with factors
   static constexpr int kScores = Tr::kTileN;
 
-  SKIM_DEVICE Softmax(const Params& p, Storage& smem, int group, uint32_t tensor_address)
+  SKIM_DEVICE Softmax(const Params& p, Storage& smem, int group)
       : p_(p),
         smem_(smem),
         group_(group),
         thread_(ptx::thread_index() % kGroupThreads),
-        scores_(tensor_address + TensorColumns<Tr>::s(group) + tensor_lanes(thread_ / kWarpThreads)),
-        scale_log2_(p.scale_log2),
-        score_scale_(p.score_scale) {}
+        scores_(ptx::ld_shared(&smem.tensor_address) + TensorColumns<Tr>::s(group) +
+                tensor_lanes(thread_ / kWarpThreads)) {}
 
   SKIM_DEVICE void run() {
     for (; begin(); ++items_) {
@@ -43,20 +42,24 @@ class Softmax {
   }
 
  private:
+  SKIM_DEVICE int work_slot() const { return items_ % kWorkSlots; }
+  SKIM_DEVICE int row0(const WorkItem& item) const { return item.row0 + group_ * Tr::kGroupRows; }
+
+  SKIM_DEVICE Place place_of(const WorkItem& item) const {
+    return {row0(item) + thread_, 0, item.batch, item.head, item.len_q, item.len_k, item.q_offset, 0.0f};
+  }
+
   // Receives the next item and resets the state of the row; false where there is no more work.
   SKIM_DEVICE bool begin() {
-    const int slot = items_ % kWorkSlots;
-    ptx::mbarrier_wait_parity(&smem_.work_full[slot], items_ / kWorkSlots & 1);
-    const WorkItem item = read_work(smem_, slot);
-    release(&smem_.work_empty[slot]);
+    ptx::mbarrier_wait_parity(&smem_.work_full[work_slot()], items_ / kWorkSlots & 1);
+    const WorkItem item = read_work(smem_, work_slot());
     if (!item.valid) return false;
-    const int row0 = item.row0 + group_ * Tr::kGroupRows;
-    at_ = {row0 + thread_, 0, item.batch, item.head, item.len_q, item.len_k, item.q_offset, 0.0f};
+    at_ = place_of(item);
     if constexpr (Tr::kAlibi) at_.alibi = ptx::ld_global(p_.alibi_slopes + item.head) * p_.bias_scale;
     if constexpr (kScaled) apply_descales(item);
     if constexpr (kSkips) limit_ = log2_threshold(p_, item.batch, item.head);
     row_ = RowState{};
-    own_ = visited_range<Tr>(item, row0, Tr::kGroupRows, p_);
+    own_ = visited_range<Tr>(item, row0(item), Tr::kGroupRows, p_);
     const TileRange all = cta_range<Tr>(item, p_);
     first_ = all.first;
     last_ = all.last;
@@ -66,17 +69,13 @@ class Softmax {
   // What one unit of a product counts: inside the softcap where there is one.
   SKIM_DEVICE void apply_descales(const WorkItem& item) {
     const int kv_head = item.head / (p_.heads_q / p_.heads_kv);
-    const float unit =
-        descale_of(p_.q_descale, p_.q_descale_stride_batch, p_.q_descale_stride_head, item.batch, kv_head) *
-        descale_of(p_.k_descale, p_.k_descale_stride_batch, p_.k_descale_stride_head, item.batch, kv_head);
-    if constexpr (Tr::kSoftcap) {
-      score_scale_ = p_.score_scale * unit;
-    } else {
-      scale_log2_ = p_.scale_log2 * unit;
-      if constexpr (Tr::kAlibi) at_.alibi /= unit;
-    }
-    out_scale_ = descale_of(p_.v_descale, p_.v_descale_stride_batch, p_.v_descale_stride_head, item.batch, kv_head);
+    unit_ = descale_of(p_.q_descale, p_.q_descale_stride_batch, p_.q_descale_stride_head, item.batch, kv_head) *
+            descale_of(p_.k_descale, p_.k_descale_stride_batch, p_.k_descale_stride_head, item.batch, kv_head);
+    if constexpr (Tr::kAlibi && !Tr::kSoftcap) at_.alibi /= unit_;
   }
+  // Note: written so that without descales both are constants, which take no register.
+  SKIM_DEVICE float scale_log2() const { return kScaled && !Tr::kSoftcap ? p_.scale_log2 * unit_ : p_.scale_log2; }
+  SKIM_DEVICE float score_scale() const { return kScaled ? p_.score_scale * unit_ : p_.score_scale; }
 
   SKIM_DEVICE int visited(int i) const { return visited_tile<Tr::kSinkFirst>(first_, last_, i); }
 
@@ -98,7 +97,7 @@ class Softmax {
   SKIM_DEVICE void step(int n) {
     float s[kScores];
     load_scores(s);
-    bend_scores<Tr>(s, n * Tr::kTileN, at_, score_scale_);
+    bend_scores<Tr>(s, n * Tr::kTileN, at_, score_scale());
     if constexpr (kMasked) mask_scores<Tr>(s, n * Tr::kTileN, at_, p_);
     const float tile_max = row_maximum(s);
     if constexpr (kSkips) {
@@ -108,9 +107,9 @@ class Softmax {
         return;
       }
     }
-    const float alpha = raise_maximum<Element>(row_, tile_max, scale_log2_);
+    const float alpha = raise_maximum<Element>(row_, tile_max, scale_log2());
     tell_scale(alpha);
-    weigh<Element>(s, alpha, scale_log2_, row_, scores_ + TensorColumns<Tr>::kP);
+    weigh<Element>(s, alpha, scale_log2(), row_, scores_ + TensorColumns<Tr>::kP);
     release_tensor(&smem_.p_full[group_]);
   }
 
@@ -141,7 +140,7 @@ class Softmax {
     ++votes_;
     Vote& vote = smem_.votes[slot][group_];
     // Rows past the end belong to a neighbour, or to nobody: they have no vote.
-    const bool agree = !at_.valid(0) | agrees(tile_max, row_.max, scale_log2_, limit_);
+    const bool agree = !at_.valid(0) | agrees(tile_max, row_.max, scale_log2(), limit_);
     const bool speaks = thread_ % kWarpThreads == 0;
     if (ptx::warp_any(!agree)) {
       if (speaks) ptx::st_shared(&vote.kept, votes_);
@@ -154,14 +153,22 @@ class Softmax {
   }
 
   // The row's LSE, and what its output is to be multiplied with.
+  // Note: the item is read again rather than kept, since the main loop has no register to spare.
   SKIM_DEVICE void finish() {
+    const WorkItem item = read_work(smem_, work_slot());
+    const Place at = place_of(item);
     const float sum = row_.sum * kSumUnit<Element>;
-    float inverse = inverse_of(sum, row_.base, scale_log2_, at_.head, p_);
-    if constexpr (kScaled) inverse *= out_scale_ * kSumUnit<Element>;
-    if (p_.lse != nullptr && at_.valid(0)) store_lse(sum, row_.base, scale_log2_, 0, at_, p_);
+    float inverse = inverse_of(sum, row_.base, scale_log2(), item.head, p_);
+    if constexpr (kScaled) {
+      const int kv_head = item.head / (p_.heads_q / p_.heads_kv);
+      inverse *= kSumUnit<Element> *
+                 descale_of(p_.v_descale, p_.v_descale_stride_batch, p_.v_descale_stride_head, item.batch, kv_head);
+    }
+    if (p_.lse != nullptr && at.valid(0)) store_lse(sum, row_.base, scale_log2(), 0, at, p_);
     ptx::mbarrier_wait_parity(&smem_.inverse_empty[group_], (items_ & 1) ^ 1);
     ptx::st_shared(&smem_.inverse[group_][thread_], __builtin_bit_cast(uint32_t, inverse));
     release(&smem_.inverse_full[group_]);
+    release(&smem_.work_empty[work_slot()]);
   }
 
   const Params& p_;
@@ -172,7 +179,7 @@ class Softmax {
   TileRange own_;     // of this group's rows
   int first_, last_;  // of all the CTA's rows: every group walks them all
   RowState row_;
-  float scale_log2_, score_scale_, out_scale_ = 1.0f;
+  float unit_ = 1.0f;  // what a product of 8-bit elements counts
   float limit_ = -kInf;
   uint32_t votes_ = 0, items_ = 0, tile_phase_ = 0;
 };
