@@ -1,4 +1,4 @@
-"""Deliberate mistakes in the kernels (tests/emulator/mutations.py): every one is caught, and nothing else is."""
+"""Deliberate mistakes in the kernels (tests/emulator/mutations*.py): every one is caught, and nothing else is."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import pytest
 
 from tests.emulator import SCHEDULES, EmulatorError, compile_kernel
 from tests.emulator.mutation import RESULT, Mutation
-from tests.emulator.mutations import MUTATIONS
+from tests.emulator.mutations import MUTATIONS as MUTATIONS_SM90
+from tests.emulator.mutations_sm100 import MUTATIONS_SM100
 from tests.helpers.cases import Case
 from tests.helpers.check import check
 from tests.helpers.run import run_case
 
+MUTATIONS = (*MUTATIONS_SM90, *MUTATIONS_SM100)
 CASES = {mutation.case.name: mutation.case for mutation in MUTATIONS}
+
+
+def name_of(mutation: Mutation) -> str:
+    return f"{mutation.case.arch} {mutation.name}"
 
 
 def caught_by(mutation: Mutation, schedule: str) -> tuple[str, str]:
@@ -34,7 +40,7 @@ def caught_by(mutation: Mutation, schedule: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "-"))
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: name_of(mutation).replace(" ", "-"))
 def test_mutation_is_caught(mutation: Mutation, schedule: str) -> None:
     kind, words = caught_by(mutation, schedule)
     assert kind, f"{mutation.name}: nothing noticed"
@@ -48,7 +54,8 @@ def test_unmutated_kernel_passes(case: Case, schedule: str) -> None:
 
 
 def test_names_are_unique() -> None:
-    assert len({mutation.name for mutation in MUTATIONS}) == len(MUTATIONS) >= 10
+    assert len({name_of(mutation) for mutation in MUTATIONS}) == len(MUTATIONS)
+    assert len(MUTATIONS_SM90) >= 10 and len(MUTATIONS_SM100) >= 10
 
 
 def test_text_that_is_gone_fails() -> None:

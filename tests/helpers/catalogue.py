@@ -15,7 +15,7 @@ from skimattn.codegen.spec import KernelSpec
 
 from .cases import Case
 from .pairwise import Row, covering
-from .patterns import PATTERNS
+from .patterns import DEALT
 
 MASKS = tuple(map(str, BY_NAME["mask"].values))
 WINDOWS = ((150, 0), (-1, 0), (40, 70), (0, 0), (-1, 30), (200, -1), (0, 150))
@@ -167,7 +167,7 @@ def runtime_factors(dtypes: tuple[str, ...] = _SIXTEEN_BIT) -> dict[str, Any]:
         "memory": ("plain", "gaps", "transposed", "packed_kv", "packed_qkv"),
         "heads": ((2, 2), (4, 2), (3, 1), (1, 1)),
         "lens": tuple(LENS),
-        "pattern": tuple(PATTERNS),
+        "pattern": DEALT,
         "threshold_kind": ("float", "batch", "head"),
         "sinks": (False, True),
         "give": (0, 1, 2),  # nothing, out, out and lse
@@ -237,7 +237,7 @@ def spec_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
             "memory": ("plain", "gaps")[index % 2],
             "heads": ((4, 2), (3, 1), (2, 2))[number % 3],
             "lens": "ragged" if ragged else "varied_keys",
-            "pattern": tuple(PATTERNS)[number % len(PATTERNS)],
+            "pattern": DEALT[number % len(DEALT)],
             "threshold_kind": ("float", "batch", "head")[number // 2 % 3],
             "sinks": number % 4 == 1,
             "give": 2,

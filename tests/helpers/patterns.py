@@ -124,6 +124,11 @@ def _staircase(field: Field) -> F64:
     return np.repeat(-5.0 * np.maximum(field.rank, 0), BLOCKS_PER_TILE, axis=1)
 
 
+def _lagging(field: Field) -> F64:
+    """The second tile rises by e^5, too little for a lagging base to follow; only it makes the rest low."""
+    return np.repeat(np.select([field.rank == 1, field.rank > 1], [5.0, -6.7], 0.0), BLOCKS_PER_TILE, axis=1)
+
+
 def _random(field: Field) -> F64:
     return field.by_group(field.rng.random((field.groups, field.tiles)) < 0.6)
 
@@ -146,9 +151,12 @@ PATTERNS: dict[str, Callable[[Field], F64]] = {
     "tail": _tail,
     "single_row": _single_row,
     "staircase": _staircase,
+    "lagging": _lagging,
     "random": _random,
     "random_rows": _random_rows,
 }
+
+DEALT = tuple(name for name in PATTERNS if name != "lagging")  # to pairwise cases, which one name more would all change
 
 
 def planted(order: str) -> tuple[str, ...]:
