@@ -11,7 +11,7 @@ from skimattn.codegen.spec import KernelSpec
 from . import kernels
 from .call import Params, Problem
 from .device import device
-from .dispatch import arch_of, reference_arch, spec_of
+from .dispatch import REFERENCE_VARIABLE, arch_of, reference_arch, spec_of
 from .errors import ArgumentError, NoKernelError
 from .validate import validate
 from .validate_outputs import check_skip_map
@@ -118,6 +118,7 @@ def _accepted(spec: KernelSpec, path: str, trace: list[str]) -> Explanation:
     trace.append(f"verified: {row.verified}")
     if path == "reference":
         trace.append("path: reference, since the tensors are on the CPU; it computes what the kernel would")
+        trace.append(f"architecture: {spec.arch}; {REFERENCE_VARIABLE} names another one for CPU tensors")
     elif located:
         how = "stale in {}: built from other sources than those of now" if stale else "built in {}"
         trace.append(f"path: cuda, {how.format(located.folder)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from skimattn.dispatch import (
     reference_arch,
     spec_of,
 )
+from skimattn.kernels import FOLDER_VARIABLE
 from skimattn.validate import validate
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float8_e4m3fn)
@@ -112,13 +114,15 @@ def test_architectures() -> None:
             arch_of((major, minor))
 
 
-def test_what_the_reference_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_reference_stands_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     assert [reference_arch(dtype) for dtype in ("bf16", "fp16", "e4m3")] == ["sm90", "sm90", "sm100"]
     monkeypatch.setenv(REFERENCE_VARIABLE, "sm100")
     assert reference_arch("bf16") == "sm100"
     q = torch.zeros(1, 8, 2, 64).bfloat16()
     chosen = explain(Params(q, q, q))
     assert (chosen.kernel, chosen.group_rows) == ("skim_sm100_prefill_bf16_d64_full_dense", 128)
+    assert "architecture: sm100; SKIMATTN_REFERENCE names another one for CPU tensors" in chosen.trace
     monkeypatch.setenv(REFERENCE_VARIABLE, "sm80")
     with pytest.raises(ArgumentError, match=r"^SKIMATTN_REFERENCE: expected one of sm90, sm100 \(got 'sm80'\)"):
         reference_arch("bf16")
