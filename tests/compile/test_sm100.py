@@ -1,0 +1,94 @@
+"""SM100 kernels through the real compilers: no spills, no local memory, the instructions that they are made for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+from skimattn.codegen import matrix, metadata, ptxas
+from skimattn.codegen.compile import Report, compile_kernel
+from skimattn.codegen.pipeline import Sources
+from skimattn.codegen.spec import KernelSpec
+from skimattn.codegen.tile import ELEMENT_BYTES
+from skimattn.codegen.tiles import tile_of
+from skimattn.codegen.toolchain import find_toolchain
+
+from tests.helpers.sass import instructions, nvdisasm
+
+SPECS = matrix.specs("default", archs=["sm100"])
+SMOKE = matrix.specs("smoke", archs=["sm100"])
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME')}/bin")
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="NVCC DID NOT COMPILE ANYTHING: there is no nvcc here")
+needs_nvdisasm = pytest.mark.skipif(nvdisasm() is None, reason="NO MACHINE CODE WAS READ: pip install '.[test]'")
+
+
+def compiled(spec: KernelSpec, compiler: str = "nvrtc") -> tuple[bytes, Report]:
+    return compile_kernel(Sources().unit(spec), find_toolchain(compiler), ptxas.allowed(spec))
+
+
+def check_resources(spec: KernelSpec, cubin: bytes, report: Report) -> None:
+    """No spills, and a metadata row that says what the kernel takes."""
+    assert report.spill_bytes == 0, f"{report.spill_bytes} bytes spilled"
+    row = metadata.kernel_of(spec, report, "x.cubin")
+    assert row.registers * row.threads <= 65536 and row.registers >= 128
+    assert row.smem_bytes <= 232448
+    assert row.tmem_columns in (32, 64, 128, 256, 512)
+    assert (row.group_rows, row.tile_n) == (128, 128) and row.tile_m == (128 if row.head_dim == 256 else 256)
+    assert spec.name.encode() in cubin
+
+
+def check_machine_code(spec: KernelSpec, cubin: bytes) -> None:
+    """Every product of a tile once, by the tensor core of its type; copies by TMA; tensor memory read and written."""
+    found, tile = instructions(cubin), tile_of(spec)
+    step = 32 // ELEMENT_BYTES[spec.dtype]
+    products = tile.consumers * (spec.head_dim // step + tile.tile_n // step)
+    kind, other = ("UTCQMMA", "UTCHMMA") if spec.dtype == "e4m3" else ("UTCHMMA", "UTCQMMA")
+    assert found[kind] == products and found[other] == 0, (found[kind], products)
+    for name in ("UTCBAR", "LDTM", "STTM", "UTMALDG", "UTMASTG", "UTCATOMSWS", "USETMAXREG", "MUFU", "FFMA2"):
+        assert found[name] > 0, f"no {name}"
+    assert found["UTMASTG"] == -(-spec.head_dim_v * 2 // 128)
+    for name in ("LDL", "STL", "HMMA", "HGMMA"):
+        assert found[name] == 0, f"{found[name]} {name}"
+
+
+@pytest.mark.parametrize("spec", SMOKE, ids=lambda spec: spec.name)
+def test_kernels_compile(spec: KernelSpec) -> None:
+    cubin, report = compiled(spec)
+    check_resources(spec, cubin, report)
+    if nvdisasm():
+        check_machine_code(spec, cubin)
+
+
+@needs_nvdisasm
+def test_machine_code_is_read_as_it_is() -> None:
+    """An SM90 kernel: other products, and no tensor memory."""
+    found = instructions(compiled(matrix.SMOKE[0])[0])
+    assert found["HGMMA"] > 0 and found["UTMALDG"] > 0
+    assert not any(name.startswith(("UTC", "LDTM", "STTM")) for name in found)
+
+
+@needs_nvcc
+@pytest.mark.parametrize("spec", SMOKE[::2], ids=lambda spec: spec.name)
+def test_nvcc_compiles_them_too(spec: KernelSpec) -> None:
+    cubin, report = compiled(spec, "nvcc")
+    assert report.compiler.startswith("nvcc ")
+    check_resources(spec, cubin, report)
+    if nvdisasm():
+        check_machine_code(spec, cubin)
+
+
+@pytest.mark.exhaustive
+@needs_nvdisasm
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_default_set(spec: KernelSpec) -> None:
+    cubin, report = compiled(spec)
+    check_resources(spec, cubin, report)
+    check_machine_code(spec, cubin)
+
+
+@pytest.mark.exhaustive
+@needs_nvcc
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_default_set_with_nvcc(spec: KernelSpec) -> None:
+    check_resources(spec, *compiled(spec, "nvcc"))
