@@ -34,25 +34,31 @@ SKIM_DEVICE uint32_t load_mask_word(int r, int key, const FragmentPlace<Layout>&
   return ptx::ld_global(reinterpret_cast<const uint32_t*>(bits));
 }
 
+// Hides from row r of the fragment what it does not see; `span` is what the mask's geometry lets it see.
 template <class Tr, class Layout, int kSize>
-SKIM_DEVICE void mask_scores(float (&s)[kSize], int key0, const FragmentPlace<Layout>& at, const Params& p) {
+SKIM_DEVICE void mask_row(float (&s)[kSize], int r, const Span& span, int key0, const FragmentPlace<Layout>& at,
+                          const Params& p) {
   constexpr bool kCustom = Tr::kMask == Mask::kCustom;
   constexpr bool kHasLow = kHidesFirstKeys<Tr::kMask> && !kCustom;
+  const int lo = span.lo - key0 - at.column, hi = span.hi - key0 - at.column;
+  [[maybe_unused]] uint32_t word = 0;
+#pragma unroll
+  for (int i = 0; i < kSize; ++i) {
+    if (Layout::row(i) != r) continue;
+    const int column = Layout::column(i);
+    if (kCustom && column % 32 == 0) word = load_mask_word(r, key0 + column, at, p) >> at.column;
+    bool seen = column < hi;
+    if constexpr (kHasLow) seen = seen && column >= lo;
+    if constexpr (kCustom) seen = seen && (word >> (column % 32) & 1) != 0;
+    s[i] = seen ? s[i] : -kInf;
+  }
+}
+
+template <class Tr, class Layout, int kSize>
+SKIM_DEVICE void mask_scores(float (&s)[kSize], int key0, const FragmentPlace<Layout>& at, const Params& p) {
 #pragma unroll
   for (int r = 0; r < Layout::kRows; ++r) {
-    const Span span = visible_keys<Tr::kMask>(at.diagonal(r), at.len_k, p);
-    const int lo = span.lo - key0 - at.column, hi = span.hi - key0 - at.column;
-    [[maybe_unused]] uint32_t word = 0;
-#pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      if (Layout::row(i) != r) continue;
-      const int column = Layout::column(i);
-      if (kCustom && column % 32 == 0) word = load_mask_word(r, key0 + column, at, p) >> at.column;
-      bool seen = column < hi;
-      if constexpr (kHasLow) seen = seen && column >= lo;
-      if constexpr (kCustom) seen = seen && (word >> (column % 32) & 1) != 0;
-      s[i] = seen ? s[i] : -kInf;
-    }
+    mask_row<Tr>(s, r, visible_keys<Tr::kMask>(at.diagonal(r), at.len_k, p), key0, at, p);
   }
 }
 

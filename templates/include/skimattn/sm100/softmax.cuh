@@ -59,10 +59,9 @@ class Softmax {
     if constexpr (kScaled) apply_descales(item);
     if constexpr (kSkips) limit_ = log2_threshold(p_, item.batch, item.head);
     row_ = RowState{};
+    span_ = visible_keys<Tr::kMask>(at_.diagonal(0), at_.len_k, p_);
     own_ = visited_range<Tr>(item, row0(item), Tr::kGroupRows, p_);
-    const TileRange all = cta_range<Tr>(item, p_);
-    first_ = all.first;
-    last_ = all.last;
+    all_ = cta_range<Tr>(item, p_);
     return true;
   }
 
@@ -77,19 +76,24 @@ class Softmax {
   SKIM_DEVICE float scale_log2() const { return kScaled && !Tr::kSoftcap ? p_.scale_log2 * unit_ : p_.scale_log2; }
   SKIM_DEVICE float score_scale() const { return kScaled ? p_.score_scale * unit_ : p_.score_scale; }
 
-  SKIM_DEVICE int visited(int i) const { return visited_tile<Tr::kSinkFirst>(first_, last_, i); }
-
+  // The order of visited_tile: the first tile where it is a sink, then all others from the last one down.
+  // Note: the main loop has no register to spare, so it counts in tiles.
   SKIM_DEVICE void attend() {
-    const int tiles = last_ - first_;
-    int i = 0;
-    // Masked tiles, and the one after a sink, which is the last of all; then whole ones; then the far edge.
+    if (all_.last == all_.first) return;
+    const int end = all_.first + (Tr::kSinkFirst ? 1 : 0);
+    int n = Tr::kSinkFirst ? all_.first : all_.last - 1;
+    const int masked_end = imax(end, own_.clean_last), whole_end = imax(end, own_.clean_first);
+    // Masked tiles, and the first one visited; then whole ones; then the far edge.
 #pragma unroll 1
-    for (; i < tiles && ((Tr::kSinkFirst && i <= 1) || visited(i) >= own_.clean_last); ++i) step<true>(visited(i));
+    do {
+      step<true>(n);
+      n = n < end ? all_.last - 1 : n - 1;
+    } while (n >= masked_end);
 #pragma unroll 1
-    for (; i < tiles && visited(i) >= own_.clean_first; ++i) step<false>(visited(i));
+    for (; n >= whole_end; --n) step<false>(n);
     if constexpr (kHidesFirstKeys<Tr::kMask>) {
 #pragma unroll 1
-      for (; i < tiles; ++i) step<true>(visited(i));
+      for (; n >= end; --n) step<true>(n);
     }
   }
 
@@ -98,12 +102,13 @@ class Softmax {
     float s[kScores];
     load_scores(s);
     bend_scores<Tr>(s, n * Tr::kTileN, at_, score_scale());
-    if constexpr (kMasked) mask_scores<Tr>(s, n * Tr::kTileN, at_, p_);
+    if constexpr (kMasked) mask_row<Tr>(s, 0, span_, n * Tr::kTileN, at_, p_);
     const float tile_max = row_maximum(s);
     if constexpr (kSkips) {
       if (is_skipped(tile_max)) {
         tell_scale(1.0f);
         release_tensor(&smem_.p_full[group_]);
+        ++tile_;
         return;
       }
     }
@@ -111,12 +116,12 @@ class Softmax {
     tell_scale(alpha);
     weigh<Element>(s, alpha, scale_log2(), row_, scores_ + TensorColumns<Tr>::kP);
     release_tensor(&smem_.p_full[group_]);
+    ++tile_;
   }
 
   SKIM_DEVICE void load_scores(float (&s)[kScores]) {
-    constexpr int kPart = 64;
-    wait_tensor(&smem_.s_full[group_], tile_phase_);
-    tile_phase_ ^= 1;
+    constexpr int kPart = 32;
+    wait_tensor(&smem_.s_full[group_], tile_ & 1);
 #pragma unroll
     for (int i = 0; i < kScores; i += kPart) ptx::tcgen05_ld<kPart>(s + i, scores_ + i);
 #pragma unroll
@@ -135,21 +140,19 @@ class Softmax {
   // the loader of V listen too.
   // Note: `kept` is not written again before all have read it: kVoteSlots - 1 other votes come first.
   SKIM_DEVICE bool is_skipped(float tile_max) {
-    const int slot = votes_ % Storage::kVoteSlots;
-    const uint32_t parity = votes_ / Storage::kVoteSlots & 1;
-    ++votes_;
-    Vote& vote = smem_.votes[slot][group_];
+    Vote& vote = smem_.votes[tile_ % Storage::kVoteSlots][group_];
+    const uint32_t parity = tile_ / Storage::kVoteSlots & 1, number = tile_ + 1;
     // Rows past the end belong to a neighbour, or to nobody: they have no vote.
     const bool agree = !at_.valid(0) | agrees(tile_max, row_.max, scale_log2(), limit_);
     const bool speaks = thread_ % kWarpThreads == 0;
     if (ptx::warp_any(!agree)) {
-      if (speaks) ptx::st_shared(&vote.kept, votes_);
+      if (speaks) ptx::st_shared(&vote.kept, number);
       if (speaks) ptx::mbarrier_arrive(&vote.voted);
       return false;
     }
     if (speaks) ptx::mbarrier_arrive(&vote.voted);
     ptx::mbarrier_wait_parity(&vote.voted, parity);
-    return ptx::ld_shared(&vote.kept) != votes_;
+    return ptx::ld_shared(&vote.kept) != number;
   }
 
   // The row's LSE, and what its output is to be multiplied with.
@@ -176,12 +179,12 @@ class Softmax {
   const int group_, thread_;
   const uint32_t scores_;  // tensor memory: the first column of S in this warp's lanes
   Place at_;
-  TileRange own_;     // of this group's rows
-  int first_, last_;  // of all the CTA's rows: every group walks them all
+  Span span_;            // keys that the mask's geometry lets this row see
+  TileRange own_, all_;  // of this group's rows; of all the CTA's rows: every group walks them all
   RowState row_;
   float unit_ = 1.0f;  // what a product of 8-bit elements counts
   float limit_ = -kInf;
-  uint32_t votes_ = 0, items_ = 0, tile_phase_ = 0;
+  uint32_t items_ = 0, tile_ = 0;  // seen so far
 };
 
 }  // namespace skimattn::sm100
