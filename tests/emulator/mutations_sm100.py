@@ -23,8 +23,8 @@ FENCE_MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "scores read without fence::after",
         SOFTMAX,
-        "wait_tensor(&smem_.s_full[group_], tile_phase_);",
-        "ptx::mbarrier_wait_parity(&smem_.s_full[group_], tile_phase_);",
+        "wait_tensor(&smem_.s_full[group_], tile_ & 1);",
+        "ptx::mbarrier_wait_parity(&smem_.s_full[group_], tile_ & 1);",
         DENSE,
         ("fence",),
     ),
