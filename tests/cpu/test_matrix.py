@@ -73,6 +73,9 @@ def test_every_kernel_has_a_tile_that_fits() -> None:
         registers = sum(tile.registers)
         assert registers <= 65536 // tile.threads // 8 * 8 * tile.threads // 128 and tile.threads <= 1024, spec.name
         assert all(value % 8 == 0 and 24 <= value <= 256 for value in tile.registers), spec.name  # setmaxnreg's rule
+        at_launch = 65536 // tile.threads // 8 * 8
+        first, *others = sorted(set(tile.registers), reverse=True)  # who computes asks for more, the others give
+        assert first >= at_launch >= max(others), spec.name
         assert tile.tile_m == tile.consumers * tile.group_rows, spec.name
 
 
@@ -116,6 +119,14 @@ def test_memory_of_sm100_kernels_worked_out_by_hand(
     assert isinstance(verdict, Accepted)
     spec = verdict.spec
     assert (smem_bytes(spec), tmem_columns(spec), tile_of(spec).threads) == (smem * 1024, tmem, threads)
+
+
+def test_two_groups_with_256_columns_do_not_fit_tensor_memory() -> None:
+    verdict = explain({"arch": "sm100", "head_dim": 256})
+    assert isinstance(verdict, Accepted)
+    wide = tiles_sm100.Tile(256, 128, stages=1, stages_v=1, separate_o=False)
+    with pytest.raises(AssertionError, match="768"):
+        wide.tmem_columns(verdict.spec)
 
 
 def test_sm90_has_no_tensor_memory() -> None:
