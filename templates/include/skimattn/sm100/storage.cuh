@@ -47,7 +47,7 @@ struct SharedStorage {
   alignas(1024) uint8_t k[Tr::kStages][kPanels * kKvPanelBytes];
   alignas(1024) uint8_t v[Tr::kStagesV][kPanelsV * kKvPanelBytes];
   // From softmax to correction, as the bits of a float for each row: what O is to be multiplied with before the next
-  // tile, and at the end.
+  // tile, and at the end. Of two groups even where there is one: codegen/tiles_sm100.py counts so.
   uint32_t scale[kMostGroups][Tr::kGroupRows];
   uint32_t inverse[kMostGroups][Tr::kGroupRows];
   // `full`: the loader's bytes have landed. `empty`: the products that read them are done.
@@ -55,8 +55,8 @@ struct SharedStorage {
   uint64_t k_full[Tr::kStages], k_empty[Tr::kStages];
   uint64_t v_full[Tr::kStagesV], v_empty[Tr::kStagesV];
   uint64_t work_full[kWorkSlots], work_empty[kWorkSlots];
-  // Of a group. Once a tile: S is there; `scale` is; P is, O is rescaled and V's tail zeroed. Once an item: O is done;
-  // `inverse` is there, and is read. And if products are not taken to be ordered: P.V is done.
+  // Of a group. Once a tile: S is there; `scale` is; P is, O is rescaled and V's tail zeroed. Once an item: O is done,
+  // if it has tiles; `inverse` is there, and is read. And if products are not taken to be ordered: P.V is done.
   uint64_t s_full[Tr::kConsumers], scale_full[Tr::kConsumers], p_full[Tr::kConsumers];
   uint64_t o_full[Tr::kConsumers], inverse_full[Tr::kConsumers], inverse_empty[Tr::kConsumers];
   uint64_t pv_done[Tr::kConsumers];
