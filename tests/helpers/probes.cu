@@ -37,7 +37,9 @@ SKIM_DEVICE void run(const Params& p) {
   const auto* image = reinterpret_cast<const uint32_t*>(p.custom_mask) + static_cast<int64_t>(cta) * (kImageBytes / 4);
   for (int i = thread; i < kImageBytes / 4; i += kLanes) ptx::st_shared(s.image + 4 * i, ptx::ld_global(image + i));
   ptx::fence_proxy_async();
+  ptx::tcgen05_fence_before_thread_sync();
   ptx::cta_sync();
+  ptx::tcgen05_fence_after_thread_sync();  // of the allocation
   const uint32_t tensor = ptx::ld_shared(&s.address);
   const uint32_t lane0 = static_cast<uint32_t>(thread / kWarpThreads * kWarpThreads) << 16;
   const int64_t row = (static_cast<int64_t>(cta) * kLanes + thread) * kColumns;
@@ -77,6 +79,7 @@ SKIM_DEVICE void run(const Params& p) {
   }
   ptx::tcgen05_fence_before_thread_sync();
   ptx::cta_sync();
+  ptx::tcgen05_fence_after_thread_sync();
   if (thread < kWarpThreads) ptx::tcgen05_dealloc<kColumns>(tensor);
 }
 }  // namespace probes
