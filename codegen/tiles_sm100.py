@@ -23,7 +23,7 @@ class Tile(tile.Tile):
 
     Registers: a softmax thread holds a row of 128 scores and what it makes of them; correction takes O in pieces; the
     single warps count, and follow pages. The four warpgroups of two groups get 512 between them. Of the ways to share
-    those, 184, 88 and 56 leave ptxas the fewest kernels that spill (with 80 correction does, with 48 the loaders).
+    those, with 184, 88 and 56 no kernel of the default set spills (with 80 for correction or 48 for the rest some do).
     """
 
     softmax_regs: int = 184
