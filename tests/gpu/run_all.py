@@ -110,7 +110,7 @@ def machine() -> dict[str, Any]:
     driver = said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split()
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": said("git", "rev-parse", "--short", "HEAD") or None,
+        "commit": os.environ.get("SKIMATTN_COMMIT") or said("git", "rev-parse", "--short", "HEAD") or None,
         "changed": bool(said("git", "status", "--porcelain")),
         "gpus": names,
         "driver": driver[0] if driver else None,
