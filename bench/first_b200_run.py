@@ -92,11 +92,30 @@ def build(dry: bool) -> Found:
     return {"output": lines[-3:], "problems": [] if done.returncode == 0 else ["build.py failed", *lines[-30:]]}
 
 
-def first_kernels(dry: bool) -> Found:
+def checked_kernels(dry: bool) -> Found:
+    """The first calls once more, compiled with ptxas's checks of every access to tensor memory, which trap."""
+    toolchain: Any = import_module("skimattn.codegen.toolchain")
+    ptxas: Any = import_module("skimattn.codegen.ptxas")
+    plain = toolchain.Toolchain.options
+    toolchain.Toolchain.options = lambda self, arch: (*plain(self, arch), "--ptxas-options=-g-tmem-access-check")
+    ptxas.allowed = lambda spec: ("spills<=1000000",)  # the checks take registers
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"SKIMATTN_KERNELS": f"{folder}/none", "SKIMATTN_CACHE": folder}
+        if dry:
+            spec = import_module("skimattn.codegen.matrix").specs("smoke", archs=["sm100"])[0]
+            _, cubin = import_module("skimattn.codegen.jit").compile_spec(spec)
+            return {
+                "bytes": len(cubin),
+                "problems": [] if len(cubin) > 200_000 else ["the checks were not compiled in"],
+            }
+        return first_kernels(dry, 8)
+
+
+def first_kernels(dry: bool, count: int = 24) -> Found:
     """A few calls that meet most features, one after the other, against the oracle; exact skip maps and counts."""
     catalogue, runner = import_module("tests.helpers.catalogue"), import_module("tests.helpers.run")
     checks = import_module("tests.helpers.check")
-    problems, cases = [], catalogue.covering_cases(2 if dry else 24, "sm100")
+    problems, cases = [], catalogue.covering_cases(2 if dry else count, "sm100")
     for case in cases:
         print(f"case {case.name} {case.spec.name}", flush=True)  # what hangs is the last one named
         try:
@@ -162,6 +181,7 @@ STAGES = (
     Stage(probes, 600, "the model of descriptors or tensor memory is wrong: tests/helpers/placement.py, probes.py"),
     Stage(issue_order, 600, "set ordered_products = False in codegen/tiles_sm100.py: P.V is then waited for"),
     Stage(build, 1800, "the compiler differs from the one that CI uses"),
+    Stage(checked_kernels, 600, "a trap names the access; a kernel that passes without checks only hides it"),
     Stage(first_kernels, 600, "products are right and kernels are not: the last case named is where to look"),
     Stage(every_case, 3600, "rerun one case with: python -m pytest tests/gpu/test_gpu_cases.py -k NAME"),
     Stage(timing, 1800, "outputs were right before and are wrong at this size"),
