@@ -18,6 +18,9 @@ PAGED = Case("beyond-paged", mask="full", kv_layout="nhd", page_size=64, lens=((
 BATCHED = replace(PAGED, name="beyond-batched", kv_layout="batched", seqused=True, mask="causal")
 
 
+ARCHS = ("sm90", "sm100")
+
+
 def run_with_lengths(case: Case, lengths: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run and check a case, with other values in seqused_k while the kernel runs."""
     held = contents(case)
@@ -34,12 +37,15 @@ def run_with_lengths(case: Case, lengths: torch.Tensor, monkeypatch: pytest.Monk
     check(run_on_emulator(built), held)
 
 
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("case", [PAGED, BATCHED], ids=lambda case: case.name)
 @pytest.mark.parametrize("beyond", [1, 64, 1 << 20, (1 << 31) - 1 - 256])
-def test_lengths_beyond_the_end_are_cut(case: Case, beyond: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lengths_beyond_the_end_are_cut(case: Case, beyond: int, arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = replace(case, arch=arch)
     run_with_lengths(case, torch.tensor([256, 256 + beyond], dtype=torch.int32), monkeypatch)
 
 
-def test_negative_lengths_are_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = replace(PAGED, lens=((70, 256), (70, 0)))
+@pytest.mark.parametrize("arch", ARCHS)
+def test_negative_lengths_are_empty(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = replace(PAGED, arch=arch, lens=((70, 256), (70, 0)))
     run_with_lengths(case, torch.tensor([256, -300], dtype=torch.int32), monkeypatch)
