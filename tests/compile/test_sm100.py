@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 
 import pytest
@@ -35,7 +36,9 @@ def check_resources(spec: KernelSpec, cubin: bytes, report: Report) -> None:
     assert row.smem_bytes <= 232448
     assert row.tmem_columns in (32, 64, 128, 256, 512)
     assert (row.group_rows, row.tile_n) == (128, 128) and row.tile_m == (128 if row.head_dim == 256 else 256)
-    assert spec.name.encode() in cubin
+    assert spec.name.encode() in cubin and cubin[:4] == b"\x7fELF"
+    assert not re.search(rb"/(home|root|tmp|usr|work)/", cubin), "a path of this machine is in the cubin"
+    assert report.peak_mb < 1000
 
 
 def check_machine_code(spec: KernelSpec, cubin: bytes) -> None:
