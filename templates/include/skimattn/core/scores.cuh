@@ -14,10 +14,15 @@ SKIM_DEVICE void bend_scores(float (&s)[kSize], int key0, const FragmentPlace<La
     for (int i = 0; i < kSize; ++i) s[i] = ptx::tanh_approx(s[i] * score_scale);
   }
   if constexpr (Tr::kAlibi) {
+    // Note: exact up to 2^24 keys; counted in integers it costs a conversion for each score.
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      const int distance = at.diagonal(Layout::row(i)) - (key0 + at.column + Layout::column(i));
-      s[i] = fmaf(-at.alibi, static_cast<float>(distance < 0 ? -distance : distance), s[i]);
+    for (int r = 0; r < Layout::kRows; ++r) {
+      const float first = static_cast<float>(at.diagonal(r) - key0 - at.column);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        if (Layout::row(i) != r) continue;
+        s[i] = fmaf(-at.alibi, fabsf(first - static_cast<float>(Layout::column(i))), s[i]);
+      }
     }
   }
 }

@@ -77,25 +77,22 @@ class Softmax {
   SKIM_DEVICE float score_scale() const { return kScaled ? p_.score_scale * unit_ : p_.score_scale; }
 
   // The order of visited_tile: the first tile where it is a sink, then all others from the last one down.
-  // Note: the main loop has no register to spare, so it counts in tiles.
   SKIM_DEVICE void attend() {
     if (all_.last == all_.first) return;
     const int end = all_.first + (Tr::kSinkFirst ? 1 : 0);
     int n = Tr::kSinkFirst ? all_.first : all_.last - 1;
-    const int masked_end = imax(end, own_.clean_last), whole_end = imax(end, own_.clean_first);
-    // Masked tiles, and the first one visited; then whole ones; then the far edge.
 #pragma unroll 1
     do {
-      step<true>(n);
+      if (needs_mask(n)) {
+        step<true>(n);
+      } else {
+        step<false>(n);
+      }
       n = n < end ? all_.last - 1 : n - 1;
-    } while (n >= masked_end);
-#pragma unroll 1
-    for (; n >= whole_end; --n) step<false>(n);
-    if constexpr (kHidesFirstKeys<Tr::kMask>) {
-#pragma unroll 1
-      for (; n >= end; --n) step<true>(n);
-    }
+    } while (n >= end);
   }
+
+  SKIM_DEVICE bool needs_mask(int n) const { return n >= own_.clean_last || n < own_.clean_first; }
 
   template <bool kMasked>
   SKIM_DEVICE void step(int n) {
