@@ -84,7 +84,7 @@ def test_machine_code_is_read_as_it_is() -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("spec", map(with_nvcc, SMOKE[::2]))
+@pytest.mark.parametrize("spec", [*map(with_nvcc, SMOKE[::2])])
 def test_nvcc_compiles_them_too(spec: KernelSpec) -> None:
     cubin, report = compiled(spec, "nvcc")
     assert report.compiler.startswith("nvcc ")
@@ -104,6 +104,6 @@ def test_default_set(spec: KernelSpec) -> None:
 
 @pytest.mark.exhaustive
 @needs_nvcc
-@pytest.mark.parametrize("spec", map(with_nvcc, SPECS))
+@pytest.mark.parametrize("spec", [*map(with_nvcc, SPECS)])
 def test_default_set_with_nvcc(spec: KernelSpec) -> None:
     check_resources(spec, *compiled(spec, "nvcc"))
