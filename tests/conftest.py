@@ -27,7 +27,18 @@ def missing_gpu() -> str:
     if status != driver.CUresult.CUDA_SUCCESS:
         return f"cuInit: {status.name}"
     status, count = driver.cuDeviceGetCount()
-    return "" if count else "the driver sees no GPU"
+    return _without_kernels() if count else "the driver sees no GPU"
+
+
+def _without_kernels() -> str:
+    """Why no kernel runs on the first GPU; empty if there are kernels for it."""
+    from cuda.bindings import driver
+    from skimattn.dispatch import BY_CAPABILITY
+
+    names = driver.CUdevice_attribute
+    wanted = (names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
+    major, minor = (driver.cuDeviceGetAttribute(name, 0)[1] for name in wanted)
+    return "" if (major, minor) in BY_CAPABILITY else f"no kernels for compute capability {major}.{minor}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
