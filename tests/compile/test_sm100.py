@@ -9,7 +9,6 @@ import shutil
 import pytest
 from skimattn.codegen import matrix, metadata, ptxas
 from skimattn.codegen.compile import Report, compile_kernel
-from skimattn.codegen.errors import BuildError
 from skimattn.codegen.pipeline import Sources
 from skimattn.codegen.spec import KernelSpec
 from skimattn.codegen.tile import ELEMENT_BYTES
@@ -23,17 +22,6 @@ SMOKE = matrix.specs("smoke", archs=["sm100"])
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME')}/bin")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="NVCC DID NOT COMPILE ANYTHING: there is no nvcc here")
 needs_nvdisasm = pytest.mark.skipif(nvdisasm() is None, reason="NO MACHINE CODE WAS READ: pip install '.[test]'")
-
-
-# nvcc keeps the address of a work item's slot over the softmax loop and spills it, once an item; NVRTC does not.
-NVCC_SPILLS = "nvcc spills 20 bytes in 16-bit skip and stat kernels without a mask, for two groups"
-
-
-def with_nvcc(spec: KernelSpec) -> object:
-    """A parameter for nvcc's tests; kernels that are known to spill there say so."""
-    known = spec.mask == "full" and spec.skip != "dense" and spec.dtype != "e4m3" and spec.head_dim < 256
-    marks = [pytest.mark.xfail(reason=NVCC_SPILLS, raises=BuildError, strict=False)] if known else []
-    return pytest.param(spec, marks=marks, id=spec.name)
 
 
 def compiled(spec: KernelSpec, compiler: str = "nvrtc") -> tuple[bytes, Report]:
@@ -84,7 +72,7 @@ def test_machine_code_is_read_as_it_is() -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("spec", [*map(with_nvcc, SMOKE[::2])])
+@pytest.mark.parametrize("spec", SMOKE[::2], ids=lambda spec: spec.name)
 def test_nvcc_compiles_them_too(spec: KernelSpec) -> None:
     cubin, report = compiled(spec, "nvcc")
     assert report.compiler.startswith("nvcc ")
@@ -104,6 +92,6 @@ def test_default_set(spec: KernelSpec) -> None:
 
 @pytest.mark.exhaustive
 @needs_nvcc
-@pytest.mark.parametrize("spec", [*map(with_nvcc, SPECS)])
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_default_set_with_nvcc(spec: KernelSpec) -> None:
     check_resources(spec, *compiled(spec, "nvcc"))

@@ -153,9 +153,11 @@ class Softmax {
   }
 
   // The row's LSE, and what its output is to be multiplied with.
-  // Note: the item is read again rather than kept, since the main loop has no register to spare.
+  // Note: the item is read again rather than kept, since the main loop has no register to spare; nor for the address of
+  // its slot, which compilers keep unless it comes out of a shuffle.
   SKIM_DEVICE void finish() {
-    const WorkItem item = read_work(smem_, work_slot());
+    const int slot = ptx::shfl(work_slot(), 0);
+    const WorkItem item = read_work(smem_, slot);
     const Place at = place_of(item);
     const float sum = row_.sum * kSumUnit<Element>;
     float inverse = inverse_of(sum, row_.base, scale_log2(), item.head, p_);
@@ -168,7 +170,7 @@ class Softmax {
     ptx::mbarrier_wait_parity(&smem_.inverse_empty[group_], (items_ & 1) ^ 1);
     ptx::st_shared(&smem_.inverse[group_][thread_], __builtin_bit_cast(uint32_t, inverse));
     release(&smem_.inverse_full[group_]);
-    release(&smem_.work_empty[work_slot()]);
+    release(&smem_.work_empty[slot]);
   }
 
   const Params& p_;
