@@ -2,8 +2,9 @@
 
 Same tiles, row groups, visiting order and skip decisions as the kernel, same counts and skip map. Scores are
 computed in float32; probabilities are rounded to the type of the values before they meet them (8-bit ones as 256
-times themselves, which uses that type's range). It differs from a kernel by the order in which float32 sums are taken
-and by the kernel's approximate exp2 and tanh.
+times themselves, which uses that type's range). It differs from a kernel by the order in which float32 sums are taken,
+by the kernel's approximate exp2 and tanh, and by what 16-bit probabilities are measured from when they are rounded:
+always the running maximum here, on SM100 a base that may lag behind it.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ SKIM_DEVICE uint32_t ld_shared(const void* pointer) {
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(smem_address(pointer)) : "memory");
   return value;
 }
-// Makes this thread's shared-memory writes visible to TMA and wgmma.
+// Makes this thread's shared-memory writes visible to TMA and to matrix products.
 SKIM_DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // ---- mbarrier
