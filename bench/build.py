@@ -1,4 +1,4 @@
-"""``python -m bench build``: seconds and memory of compiling the default set, one process per kernel. Needs no GPU."""
+"""``python -m bench build``: seconds and memory of compiling SM90's default set, one process per kernel. No GPU."""
 
 from __future__ import annotations
 

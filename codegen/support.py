@@ -65,9 +65,7 @@ _COLUMNS: Mapping[str, Callable[[KernelSpec], bool]] = {
 def _mask_table(specs: Iterable[KernelSpec]) -> list[str]:
     """Masks against layouts and score options: the sets that hold the kernels."""
     lines = ["| mask | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
-    common = [
-        spec for spec in specs if spec.dtype == spec.out_dtype
-    ]  # which set an 8-bit kernel is in, its output says
+    common = [spec for spec in specs if spec.dtype not in matrix.FP8]  # in which set those are, their output says too
     for mask in BY_NAME["mask"].values:
         mine = [spec for spec in common if spec.mask == mask]
         cells = [_cell(spec for spec in mine if belongs(spec)) for belongs in _COLUMNS.values()]

@@ -29,10 +29,10 @@ def arch_of(capability: tuple[int, int]) -> str:
 
 
 def reference_arch(dtype: str) -> str:
-    """The architecture whose kernels the reference stands for: the variable's, else the first that has the dtype."""
+    """The architecture whose kernels the reference stands for: the variable's, else what the matrix takes."""
     named = os.environ.get(REFERENCE_VARIABLE)
     if named is None:
-        return "sm100" if dtype in matrix.FP8 else "sm90"
+        return str(matrix.complete({"dtype": dtype})["arch"])
     if named not in ARCHS:
         raise expected(REFERENCE_VARIABLE, f"one of {', '.join(ARCHS)}", repr(named))
     return named
