@@ -154,8 +154,11 @@ def timing(dry: bool) -> Found:
             return {"problems": ["bench prefill wrote no results", *(done.stdout + done.stderr).splitlines()[-20:]]}
         document = json.loads(files[0].read_text())
     wrong = [check for case in document["cases"] for check in case["checks"] if not check["passed"]]
+    problems = [f"wrong output: {check}" for check in wrong]
+    if not document["finished"]:  # its file is saved after every case, and when a kernel fails
+        problems += ["bench prefill broke off", *(done.stdout + done.stderr).splitlines()[-20:]]
     rows = [[case["case"], row["name"], row["tflops"]] for case in document["cases"] for row in case["rows"]]
-    return {"tflops": rows, "document": document, "problems": [f"wrong output: {check}" for check in wrong]}
+    return {"tflops": rows, "document": document, "problems": problems}
 
 
 def _command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:

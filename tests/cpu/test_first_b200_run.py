@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,28 @@ def test_differences_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"status": "passed", "problems": []}, {"status": "failed", "problems": found["problems"]}]
     said = first.verdict([BY_NAME["probes"], BY_NAME["issue_order"]], rows)
     assert said.startswith("failed at issue_order") and "ordered_products = False" in said
+
+
+def bench_that_stops(finished: str | None, cases: list[dict[str, Any]], status: int) -> Any:
+    """A stand-in for ``_command``: a run of ``bench prefill`` that leaves this behind."""
+
+    def command(words: list[str]) -> subprocess.CompletedProcess[str]:
+        folder = Path(words[words.index("--out") + 1])
+        (folder / "prefill.json").write_text(json.dumps({"finished": finished, "cases": cases}))
+        return subprocess.CompletedProcess(words, status, "", "CudaError: an illegal instruction")
+
+    return command
+
+
+def test_a_benchmark_that_breaks_off_has_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = {"case": "16384 causal", "rows": [{"name": "ours dense", "tflops": 1.0}], "checks": [{"passed": True}]}
+    monkeypatch.setattr(first, "_command", bench_that_stops("now", [case], 0))
+    assert first.timing(False)["problems"] == []
+    monkeypatch.setattr(first, "_command", bench_that_stops(None, [case], 1))
+    assert first.timing(False)["problems"][-1] == "CudaError: an illegal instruction"
+    wrong = {**case, "checks": [{"passed": False}]}
+    monkeypatch.setattr(first, "_command", bench_that_stops("now", [wrong], 1))
+    assert first.timing(False)["problems"] == ["wrong output: {'passed': False}"]
 
 
 def test_hints_name_what_exists() -> None:
