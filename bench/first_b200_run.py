@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -197,15 +198,22 @@ def run_stage(stage: Stage, dry: bool) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, str(Path(__file__).resolve()), "--stage", stage.name, "--result", str(result)]
+        # A session of its own: what the stage started, and hangs with it, ends with it and leaves the GPU.
+        process = subprocess.Popen(
+            [*command, *(["--dry"] if dry else [])],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            start_new_session=True,
+        )
         try:
-            done = subprocess.run(
-                [*command, *(["--dry"] if dry else [])], capture_output=True, text=True, cwd=ROOT, timeout=stage.limit_s
-            )
-            tail = (done.stdout + done.stderr).splitlines()[-20:]
-        except subprocess.TimeoutExpired as late:
-            text = late.stdout or b""
-            said = (text.decode(errors="replace") if isinstance(text, bytes) else text).splitlines()[-5:]
-            tail = [f"not done after {stage.limit_s:.0f} s: hung", *said]
+            tail = process.communicate(timeout=stage.limit_s)[0].splitlines()[-20:]
+        except (subprocess.TimeoutExpired, KeyboardInterrupt) as ended:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(ended, KeyboardInterrupt):
+                raise
+            tail = [f"not done after {stage.limit_s:.0f} s: hung", *process.communicate()[0].splitlines()[-5:]]
         found: Found = json.loads(result.read_text()) if result.exists() else {"problems": tail or ["no result"]}
     status = "failed" if found["problems"] else "skipped" if "skipped" in found else "passed"
     return {"stage": stage.name, "status": status, "seconds": round(time.monotonic() - started, 1), **found}

@@ -46,6 +46,23 @@ def test_a_stage_that_hangs_is_ended() -> None:
     assert row["status"] == "failed" and row["problems"][0] == "not done after 0 s: hung"
 
 
+def test_what_a_hanging_stage_started_is_ended_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A benchmark or a test run that hangs on the GPU must not go on holding it."""
+    script, note = tmp_path / "stage.py", tmp_path / "pid"
+    script.write_text(
+        "import pathlib, subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"pathlib.Path({str(note)!r}).write_text(str(child.pid))\n"
+        "print('case 7', flush=True)\n"
+        "child.wait()\n"
+    )
+    monkeypatch.setattr(first, "__file__", str(script))
+    row = first.run_stage(replace(BY_NAME["timing"], limit_s=3), dry=True)
+    assert row["status"] == "failed" and row["problems"] == ["not done after 3 s: hung", "case 7"]
+    status = Path(f"/proc/{note.read_text()}/stat")
+    assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def test_a_stage_that_breaks_says_how() -> None:
     def no_such_stage(dry: bool) -> dict[str, Any]:
         raise AssertionError
