@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,14 @@ def test_headers_hold_every_field_and_value() -> None:
     for feature in FEATURES:
         for code, value in enumerate(feature.values):
             assert not isinstance(value, str) or f"k{emit.camel(value)} = {code}," in enums
+
+
+def test_tensor_memory_is_moved_in_the_widths_that_kernels_use() -> None:
+    kernels = "".join(path.read_text() for path in (emit.templates_root() / "include/skimattn/sm100").glob("*.cuh"))
+    moved = re.findall(r"tcgen05_(?:ld|st)<(\w+)>\(", kernels)
+    used = {value for name in moved for value in re.findall(rf"int {name} = (\d+)", kernels)}
+    rendered = set(re.findall(r"void tcgen05_ld<(\d+)>", emit.render_header("tcgen05.cuh")))
+    assert moved and rendered == used
 
 
 def test_a_name_that_a_template_lacks_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
