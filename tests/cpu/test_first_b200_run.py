@@ -72,12 +72,15 @@ def test_a_stage_that_breaks_says_how() -> None:
 
 
 def test_differences_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.helpers import probe_run
+    from tests.helpers import probe_run, probes
 
     monkeypatch.setattr(probe_run, "on_emulator", lambda part: {part[0].name: 7})
     found = first.issue_order(True)
     assert "products execute in the order of issue): 7 cells of tensor memory differ" in found["problems"][0]
-    assert set(found["agree"].values()) != {""}
+    order = [program for program in probes.programs() if program.name.startswith("order")]
+    counts = [list(map(int, text.split(" of "))) for text in found["agree"].values()]
+    assert sum(total for _, total in counts) == len(order)
+    assert sum(agree for agree, _ in counts) == len(order) - len(found["problems"])
     rows = [{"status": "passed", "problems": []}, {"status": "failed", "problems": found["problems"]}]
     said = first.verdict([BY_NAME["probes"], BY_NAME["issue_order"]], rows)
     assert said.startswith("failed at issue_order") and "ordered_products = False" in said
