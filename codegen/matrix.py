@@ -214,12 +214,11 @@ def specs(
         raise ValueError(f"set: expected one of {', '.join(SETS)} (got {set_name!r})")
     belongs = _BELONGS[set_name]
     wanted = {feature_of(name).name: tuple(values) for name, values in (only or {}).items()}
-    if archs:
-        wanted["arch"] = tuple(archs)
+    kept = tuple(archs) or BY_NAME["arch"].values
     return tuple(
         spec
         for spec in all_specs()
-        if belongs(spec) and all(getattr(spec, name) in values for name, values in wanted.items())
+        if belongs(spec) and spec.arch in kept and all(getattr(spec, name) in wanted[name] for name in wanted)
     )
 
 

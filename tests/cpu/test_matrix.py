@@ -148,6 +148,13 @@ def test_only_filters_by_every_field() -> None:
     assert chosen == tuple(spec for spec in of_both if spec.dtype != "e4m3") != tuple(of_both)
 
 
+def test_only_and_architectures_both_hold() -> None:
+    both = specs("smoke", archs=["sm90", "sm100"])
+    assert both == specs("smoke") and {spec.arch for spec in both} == {"sm90", "sm100"}
+    assert specs("smoke", {"arch": ["sm100"]}, ["sm90", "sm100"]) == specs("smoke", archs=["sm100"])
+    assert specs("smoke", {"arch": ["sm100"]}, ["sm90"]) == ()
+
+
 def test_unknown_sets_and_fields_are_refused() -> None:
     with pytest.raises(ValueError, match="set: expected one of smoke, default, full"):
         specs("everything")
