@@ -81,10 +81,17 @@ def select(set_name: str, sm: Sequence[str], only: Sequence[str]) -> tuple[Kerne
             raise click.UsageError(f"--only: {error}") from error
     chosen = matrix.specs(set_name, wanted, archs)
     if not chosen:
-        more = len(matrix.specs("full", wanted, archs))
-        hint = f"--set full has {more} such kernels" if more else "no kernel of the matrix does, see --explain"
-        raise click.UsageError(f"nothing in --set {set_name} matches --only {' '.join(only)}: {hint}")
+        asked = " ".join((*(("--sm", *sm) if sm else ()), "--only", *only))
+        raise click.UsageError(f"nothing in --set {set_name} matches {asked}: {_where_else(wanted, archs)}")
     return chosen
+
+
+def _where_else(wanted: Mapping[str, Sequence[Value]], archs: Sequence[str]) -> str:
+    """Where kernels like those wanted are: in the full set, or of other architectures."""
+    if more := len(matrix.specs("full", wanted, archs)):
+        return f"--set full has {more} such kernels"
+    others = dict.fromkeys(spec.arch for spec in matrix.specs("full", wanted))
+    return f"kernels of {', '.join(others)} do" if others else "no kernel of the matrix does, see --explain"
 
 
 def show_explanation(items: Sequence[str]) -> None:

@@ -47,7 +47,12 @@ def test_a_flag_without_values_is_refused(given: str) -> None:
     [
         ("--sm 90 120", "--sm 120: sm120 has no kernel specs yet (specs exist for sm90, sm100); nothing was built"),
         ("--sm 90,103", "--sm 103: sm103 has no kernel specs yet"),
-        ("--sm 90 --only dtype=e4m3", "no kernel of the matrix does, see --explain"),
+        (
+            "--sm 90 --only dtype=e4m3",
+            "nothing in --set default matches --sm 90 --only dtype=e4m3: kernels of sm100 do",
+        ),
+        ("--sm 100 --only arch=sm90 softcap=true", "kernels of sm90 do"),
+        ("--sm 90 --only dtype=e4m3 head_dim=64 head_dim_v=128", "no kernel of the matrix does, see --explain"),
         ("--sm hopper", "--sm: expected an architecture such as 90 (got 'hopper')"),
         ("--only colour=red", "--only: unknown field 'colour' (expected one of arch"),
         ("--only dtype", "--only: expected FIELD=VALUE (got 'dtype')"),
