@@ -11,6 +11,7 @@ import torch
 from cuda.bindings import driver
 
 from tests import conftest
+from tests.helpers.gpu import gpu_arch
 from tests.helpers.standin import ROOT
 
 SUCCESS = driver.CUresult.CUDA_SUCCESS
@@ -41,6 +42,17 @@ def test_gpu_tests_are_skipped_on_a_gpu_without_kernels(
     monkeypatch.setattr(driver, "cuDeviceGetAttribute", lambda attribute, device: (SUCCESS, numbers[attribute]))
     wanted = f"no kernels for compute capability {capability[0]}.{capability[1]}" if missing else ""
     assert conftest.missing_gpu.__wrapped__() == wanted
+
+
+@pytest.mark.parametrize(
+    ("capability", "arch"), [((9, 0), "sm90"), ((10, 0), "sm100"), *((c, "sm90") for c in WITHOUT_KERNELS)]
+)
+def test_tests_of_a_gpu_are_collected_on_any(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], arch: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert gpu_arch.__wrapped__() == arch
 
 
 @pytest.mark.parametrize(("capability", "arch"), [((9, 0), "sm90"), ((10, 0), "sm100")])

@@ -10,7 +10,9 @@ from skimattn.dispatch import BY_CAPABILITY
 
 @cache
 def gpu_arch() -> str:
-    """The architecture of torch's current GPU; sm90 without one, where tests of a GPU are collected and skipped."""
+    """The architecture of torch's current GPU; sm90 where tests of a GPU are collected and skipped: without a GPU, and
+    on one that there are no kernels for.
+    """
     if not torch.cuda.is_available():
         return "sm90"
-    return BY_CAPABILITY[torch.cuda.get_device_capability()]
+    return BY_CAPABILITY.get(torch.cuda.get_device_capability(), "sm90")
