@@ -15,6 +15,7 @@ from skimattn.codegen.emit import render_kernel
 from skimattn.codegen.spec import KernelSpec
 
 from tests.emulator import EmulatorError, compile_source
+from tests.helpers.cases import Case
 from tests.helpers.check import check
 from tests.helpers.protocol import Bits, expected_map, protocol_case, skip_patterns
 from tests.helpers.run import run_case
@@ -52,6 +53,17 @@ def test_every_pattern_of_four_tiles(schedule: str, seed: int) -> None:
 @pytest.mark.parametrize(("schedule", "seed"), INTERLEAVINGS)
 def test_drawn_patterns_of_five_tiles(schedule: str, seed: int) -> None:
     explore(skip_patterns(5, most=20, seed=seed), schedule, seed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_items_without_a_key_between_others(kind: str) -> None:
+    """A warp that has nothing to do for an item sees its phases all the same, or waits in vain for a later one's."""
+    options: dict[str, Any] = {"head_dim": 64, "head_dim_v": 64, **KINDS[kind]}
+    lens = ((300, 0), (512, 0), (260, 130), (40, 0), (256, 0), (300, 300), (30, 0), (280, 0))
+    case = Case("no-keys", arch="sm100", q_layout="ragged", kv_layout="ragged", lens=lens, mask="causal", **options)
+    for schedule, seed in (*INTERLEAVINGS, *(("random", seed) for seed in range(3, 9))):
+        result, held = run_case(case, "emulator", schedule=schedule, seed=seed, sms=1)
+        check(result, held)
 
 
 @pytest.mark.parametrize("kind", [name for name in KINDS if name != "d64"])

@@ -26,6 +26,9 @@ RANDOM = replace(STAT, name="mutation100-random", lens=((300, 1500),), pattern="
 LAGGING = replace(STAT, name="mutation100-lagging", pattern="lagging")
 HEADS = replace(DENSE, name="mutation100-heads", heads_q=4, lens=((256, 300),))
 SHARED_O = replace(HEADS, name="mutation100-shared-o", head_dim=192, lens=((512, 300),))
+NO_KEYS = replace(
+    SHARED_O, name="mutation100-no-keys", q_layout="ragged", kv_layout="ragged", lens=((300, 0), (260, 130), (40, 0))
+)
 RAGGED = replace(
     STAT,
     name="mutation100-ragged",

@@ -27,9 +27,9 @@ class Correction {
         correct(item.len_k - visited_tile<Tr::kSinkFirst>(range.first, range.last, i) * Tr::kTileN);
       }
 #pragma unroll 1
-      for (int group = 0; group < Tr::kConsumers; ++group) finish(item, group, tiles > 0);
+      for (int group = 0; group < Tr::kConsumers; ++group) finish(item, group, tiles > 0 || !Tr::kSeparateO);
       item_phase_ ^= 1;
-      if (tiles > 0) product_phase_ ^= 1;
+      if (tiles > 0 || !Tr::kSeparateO) output_phase_ ^= 1;
     }
     Epilogue<Tr>::drain(thread_);
   }
@@ -91,16 +91,12 @@ class Correction {
     ptx::fence_proxy_async();
   }
 
-  // Note: without a tile there is no product to wait for. But where O takes the place of Q, that must have come.
-  SKIM_DEVICE void finish(const WorkItem& item, int group, bool has_tiles) {
+  // `announced`: o_full tells when the group's output, which may be nothing, can be taken and its place be written.
+  SKIM_DEVICE void finish(const WorkItem& item, int group, bool announced) {
     ptx::mbarrier_wait_parity(&smem_.inverse_full[group], item_phase_);
     const float inverse = __builtin_bit_cast(float, ptx::ld_shared(&smem_.inverse[group][thread_]));
     release(&smem_.inverse_empty[group]);
-    if (has_tiles) {
-      wait_tensor(&smem_.o_full[group], product_phase_);
-    } else if (!Tr::kSeparateO) {
-      ptx::mbarrier_wait_parity(&smem_.q_full[0][group], item_phase_);
-    }
+    if (announced) wait_tensor(&smem_.o_full[group], output_phase_);
     Epilogue<Tr>::store(output(group), inverse, item, p_, smem_, group, thread_);
   }
 
@@ -110,7 +106,7 @@ class Correction {
   const uint32_t tensor_;  // tensor memory: this warp's lanes
   Ring<kWorkSlots> work_;
   Ring<Tr::kStagesV> v_;
-  uint32_t tile_phase_ = 0, item_phase_ = 0, product_phase_ = 0;
+  uint32_t tile_phase_ = 0, item_phase_ = 0, output_phase_ = 0;
 };
 
 }  // namespace skimattn::sm100

@@ -73,10 +73,16 @@ class Products {
   }
 
   // An item without a visible key: its Q is not used, but its phases are counted.
+  // Note: where O takes the place of Q, correction hands that back. It must not before this thread has seen it come, or
+  // the next one's phase would be waited for in vain.
   SKIM_DEVICE void pass_over() {
     for (int group = 0; group < Tr::kConsumers; ++group) {
       ptx::mbarrier_wait_parity(&smem_.q_full[q_.slot][group], q_.phase);
-      if constexpr (Tr::kSeparateO) hand_back_unused(&smem_.q_empty[q_.slot][group]);
+      if constexpr (Tr::kSeparateO) {
+        hand_back_unused(&smem_.q_empty[q_.slot][group]);
+      } else {
+        announce(&smem_.o_full[group]);
+      }
     }
   }
 

@@ -56,7 +56,8 @@ struct SharedStorage {
   uint64_t v_full[Tr::kStagesV], v_empty[Tr::kStagesV];
   uint64_t work_full[kWorkSlots], work_empty[kWorkSlots];
   // Of a group. Once a tile: S is there; `scale` is; P is, O is rescaled and V's tail zeroed. Once an item: O is done,
-  // if it has tiles; `inverse` is there, and is read. And if products are not taken to be ordered: P.V is done.
+  // if it has tiles or takes Q's place; `inverse` is there, and is read. And if products are not taken to be ordered:
+  // P.V is done.
   uint64_t s_full[Tr::kConsumers], scale_full[Tr::kConsumers], p_full[Tr::kConsumers];
   uint64_t o_full[Tr::kConsumers], inverse_full[Tr::kConsumers], inverse_empty[Tr::kConsumers];
   uint64_t pv_done[Tr::kConsumers];
