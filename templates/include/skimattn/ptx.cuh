@@ -15,7 +15,6 @@ SKIM_DEVICE int grid_size() { return gridDim.x; }
 SKIM_DEVICE void cta_sync() { __syncthreads(); }
 SKIM_DEVICE void warp_sync() { __syncwarp(); }
 SKIM_DEVICE int shfl(int value, int lane) { return __shfl_sync(~0u, value, lane); }
-SKIM_DEVICE int shfl_up(int value, int delta) { return __shfl_up_sync(~0u, value, delta); }
 SKIM_DEVICE float shfl_xor(float value, int lanes) { return __shfl_xor_sync(~0u, value, lanes); }
 SKIM_DEVICE int shfl_xor(int value, int lanes) { return __shfl_xor_sync(~0u, value, lanes); }
 SKIM_DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(~0u, predicate); }
@@ -36,16 +35,6 @@ SKIM_DEVICE void setmaxnreg_dec() {
 SKIM_DEVICE void bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 SKIM_DEVICE void bar_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-// bar_sync that also returns whether the predicate held in every thread.
-SKIM_DEVICE bool bar_red_and(int id, int threads, bool predicate) {
-  int result;
-  asm volatile(
-      "{\n.reg .pred p, q;\nsetp.ne.b32 p, %3, 0;\nbarrier.cta.red.and.pred q, %1, %2, p;\nselp.b32 %0, 1, 0, q;\n}\n"
-      : "=r"(result)
-      : "r"(id), "r"(threads), "r"(static_cast<int>(predicate))
-      : "memory");
-  return result != 0;
 }
 
 // ---- shared memory

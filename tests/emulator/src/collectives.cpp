@@ -11,16 +11,12 @@ constexpr int kRegisterFile = 65536;
 void wake_lanes(Warp& warp, uint32_t lanes) { warp.ready |= lanes; }
 
 // One warp arrives. With `waits` its lanes sleep until the barrier completes.
-void arrive(Warp& warp, uint32_t lanes, int id, int threads, bool waits, bool reduce, bool all) {
+void arrive(Warp& warp, uint32_t lanes, int id, int threads, bool waits) {
   Cta& cta = *warp.cta;
   NamedBarrier& barrier = cta.named[id];
   const int warp_index = static_cast<int>(&warp - cta.warps.data());
   const uint32_t bit = 1u << warp_index;
-  if (barrier.arrived == 0) {
-    barrier.threads = threads;
-    barrier.reduce = waits && reduce;
-    barrier.all = true;
-  }
+  if (barrier.arrived == 0) barrier.threads = threads;
   if (barrier.threads != threads) {
     fail("barrier", "named barrier %d used with %d threads, but others of this phase said %d", id, threads,
          barrier.threads);
@@ -29,8 +25,6 @@ void arrive(Warp& warp, uint32_t lanes, int id, int threads, bool waits, bool re
     fail("barrier", "warp %d arrived twice in one phase of named barrier %d", warp_index, id);
   barrier.warps |= bit;
   if (waits) barrier.waiting |= bit;
-  if (reduce) barrier.reduce = true;
-  barrier.all = barrier.all && all;
   barrier.arrived += kWarp;
   for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
     release(barrier.meeting, *warp.lanes[__builtin_ctz(rest)]);
@@ -46,10 +40,7 @@ void arrive(Warp& warp, uint32_t lanes, int id, int threads, bool waits, bool re
   const Clock clock = end_phase(barrier.meeting);
   for (uint32_t rest = barrier.waiting; rest != 0; rest &= rest - 1) {
     Warp& waiter = cta.warps[__builtin_ctz(rest)];
-    for (Fibre* fibre : waiter.lanes) {
-      fibre->result = barrier.all;
-      acquire(*fibre, clock);
-    }
+    for (Fibre* fibre : waiter.lanes) acquire(*fibre, clock);
     wake_lanes(waiter, waiter.live);
   }
   barrier = NamedBarrier{};
@@ -74,11 +65,9 @@ void finish(Warp& warp) {
   const int argument = warp.arguments[first];
   warp.arrived = 0;
   uint32_t ballot = 0;
-  bool all = true;
   for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
     const int lane = __builtin_ctz(rest);
     if (warp.values[lane] != 0) ballot |= 1u << lane;
-    all = all && warp.values[lane] != 0;
     if (warp.kind > Collective::kBallot && warp.arguments[lane] != argument) {
       fail("barrier", "lanes of one warp disagree on a barrier, register count or address (%d and %d)", argument,
            warp.arguments[lane]);
@@ -102,11 +91,10 @@ void finish(Warp& warp) {
       set_warp_registers(warp, argument, first_value != 0);
       break;
     case Collective::kBarrierArrive:
-      arrive(warp, lanes, argument & 15, argument >> 4, false, false, true);
+      arrive(warp, lanes, argument & 15, argument >> 4, false);
       break;
     case Collective::kBarrierSync:
-    case Collective::kBarrierAnd:
-      arrive(warp, lanes, argument & 15, argument >> 4, true, warp.kind == Collective::kBarrierAnd, all);
+      arrive(warp, lanes, argument & 15, argument >> 4, true);
       return;  // the barrier wakes them
     default:
       finish_tensor_collective(warp);
@@ -158,13 +146,12 @@ void barrier_arrive(int id, int threads) {
   warp_collective(Collective::kBarrierArrive, 1, id | threads << 4);
 }
 
-bool barrier_sync(int id, int threads, bool predicate, bool reduce) {
+void barrier_sync(int id, int threads) {
   check_barrier(id, threads);
-  return warp_collective(reduce ? Collective::kBarrierAnd : Collective::kBarrierSync, predicate, id | threads << 4) !=
-         0;
+  warp_collective(Collective::kBarrierSync, 1, id | threads << 4);
 }
 
-void cta_sync() { barrier_sync(0, machine.current->cta->threads, true, false); }
+void cta_sync() { barrier_sync(0, machine.current->cta->threads); }
 
 void set_registers(int count, bool increase) {
   warp_collective(Collective::kSetRegisters, increase, count);

@@ -18,8 +18,6 @@ const char* name_of(Collective kind) {
       return "bar_arrive";
     case Collective::kBarrierSync:
       return "bar_sync";
-    case Collective::kBarrierAnd:
-      return "bar_red_and";
     case Collective::kSetRegisters:
       return "setmaxnreg";
     case Collective::kTensorAlloc:

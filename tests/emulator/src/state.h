@@ -87,7 +87,6 @@ struct Warp {
 struct NamedBarrier {
   int threads = 0, arrived = 0;
   uint32_t warps = 0, waiting = 0;  // masks of warps
-  bool reduce = false, all = true;
   Meeting meeting;
 };
 

@@ -101,13 +101,6 @@ SKIM_DEVICE Float2 add2(Float2 a, Float2 b) {
       : "f"(a.x), "f"(a.y), "f"(b.x), "f"(b.y));
   return d;
 }
-SKIM_DEVICE Float2 mul2(Float2 a, Float2 b) {
-  Float2 d;
-  asm("{\n.reg .b64 a, b;\nmov.b64 a, {%2, %3};\nmov.b64 b, {%4, %5};\nmul.rn.f32x2 a, a, b;\nmov.b64 {%0, %1}, a;\n}\n"
-      : "=f"(d.x), "=f"(d.y)
-      : "f"(a.x), "f"(a.y), "f"(b.x), "f"(b.y));
-  return d;
-}
 // Four 8-bit elements, the first in the lowest byte; too large values become the largest one.
 SKIM_DEVICE uint32_t pack(ElementE4m3, float x0, float x1, float x2, float x3) {
   uint32_t quad;

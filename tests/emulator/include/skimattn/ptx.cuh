@@ -19,10 +19,6 @@ inline uint32_t shuffle_bits(uint32_t value, int lane) {
   return emu::warp_collective(emu::Collective::kShuffle, value, lane);
 }
 inline int shfl(int value, int lane) { return static_cast<int>(shuffle_bits(value, lane & 31)); }
-inline int shfl_up(int value, int delta) {
-  const int lane = lane_index();
-  return static_cast<int>(shuffle_bits(value, lane >= delta ? lane - delta : lane));
-}
 inline int shfl_xor(int value, int lanes) { return static_cast<int>(shuffle_bits(value, lane_index() ^ lanes)); }
 inline float shfl_xor(float value, int lanes) {
   return __builtin_bit_cast(float, shuffle_bits(__builtin_bit_cast(uint32_t, value), lane_index() ^ lanes));
@@ -42,9 +38,8 @@ inline void setmaxnreg_dec() {
 }
 
 // ---- named barriers
-inline void bar_sync(int id, int threads) { emu::barrier_sync(id, threads, true, false); }
+inline void bar_sync(int id, int threads) { emu::barrier_sync(id, threads); }
 inline void bar_arrive(int id, int threads) { emu::barrier_arrive(id, threads); }
-inline bool bar_red_and(int id, int threads, bool predicate) { return emu::barrier_sync(id, threads, predicate, true); }
 
 // ---- shared memory
 inline uint8_t* dynamic_smem() { return emu::dynamic_smem(); }

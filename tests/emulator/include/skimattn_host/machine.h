@@ -17,7 +17,6 @@ enum class Collective {
   kBallot,
   kBarrierArrive,
   kBarrierSync,
-  kBarrierAnd,
   kSetRegisters,
   kTensorAlloc,
   kTensorDealloc,
@@ -33,7 +32,7 @@ enum class Collective {
 uint32_t warp_collective(Collective kind, uint32_t value, int argument);
 
 void barrier_arrive(int id, int threads);
-bool barrier_sync(int id, int threads, bool predicate, bool reduce);
+void barrier_sync(int id, int threads);
 void cta_sync();
 void set_registers(int count, bool increase);
 
