@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,8 @@ from tests.helpers.run import params_of, result_of, run_case, run_on_gpu
 CUDA: Any = torch.cuda
 TARGET = Target("gpu", gpu_arch())
 BASE, FULL, SEEING = map(TARGET.of, (properties.BASE, properties.FULL, properties.SEEING))
-HOST_MICROSECONDS = 12.0
+HOST_MICROSECONDS = 12.0  # on a machine that is idle, where torch's add_ takes so long:
+ADD_MICROSECONDS = 7.3
 _LONG = replace(
     BASE, name="long", lens=((1500, 4000), (3, 2500), (2048, 2048)), heads_q=4, heads_kv=2, pattern="random"
 )
@@ -259,25 +260,26 @@ def test_launch_neither_synchronises_nor_allocates() -> None:
     verify(built, held)
 
 
-def _host_time(launch: Callable[[], object], launches: int = 200, rounds: int = 30) -> float:
-    """Host microseconds of one launch; the queue never fills, the device is idle before each round.
+def _host_times(calls: Sequence[Callable[[], object]], launches: int = 200, rounds: int = 30) -> list[float]:
+    """Host microseconds of each call, in turns; the queue never fills, the device is idle before each round.
 
-    The lower quartile of the rounds: a lent machine runs other things too, and what they cost is not what is asked.
-    Without the garbage collector: what a test process holds is not what a caller holds.
+    The lower quartile of the rounds, without the garbage collector: what a test process holds, and what else a lent
+    machine runs for a moment, is not what is asked.
     """
-    times = []
+    times: list[list[float]] = [[] for _ in calls]
     gc.collect()
     gc.disable()
     try:
         for _ in range(rounds):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            for _ in range(launches):
-                launch()
-            times.append((time.perf_counter() - start) / launches * 1e6)
+            for call, taken in zip(calls, times, strict=True):
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(launches):
+                    call()
+                taken.append((time.perf_counter() - start) / launches * 1e6)
     finally:
         gc.enable()
-    return float(np.quantile(times, 0.25))
+    return [float(np.quantile(taken, 0.25)) for taken in times]
 
 
 @pytest.mark.parametrize("kind", ["same object", "new object, same tensors", "new output"])
@@ -297,6 +299,8 @@ def test_host_time(kind: str, record_property: Callable[[str, object], None]) ->
     built, _, params = on_gpu(case)
     skimattn.launch(params)
     make = kind == "new object, same tensors"
-    took = _host_time(lambda: skimattn.launch(params_of(built) if make else params))
-    record_property("host_us", f"{kind}: {took:.1f} us")
-    assert make or took <= HOST_MICROSECONDS, f"{kind}: {took:.1f} us a launch"
+    small = torch.ones(64, device="cuda")
+    took, add = _host_times((lambda: skimattn.launch(params_of(built) if make else params), lambda: small.add_(1)))
+    record_property("host_us", f"{kind}: {took:.1f} us (add_ {add:.1f} us)")
+    limit = HOST_MICROSECONDS * max(1.0, add / ADD_MICROSECONDS)  # a busy machine is slow with everything
+    assert make or took <= limit, f"{kind}: {took:.1f} us a launch, expected at most {limit:.1f}"
