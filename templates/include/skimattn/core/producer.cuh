@@ -5,6 +5,14 @@
 
 namespace skimattn {
 
+// By one thread, before the roles part.
+SKIM_DEVICE void prefetch_tensormaps(const Params& p) {
+  ptx::prefetch_tensormap(&p.tma_q);
+  ptx::prefetch_tensormap(&p.tma_k);
+  ptx::prefetch_tensormap(&p.tma_v);
+  ptx::prefetch_tensormap(&p.tma_o);
+}
+
 // `Storage` is the architecture's shared memory.
 template <class Tr, class Storage>
 class Producer {

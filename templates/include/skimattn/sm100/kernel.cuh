@@ -34,10 +34,7 @@ SKIM_DEVICE void attention_forward(const Params& p) {
   const int warpgroup = ptx::shfl(ptx::thread_index() / kGroupThreads, 0);
   const int warp = ptx::shfl(ptx::thread_index() % kGroupThreads / kWarpThreads, 0);
   if (ptx::thread_index() == 0) {
-    ptx::prefetch_tensormap(&p.tma_q);
-    ptx::prefetch_tensormap(&p.tma_k);
-    ptx::prefetch_tensormap(&p.tma_v);
-    ptx::prefetch_tensormap(&p.tma_o);
+    prefetch_tensormaps(p);
     smem.init_barriers();
   }
   if (warpgroup == R::kSingles && warp == R::kProducts) {

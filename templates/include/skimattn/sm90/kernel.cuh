@@ -13,14 +13,11 @@ namespace skimattn::sm90 {
 template <class Tr>
 SKIM_DEVICE void attention_forward(const Params& p) {
   using Storage = SharedStorage<Tr>;
-  static_assert(sizeof(Storage) == Tr::kSmemBytes, "codegen/tiles.py counts shared memory differently");
+  static_assert(sizeof(Storage) == Tr::kSmemBytes, "codegen/tiles_sm90.py counts shared memory differently");
   Storage& smem = *reinterpret_cast<Storage*>(ptx::dynamic_smem());
   const int group = ptx::shfl(ptx::thread_index() / kGroupThreads, 0);  // shuffled: uniform for the compiler too
   if (ptx::thread_index() == 0) {
-    ptx::prefetch_tensormap(&p.tma_q);
-    ptx::prefetch_tensormap(&p.tma_k);
-    ptx::prefetch_tensormap(&p.tma_v);
-    ptx::prefetch_tensormap(&p.tma_o);
+    prefetch_tensormaps(p);
     smem.init_barriers();
   }
   ptx::cta_sync();
