@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from skimattn.codegen.params import OFFSETS, TENSOR_MAP_BYTES, aligned_block
+from skimattn.codegen.params import OFFSETS, aligned_block
 
 from . import driver, streams, tensormap
 from .buffers import default_out_dtype
@@ -55,7 +55,7 @@ class Prepared:
         start = ctypes.addressof(self._block)
         self._maps = {}
         for name, spec in plan.maps.items():
-            ctypes.memmove(start + OFFSETS[name], int(tensormap.encode(spec).getPtr()), TENSOR_MAP_BYTES)
+            tensormap.write(spec, start + OFFSETS[name])
             self._maps[name] = cuda.CUtensorMap(_ptr=start + OFFSETS[name])
         self._argv = (ctypes.c_void_p * 1)(start)
         self._argv_address = ctypes.addressof(self._argv)

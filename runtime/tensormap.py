@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 from typing import Any
+
+from skimattn.codegen.params import TENSOR_MAP_BYTES
 
 from . import driver
 from .errors import CudaError
@@ -28,8 +31,14 @@ def _constants() -> tuple[dict[str, Any], tuple[Any, Any, Any, Any]]:
     return elements, layout
 
 
-def encode(spec: TensorMapSpec) -> Any:
-    """The driver's ``CUtensorMap``; :class:`CudaError` repeats the description that the driver refused."""
+def write(spec: TensorMapSpec, address: int) -> None:
+    """Encode the map and copy its 128 bytes to ``address``; :class:`CudaError` repeats what the driver refused."""
+    encoded = _encode(spec)
+    # Note: the bytes belong to `encoded`. An address taken from an object that nothing holds is one of freed memory.
+    ctypes.memmove(address, int(encoded.getPtr()), TENSOR_MAP_BYTES)
+
+
+def _encode(spec: TensorMapSpec) -> Any:
     cuda, (elements, layout) = driver.bindings(), _constants()
     wide, narrow = cuda.cuuint64_t, cuda.cuuint32_t
     try:

@@ -41,6 +41,21 @@ def test_what_reaches_the_kernel(fake: FakeDriver) -> None:
     assert (block.batch, block.heads_q, block.heads_kv, block.head_dim_v) == (2, 4, 2, 128)
 
 
+def test_maps_hold_what_the_driver_encoded(fake: FakeDriver) -> None:
+    """The driver's objects die young, and what was read from them afterwards crashed kernels on a GPU."""
+    for keys in range(300, 340):
+        q, k, v = (on_gpu(torch.zeros(1, rows, 2, 128, dtype=torch.bfloat16)) for rows in (keys // 2, keys, keys))
+        out = launch(Params(q, k, v))
+        assert isinstance(out, torch.Tensor)
+        sent = fake.launches[-1]
+        for name, tensor in (("tma_q", q), ("tma_k", k), ("tma_v", v), ("tma_o", out)):
+            rows, box_rows = tensor.shape[1], 128 if tensor is k or tensor is v else 64
+            bytes_of = (512, 256, rows * 512)  # from one row, head, request to the next
+            assert sent.map_address(name) == tensor.data_ptr()
+            stride = bytes_of[:2] + ((256,) if tensor.shape[0] == 1 else bytes_of[2:])
+            assert sent.map_sizes(name) == (128, rows, 2, 1, *stride, 64, box_rows, 1, 1), name
+
+
 def test_a_repeated_launch_only_replaces_what_moved(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     params = call(out=on_gpu(torch.zeros(1, 70, 4, 128, dtype=torch.bfloat16)))
     launch(params)

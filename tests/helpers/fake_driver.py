@@ -10,14 +10,14 @@ import ctypes
 import struct
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from cuda.bindings import driver as real
 from skimattn import buffers, driver, kernels, launcher, streams, tensormap
 from skimattn import device as device_module
 from skimattn.call import Params
-from skimattn.codegen.params import SIZE, ParamsBlock
+from skimattn.codegen.params import SIZE, TENSOR_MAP_BYTES, ParamsBlock
 from skimattn.validate_options import pack_mask
 
 SUCCESS = real.CUresult.CUDA_SUCCESS
@@ -42,6 +42,28 @@ def on_gpu(tensor: torch.Tensor, ordinal: int = 0) -> torch.Tensor:
     return tensor.as_subclass(OnOtherGpu if ordinal else OnGpu)
 
 
+_POISON = b"\xdd" * TENSOR_MAP_BYTES
+
+
+class EncodedMap:
+    """A ``CUtensorMap`` whose memory is poisoned when nothing holds it any more, as the real one's is reused.
+
+    The memory itself stays, so that whoever reads it too late reads poison and does not crash.
+    """
+
+    _memories: ClassVar[list[Any]] = []
+
+    def __init__(self, contents: bytes) -> None:
+        self._memory = ctypes.create_string_buffer(contents.ljust(TENSOR_MAP_BYTES, b"\0"), TENSOR_MAP_BYTES)
+        self._memories.append(self._memory)
+
+    def getPtr(self) -> int:
+        return ctypes.addressof(self._memory)
+
+    def __del__(self) -> None:
+        ctypes.memmove(self._memory, _POISON, TENSOR_MAP_BYTES)
+
+
 @dataclass
 class Launch:
     """What one cuLaunchKernelEx was given; ``block`` is a copy taken at the call, as the driver takes one."""
@@ -56,6 +78,10 @@ class Launch:
 
     def map_address(self, name: str) -> int:
         return struct.unpack_from("<Q", bytes(getattr(self.block, name)))[0]
+
+    def map_sizes(self, name: str) -> tuple[int, ...]:
+        """Dims, strides in bytes and box of a map, as the fake encodes them."""
+        return struct.unpack_from("<11Q", bytes(getattr(self.block, name)), 8)
 
 
 @dataclass
@@ -170,9 +196,8 @@ class FakeDriver:
     def cuTensorMapEncodeTiled(self, element: Any, rank: int, address: int, *layout: Any) -> Any:
         assert rank == 4 and address % 16 == 0
         self.maps.append((element.name, tuple(int(size) for size in layout[2])))
-        encoded = real.CUtensorMap()
-        ctypes.memmove(int(encoded.getPtr()), struct.pack("<Q", address), 8)
-        return SUCCESS, encoded
+        sizes = [int(size) for part in layout[:3] for size in part]
+        return SUCCESS, EncodedMap(struct.pack(f"<Q{len(sizes)}Q", address, *sizes))
 
     def cuTensorMapReplaceAddress(self, encoded: Any, address: int) -> Any:
         ctypes.memmove(int(encoded.getPtr()), struct.pack("<Q", address), 8)
