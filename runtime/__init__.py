@@ -6,14 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ._call.masks import pack_mask
+    from ._select.catalog import Explanation, explain, variants
     from .api import attention
-    from .call import Params
-    from .catalog import Explanation, explain, variants
     from .errors import ArgumentError, BuildError, CudaError, NoKernelError
     from .launcher import launch
-    from .stats import sparsity
-    from .thresholds import threshold_from_scale_factor
-    from .validate_options import pack_mask
+    from .params import Params
+    from .sparse.stats import sparsity
+    from .sparse.thresholds import threshold_from_scale_factor
 
     __version__: str
 
@@ -23,16 +23,16 @@ _HOMES = {
     "ArgumentError": "errors",
     "BuildError": "errors",
     "CudaError": "errors",
-    "Explanation": "catalog",
+    "Explanation": "_select.catalog",
     "NoKernelError": "errors",
-    "Params": "call",
+    "Params": "params",
     "attention": "api",
-    "explain": "catalog",
+    "explain": "_select.catalog",
     "launch": "launcher",
-    "pack_mask": "validate_options",
-    "sparsity": "stats",
-    "threshold_from_scale_factor": "thresholds",
-    "variants": "catalog",
+    "pack_mask": "_call.masks",
+    "sparsity": "sparse.stats",
+    "threshold_from_scale_factor": "sparse.thresholds",
+    "variants": "_select.catalog",
 }
 
 __all__ = [

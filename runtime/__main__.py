@@ -1,38 +1,6 @@
-"""``python -m skimattn``: the demo."""
+"""``python -m skimattn``."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
-import click
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def main() -> None:
-    """Attention kernels that skim. Kernels are built by build.py (installed: skimattn-build)."""
-
-
-@main.command()
-@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write the map of tiles as a picture.")
-@click.option("--seqlen", type=click.IntRange(min=1), default=2048, show_default=True, help="Queries and keys.")
-@click.option("--threshold", type=click.FloatRange(0, 1), default=1e-3, show_default=True, help="Of the skip rule.")
-@click.option("--device", type=click.Choice(("cpu", "cuda")), help="Default: a GPU with kernels, else the CPU.")
-def demo(png: Path | None, seqlen: int, threshold: float, device: str | None) -> None:
-    """Run one call and show its kernel, its error, its sparsity and its tiles."""
-    import torch  # which --help can do without
-
-    from . import demo as script
-    from .errors import ArgumentError, BuildError, CudaError, NoKernelError
-
-    torch.set_num_threads(1)  # the reference works in small pieces: more threads only wait for each other
-    try:
-        for line in script.run(seqlen, threshold, device, png):
-            click.echo(line)
-    except BrokenPipeError:  # of whatever reads the output; click ends quietly
-        raise
-    except (ArgumentError, BuildError, CudaError, NoKernelError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-
+from .tools.cli import main
 
 if __name__ == "__main__":
     main(prog_name="python -m skimattn")

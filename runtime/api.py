@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from .call import Params
+from ._call.options import UNLIMITED
 from .errors import expected
 from .launcher import Result, launch
-from .validate_options import UNLIMITED
+from .params import Params
 
 
 def attention(

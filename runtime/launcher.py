@@ -8,18 +8,20 @@ from typing import Any
 
 import torch
 
-from . import reference, streams
-from .binding import Bound, Scan
-from .buffers import make_buffers
-from .call import Params, Problem, keep_prepared
-from .device import device
-from .dispatch import arch_of, reference_arch, spec_of
+from ._call.outputs import check_skip_map
+from ._call.problem import Problem
+from ._call.validate import check_addresses, validate
+from ._cuda import streams
+from ._cuda.device import device
+from ._launch import loader
+from ._launch.buffers import Buffers, make_buffers
+from ._launch.prepared import Prepared
+from ._launch.signature import Bound, Scan
+from ._select.dispatch import arch_of, reference_arch, spec_of
+from ._select.kernels import describe
 from .errors import expected
-from .kernels import describe
-from .plan import Buffers
-from .prepared import Prepared
-from .validate import check_addresses, validate
-from .validate_outputs import check_skip_map
+from .params import Params, keep_prepared
+from .reference import prefill as reference
 
 LOGGER = logging.getLogger("skimattn")
 MAX_KINDS = 4096  # prepared launches kept, a few KB each; the oldest goes first
@@ -47,7 +49,7 @@ def launch(params: Params, stream: Any = None) -> Result:
     """
     if isinstance(params, Params):
         bound = params._prepared
-        if bound is not None and bound.holds():
+        if isinstance(bound, Bound) and bound.holds():
             return _enqueue(bound, params, stream)
         if isinstance(params.q, torch.Tensor) and params.q.device.type == "cuda":
             return _first_launch(params, stream)
@@ -117,7 +119,7 @@ def _prepare(problem: Problem, key: tuple[Any, ...]) -> Prepared | None:
     check_skip_map(problem, describe(spec))
     if problem.empty:
         return None
-    loaded = gpu.kernel(spec)
+    loaded = loader.load(gpu, spec)
     prepared = Prepared(problem, make_buffers(problem.params, problem.out_shape), gpu, loaded)
     LOGGER.debug("prepared %s for q %s", loaded.kernel.name, list(problem.params.q.shape))
     with _kinds_lock:

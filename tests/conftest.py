@@ -33,7 +33,7 @@ def missing_gpu() -> str:
 def _without_kernels() -> str:
     """Why no kernel runs on the first GPU; empty if there are kernels for it."""
     from cuda.bindings import driver
-    from skimattn.dispatch import BY_CAPABILITY
+    from skimattn._select.dispatch import BY_CAPABILITY
 
     names = driver.CUdevice_attribute
     wanted = (names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)

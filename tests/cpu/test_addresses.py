@@ -6,13 +6,15 @@ import random
 
 import pytest
 import torch
-from skimattn import ArgumentError, Params, kernels
-from skimattn.binding import Scan
-from skimattn.buffers import make_buffers
-from skimattn.device import Loaded, device
-from skimattn.dispatch import spec_of
-from skimattn.prepared import Prepared
-from skimattn.validate import check_addresses, validate
+from skimattn import ArgumentError, Params
+from skimattn._call.validate import check_addresses, validate
+from skimattn._cuda.device import device
+from skimattn._launch.buffers import make_buffers
+from skimattn._launch.loader import Loaded
+from skimattn._launch.prepared import Prepared
+from skimattn._launch.signature import Scan
+from skimattn._select import kernels
+from skimattn._select.dispatch import spec_of
 
 from tests.helpers.fake_driver import install, on_gpu
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from skimattn import demo
-from skimattn.__main__ import main
-from skimattn.tile_map import ASCII, BLOCKS, png_bytes, text_lines
+from skimattn.tools import demo
+from skimattn.tools.cli import main
+from skimattn.tools.tile_map import ASCII, BLOCKS, png_bytes, text_lines
 
 
 @pytest.fixture(autouse=True)

@@ -9,20 +9,12 @@ from typing import Any
 import pytest
 import torch
 from skimattn import ArgumentError, NoKernelError, Params, explain
+from skimattn._call.validate import validate
+from skimattn._select.dispatch import REFERENCE_VARIABLE, arch_of, head_dims, reference_arch, spec_of
+from skimattn._select.kernels import FOLDER_VARIABLE
+from skimattn._select.nearest import describe_nearest, differences, not_built
 from skimattn.codegen import matrix
 from skimattn.codegen.spec import KernelSpec
-from skimattn.dispatch import (
-    REFERENCE_VARIABLE,
-    arch_of,
-    describe_nearest,
-    differences,
-    head_dims,
-    not_built,
-    reference_arch,
-    spec_of,
-)
-from skimattn.kernels import FOLDER_VARIABLE
-from skimattn.validate import validate
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 BASE = KernelSpec("sm90", "prefill", "bf16", "bf16", 128, 128, "causal", False, "dense", False, False)

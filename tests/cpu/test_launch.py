@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 from cuda.bindings import driver as real
-from skimattn import ArgumentError, BuildError, CudaError, NoKernelError, Params, explain, kernels, launch, launcher
+from skimattn import ArgumentError, BuildError, CudaError, NoKernelError, Params, explain, launch, launcher
+from skimattn._select import kernels
 
 from tests.helpers.fake_driver import CONTEXT, FakeDriver, install, on_gpu
 from tests.helpers.fake_driver import small_call as call

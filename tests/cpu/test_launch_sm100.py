@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from skimattn import ArgumentError, NoKernelError, Params, explain, kernels, launch
+from skimattn import ArgumentError, NoKernelError, Params, explain, launch
+from skimattn._select import kernels
 
 from tests.helpers.fake_driver import FakeDriver, install, on_gpu, small_call
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from skimattn import Params, kernels
-from skimattn.buffers import make_buffers
+from skimattn import Params
+from skimattn._call.validate import validate
+from skimattn._launch.buffers import Buffers, make_buffers
+from skimattn._launch.plan import LaunchPlan, make_plan, page_box_rows
+from skimattn._select import kernels
+from skimattn._select.dispatch import spec_of
 from skimattn.codegen.params import FIELDS
-from skimattn.dispatch import spec_of
-from skimattn.plan import Buffers, LaunchPlan, make_plan, page_box_rows
-from skimattn.validate import validate
 
 COUNTER = 0xC0FFEE0
 MAPS = ("tma_q", "tma_k", "tma_v", "tma_o")

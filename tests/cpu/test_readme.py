@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from skimattn.__main__ import demo
 from skimattn.codegen import cli, support
+from skimattn.tools.cli import demo
 
 from tests.helpers.standin import ROOT
 
@@ -121,7 +121,7 @@ def test_every_option_exists() -> None:
 
 
 def test_names_that_are_quoted_exist() -> None:
-    sources = "".join(path.read_text() for folder in ("runtime", "codegen") for path in (ROOT / folder).glob("*.py"))
+    sources = "".join(path.read_text() for folder in ("runtime", "codegen") for path in (ROOT / folder).rglob("*.py"))
     for variable in set(re.findall(r"SKIMATTN_\w+", README + CONTRIBUTING)):
         assert f'"{variable}"' in sources, variable
     for target in re.findall(r"\]\((?!https://)([^)]+)\)", README + CONTRIBUTING):

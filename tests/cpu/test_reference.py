@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from skimattn import Params, kernels, launch, pack_mask
-from skimattn import reference as module
-from skimattn.buffers import make_buffers
+from skimattn import Params, launch, pack_mask
+from skimattn._call.validate import validate
+from skimattn._launch.buffers import make_buffers
+from skimattn._select import kernels
+from skimattn._select.dispatch import spec_of
 from skimattn.codegen.metadata import Kernel
-from skimattn.dispatch import spec_of
-from skimattn.validate import validate
+from skimattn.reference import prefill as module
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from skimattn import Params, attention, launch
-from skimattn.dispatch import REFERENCE_VARIABLE
+from skimattn._select.dispatch import REFERENCE_VARIABLE
 
 E4M3 = torch.float8_e4m3fn
 HEADS_Q, HEADS_KV = 4, 2

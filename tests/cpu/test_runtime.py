@@ -21,17 +21,17 @@ from skimattn import (
     Params,
     attention,
     explain,
-    kernels,
     launch,
     pack_mask,
-    reference,
     sparsity,
     threshold_from_scale_factor,
     variants,
 )
+from skimattn._select import kernels
 from skimattn.codegen import matrix, metadata, pipeline
 from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.spec import KernelSpec
+from skimattn.reference import prefill as reference
 
 SPEC = KernelSpec("sm90", "prefill", "bf16", "bf16", 64, 64, "causal", False, "dense", False, False)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from cuda.bindings import driver as real
 from skimattn import ArgumentError, Params, launch, launcher
-from skimattn import device as device_module
-from skimattn.counters import CHUNK
+from skimattn._cuda import device as device_module
+from skimattn._cuda.counters import CHUNK
 
 from tests.helpers.fake_driver import FakeDriver, install
 from tests.helpers.fake_driver import small_call as call

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from skimattn import ArgumentError, Params, launch, pack_mask
-from skimattn.checks import require_near
+from skimattn._call.checks import require_near
 
 from tests.helpers.wrong_calls import (
     Call,

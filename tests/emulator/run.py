@@ -32,7 +32,7 @@ class EmulatorError(Exception):
 
 
 class MapLike(Protocol):
-    """A 4-D tensor map: ``skimattn.plan.TensorMapSpec`` or anything with its fields."""
+    """A 4-D tensor map: ``skimattn._launch.plan.TensorMapSpec`` or anything with its fields."""
 
     @property
     def address(self) -> int: ...
@@ -56,7 +56,7 @@ class KernelLike(Protocol):
 
 
 class PlanLike(Protocol):
-    """``skimattn.plan.LaunchPlan``."""
+    """``skimattn._launch.plan.LaunchPlan``."""
 
     @property
     def kernel(self) -> KernelLike: ...

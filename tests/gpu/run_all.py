@@ -49,7 +49,7 @@ def make_importable(folder: Path) -> None:
 def this_arch() -> str:
     """The architecture of torch's current GPU, such as ``sm90``; ``LookupError`` if there are no kernels for it."""
     import torch
-    from skimattn.dispatch import arch_of
+    from skimattn._select.dispatch import arch_of
 
     return arch_of(torch.cuda.get_device_capability())
 

@@ -6,7 +6,7 @@ import ctypes
 from typing import Any
 
 import torch
-from skimattn import driver
+from skimattn._cuda import driver
 from skimattn.codegen import emit
 from skimattn.codegen.toolchain import compile_unit, find_toolchain
 from skimattn.codegen.unit import Headers, from_folders

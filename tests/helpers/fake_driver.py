@@ -14,11 +14,14 @@ from typing import Any, ClassVar
 
 import torch
 from cuda.bindings import driver as real
-from skimattn import buffers, driver, kernels, launcher, streams, tensormap
-from skimattn import device as device_module
-from skimattn.call import Params
+from skimattn import launcher
+from skimattn._call.masks import pack_mask
+from skimattn._cuda import device as device_module
+from skimattn._cuda import driver, streams
+from skimattn._launch import buffers, loader, tensormap
+from skimattn._select import kernels
 from skimattn.codegen.params import SIZE, TENSOR_MAP_BYTES, ParamsBlock
-from skimattn.validate_options import pack_mask
+from skimattn.params import Params
 
 SUCCESS = real.CUresult.CUDA_SUCCESS
 CONTEXT = 0x1000  # of device 0; device i has CONTEXT + i
@@ -226,7 +229,8 @@ def install(monkeypatch: Any, fake: FakeDriver | None = None) -> FakeDriver:
     fake = fake or FakeDriver()
     monkeypatch.setattr(driver, "_module", fake)
     monkeypatch.setattr(device_module, "_devices", {})
-    monkeypatch.setattr(device_module, "_libraries", {})
+    monkeypatch.setattr(loader, "_libraries", {})
+    monkeypatch.setattr(loader, "_loaded", {})
     monkeypatch.setattr(launcher, "_kinds", {})
     monkeypatch.setattr(kernels, "built", dict)  # whatever this checkout has built, or built long ago
     monkeypatch.setattr(kernels, "obtain", lambda spec: (kernels.describe(spec), spec.name.encode()))

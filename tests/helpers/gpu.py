@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from skimattn.dispatch import BY_CAPABILITY
+from skimattn._select.dispatch import BY_CAPABILITY
 
 
 @cache

@@ -10,9 +10,9 @@ from typing import Any
 
 import skimattn
 import torch
-from skimattn.call import Params
+from skimattn._select.dispatch import REFERENCE_VARIABLE
 from skimattn.codegen.spec import KernelSpec
-from skimattn.dispatch import REFERENCE_VARIABLE
+from skimattn.params import Params
 
 from .build import Built, build
 from .cases import Case, Content, contents
@@ -97,10 +97,10 @@ def run_on_emulator(
         kernel: replaces the compiled kernel.
         strict_products: whether products count as ordered only where the ISA says so; see the emulator.
     """
-    from skimattn import kernels
-    from skimattn.buffers import make_buffers
-    from skimattn.plan import make_plan
-    from skimattn.validate import validate
+    from skimattn._call.validate import validate
+    from skimattn._launch.buffers import make_buffers
+    from skimattn._launch.plan import make_plan
+    from skimattn._select import kernels
 
     from tests.emulator import run_plan
 

@@ -1,14 +1,11 @@
-"""The call object: everything one launch is told, by name."""
+"""``Params``: everything one call is told, by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from .binding import Bound
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +79,7 @@ class Params:
     lse: torch.Tensor | None = None
     return_lse: bool = False
     # What the launcher prepared for this object; never part of the meaning of the call.
-    _prepared: Bound | None = field(default=None, init=False, repr=False)
+    _prepared: object | None = field(default=None, init=False, repr=False)
 
 
 class _Launched(Params):
@@ -104,62 +101,10 @@ class _Launched(Params):
         raise AttributeError(f"{name}: this call was launched and cannot change; dataclasses.replace makes another one")
 
 
-def keep_prepared(params: Params, bound: Bound) -> None:
+def keep_prepared(params: Params, bound: object) -> None:
     """Let repeated launches of ``params`` find what was prepared, and forbid changes to it from now on."""
     if type(params) is Params:
         params._prepared = bound
         params.__class__ = _Launched
     elif type(params) is _Launched:
         object.__setattr__(params, "_prepared", bound)
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A validated call in plain numbers: what dispatch, the plan and the reference agree on.
-
-    ``rows`` and ``keys`` are the sizes of the row dimensions of q and k (over the whole batch where ragged, of a page
-    where paged); ``len_q`` and ``len_k`` bound one request's.
-    """
-
-    params: Params
-    device: torch.device
-    dtype: str
-    out_dtype: str
-    batch: int
-    heads_q: int
-    heads_kv: int
-    head_dim: int
-    head_dim_v: int
-    ragged: bool
-    rows: int
-    keys: int
-    len_q: int
-    len_k: int
-    page_size: int
-    mask: str
-    window: tuple[int, int]
-    chunk_size: int
-    softmax_scale: float
-    softcap: float
-    skip: str
-    threshold: float
-
-    @property
-    def paged(self) -> bool:
-        """Whether keys and values are page pools."""
-        return self.page_size > 0
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is no row to write."""
-        return self.batch == 0 or self.rows == 0
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        """Shape of the output: as q, with the values' columns."""
-        return (*self.params.q.shape[:-1], self.head_dim_v)
-
-    @property
-    def lse_shape(self) -> tuple[int, ...]:
-        """Shape of the log-sum-exp: as q, without columns."""
-        return tuple(self.params.q.shape[:-1])

@@ -8,7 +8,7 @@ from numbers import Integral, Real
 
 import torch
 
-from .errors import ArgumentError, expected
+from ..errors import ArgumentError, expected
 
 TMA_BYTES = 16  # of addresses and strides that a tensor map describes
 _MAX_STRIDE = 1 << 40  # bytes, of a tensor map

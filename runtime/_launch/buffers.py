@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from .call import Params
-from .plan import Buffers
-from .validate_options import pack_mask
+from .._call.dtypes import default_out_dtype
+from .._call.masks import pack_mask
+from ..params import Params
 
 
-def default_out_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a call writes where no ``out`` says otherwise: what it reads, or bf16 if that has 8 bits."""
-    return torch.bfloat16 if dtype.itemsize == 1 else dtype
+@dataclass(frozen=True)
+class Buffers:
+    """The tensors of a launch that the call does not hold as they are: allocated outputs and the packed mask."""
+
+    out: torch.Tensor
+    lse: torch.Tensor | None = None
+    custom_mask: torch.Tensor | None = None
 
 
 def make_buffers(params: Params, out_shape: tuple[int, ...]) -> Buffers:

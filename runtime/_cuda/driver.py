@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .errors import CudaError
+from ..errors import CudaError
 
 _lock = threading.Lock()
 _module: Any = None

@@ -9,8 +9,9 @@ import torch
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.tile import ELEMENT_BYTES, panel_columns
 
-from .call import Problem
-from .checks import TMA_BYTES
+from .._call.checks import TMA_BYTES
+from .._call.problem import Problem
+from .buffers import Buffers
 
 L2_SECTION_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
 LOG2E = math.log2(math.e)
@@ -57,15 +58,6 @@ class LaunchPlan:
     maps: dict[str, TensorMapSpec]
     scalars: dict[str, int | float]
     grid: int
-
-
-@dataclass(frozen=True)
-class Buffers:
-    """The tensors of a launch that the call does not hold as they are: allocated outputs and the packed mask."""
-
-    out: torch.Tensor
-    lse: torch.Tensor | None = None
-    custom_mask: torch.Tensor | None = None
 
 
 def make_plan(

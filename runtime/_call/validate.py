@@ -1,4 +1,4 @@
-"""Turns a call into a :class:`~skimattn.call.Problem`, or refuses it with a reason. Launches and writes nothing.
+"""Turns a call into a ``Problem``, or refuses it with a reason. Launches and writes nothing.
 
 Values of device tensors (lengths, page numbers, thresholds) are never read back, so they are checked only where they
 lie on the CPU. ``max_seqlen_q`` and ``max_seqlen_k`` are believed for the same reason.
@@ -12,10 +12,9 @@ from itertools import pairwise
 import torch
 from skimattn.codegen.features import BY_NAME
 
-from . import validate_options as options
-from . import validate_outputs as outputs
-from .buffers import default_out_dtype
-from .call import Params, Problem
+from ..errors import ArgumentError, expected
+from ..params import Params
+from . import options, outputs
 from .checks import (
     MAX_DIM,
     TMA_BYTES,
@@ -30,9 +29,9 @@ from .checks import (
     require_tensor,
     require_tma_strides,
 )
-from .errors import ArgumentError, expected
+from .dtypes import DTYPES, default_out_dtype
+from .problem import Problem
 
-DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float8_e4m3fn: "e4m3"}
 PAGE_SIZES = range(16, 257, 16)
 
 

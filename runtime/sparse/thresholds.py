@@ -8,7 +8,7 @@ from typing import overload
 
 import torch
 
-from .errors import expected
+from ..errors import expected
 
 _FACTOR = "a finite float that is 0 or more"
 

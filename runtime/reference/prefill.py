@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from skimattn.codegen.metadata import Kernel
 
-from .call import Problem
-from .plan import Buffers
+from .._call.problem import Problem
+from .._launch.buffers import Buffers
 
 LOGGER = logging.getLogger("skimattn")
 LOG2E = math.log2(math.e)

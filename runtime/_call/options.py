@@ -6,7 +6,8 @@ import torch
 from skimattn.codegen.features import BY_NAME
 from skimattn.codegen.matrix import FP8
 
-from .call import Params, Problem
+from ..errors import expected
+from ..params import Params
 from .checks import (
     TMA_BYTES,
     describe,
@@ -21,13 +22,13 @@ from .checks import (
     require_shape,
     require_tensor,
 )
-from .errors import ArgumentError, expected
+from .masks import WORD_BYTES, mask_bytes
+from .problem import Problem
 
 MASKS = {str(name): str(name) for name in BY_NAME["mask"].values} | {"padding": "full"}  # accepted -> in kernel specs
 UNLIMITED = (-1, -1)
 _FACTORS = (2.0**-60, 2.0**60)  # kernels hold them, their quotient and their reciprocals in float32
 _RANGE = "2**-60 to 2**60"
-WORD_BYTES = 4  # the kernel reads custom masks in words of 32 keys
 
 
 def mask_name(params: Params) -> str:
@@ -124,11 +125,6 @@ def check_descales(problem: Problem) -> None:
             raise expected(name, "finite values above 0", tensor.tolist())
 
 
-def mask_bytes(keys: int) -> int:
-    """Bytes of a packed custom-mask row."""
-    return -(-keys // 32) * WORD_BYTES
-
-
 def check_custom_mask(problem: Problem) -> None:
     """Form of the custom mask; for ragged or paged keys ``max_seqlen_k`` says how wide it must be."""
     if problem.mask != "custom":
@@ -173,18 +169,3 @@ def check_alignment(params: Params) -> None:
         tensor = getattr(params, name)
         if tensor is not None:
             require_aligned(name, tensor.data_ptr(), multiple_of(name, tensor))
-
-
-def pack_mask(mask: torch.Tensor) -> torch.Tensor:
-    """Pack a bool mask ``[..., keys]`` into uint8 ``[..., 4 * ceil(keys / 32)]`` on its own device.
-
-    Bit ``j % 8`` of byte ``j // 8`` is key j. Packing once and passing the result saves packing in every launch.
-    """
-    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.dim() < 1:
-        got = describe(mask) if isinstance(mask, torch.Tensor) else type(mask).__name__
-        raise ArgumentError(f"mask: expected a bool tensor [..., keys] (got {got})")
-    keys, width = mask.shape[-1], mask_bytes(mask.shape[-1])
-    bits = torch.nn.functional.pad(mask, (0, width * 8 - keys)).view(*mask.shape[:-1], width, 8)
-    # Note: made on the device. A table copied from the host would wait for it, and could not be captured.
-    places = torch.arange(8, dtype=torch.uint8, device=mask.device)
-    return (bits.to(torch.uint8) << places).sum(-1, dtype=torch.uint8)

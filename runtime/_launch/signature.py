@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .call import Params
+from ..params import Params
 from .prepared import Prepared
 
 _OPTIONS = attrgetter(

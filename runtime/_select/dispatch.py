@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 
 from skimattn.codegen import matrix
 from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.spec import KernelSpec
 
-from .call import Problem
-from .errors import NoKernelError, expected
+from .._call.problem import Problem
+from ..errors import NoKernelError, expected
+from .nearest import describe_nearest
 
 REFERENCE_VARIABLE = "SKIMATTN_REFERENCE"  # the architecture whose kernels the reference stands for on CPU tensors
 BY_CAPABILITY = {arch.capability: arch.name for arch in ARCHS.values()}
-_NEAREST = 3
 
 
 def arch_of(capability: tuple[int, int]) -> str:
@@ -69,28 +68,3 @@ def spec_of(problem: Problem, arch: str) -> KernelSpec:
         nearest = describe_nearest(spec, matrix.all_specs())
         raise NoKernelError(f"{spec.name}: rejected by rule {verdict.rule}: {verdict.reason}; {nearest}")
     return spec
-
-
-def differences(spec: KernelSpec, other: KernelSpec) -> dict[str, tuple[object, object]]:
-    """Fields in which two specs differ: name -> (wanted, other's)."""
-    theirs = other.values
-    return {name: (value, theirs[name]) for name, value in spec.values.items() if value != theirs[name]}
-
-
-def describe_nearest(spec: KernelSpec, candidates: Iterable[KernelSpec]) -> str:
-    """The candidates that differ in the fewest fields, and in which."""
-    ranked = sorted(candidates, key=lambda other: (len(differences(spec, other)), other.name))[:_NEAREST]
-    if not ranked:
-        return "no kernels are built"
-    texts = []
-    for other in ranked:
-        fields = [f"{name}={theirs} instead of {ours}" for name, (ours, theirs) in differences(spec, other).items()]
-        texts.append(f"{other.name} ({', '.join(fields)})")
-    return "nearest: " + "; ".join(texts)
-
-
-def not_built(spec: KernelSpec, built: Iterable[KernelSpec], why: str) -> NoKernelError:
-    """The refusal for a kernel that exists in the matrix but not on this machine."""
-    return NoKernelError(
-        f"{spec.name}: not built, {why}; {describe_nearest(spec, built)}. To add it: {matrix.build_command(spec)}"
-    )

@@ -14,7 +14,7 @@ from skimattn.codegen.compile import Report
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.spec import KernelSpec
 
-from .dispatch import not_built
+from .nearest import not_built
 
 if TYPE_CHECKING:
     from skimattn.codegen.pipeline import Sources
@@ -43,7 +43,7 @@ def folder() -> Path | None:
     named = os.environ.get(FOLDER_VARIABLE)
     if named:
         return Path(named)
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parents[2]
     return checkout / "generated" if (checkout / "build.py").is_file() else None
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from skimattn.codegen.metadata import Kernel
 
-from .call import Params, Problem
+from ..errors import expected
+from ..params import Params
 from .checks import (
     refuse_overlap,
     require_device,
@@ -16,7 +17,8 @@ from .checks import (
     require_tensor,
     require_tma_strides,
 )
-from .errors import expected
+from .dtypes import out_dtypes
+from .problem import Problem
 
 INPUTS = (
     "q",
@@ -52,11 +54,6 @@ def check_outputs(problem: Problem) -> None:
         _check_stats(problem, _written(problem, "stats", params.stats, torch.int64))
     if params.skip_map is not None:
         _check_skip_map_form(problem, _written(problem, "skip_map", params.skip_map, torch.uint8))
-
-
-def out_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
-    """What kernels that read ``dtype`` write: 16 bits."""
-    return (torch.bfloat16, torch.float16) if dtype.itemsize == 1 else (dtype,)
 
 
 def _written(problem: Problem, name: str, value: object, *dtypes: torch.dtype) -> torch.Tensor:

@@ -8,8 +8,8 @@ from typing import Any
 
 from skimattn.codegen.params import TENSOR_MAP_BYTES
 
-from . import driver
-from .errors import CudaError
+from .._cuda import driver
+from ..errors import CudaError
 from .plan import TensorMapSpec
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .errors import CudaError, expected
+from ..errors import CudaError, expected
 
 LEGACY = 0  # the default stream; CU_STREAM_LEGACY names it too
 _CU_STREAM_LEGACY = 1

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from .call import Params
-from .catalog import Explanation, explain
-from .dispatch import BY_CAPABILITY
-from .errors import expected
-from .launcher import launch
-from .stats import sparsity
+from .._select.catalog import Explanation, explain
+from .._select.dispatch import BY_CAPABILITY
+from ..errors import expected
+from ..launcher import launch
+from ..params import Params
+from ..sparse.stats import sparsity
 from .tile_map import ASCII, BLOCKS, text_lines, write_png
 
 HEADS_Q, HEADS_KV, HEAD_DIM = 4, 2, 128

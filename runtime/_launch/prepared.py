@@ -14,14 +14,17 @@ from typing import Any
 import torch
 from skimattn.codegen.params import OFFSETS, aligned_block
 
-from . import driver, streams, tensormap
-from .buffers import default_out_dtype
-from .call import Problem
-from .checks import span_bytes
-from .device import Device, Loaded
-from .plan import BLOCK_TENSORS, MAP_TENSORS, Buffers, argument, make_plan
-from .validate_options import multiple_of
-from .validate_outputs import OUTPUTS
+from .._call.checks import span_bytes
+from .._call.dtypes import default_out_dtype
+from .._call.options import multiple_of
+from .._call.outputs import OUTPUTS
+from .._call.problem import Problem
+from .._cuda import driver, streams
+from .._cuda.device import Device
+from . import tensormap
+from .buffers import Buffers
+from .loader import Loaded
+from .plan import BLOCK_TENSORS, MAP_TENSORS, argument, make_plan
 
 _LEGACY_ID = -1  # of the default stream, which cannot be captured and has no other handle
 _FIELDS_OF: dict[str, tuple[list[str], list[str]]] = {}  # argument -> (tensor maps, pointers) that hold its address
@@ -86,7 +89,7 @@ class Prepared:
     def accepts(self, addresses: dict[str, int]) -> bool:
         """Whether tensors of this kind of call may lie there: aligned, and outputs apart from everything else.
 
-        The same as :func:`skimattn.validate.check_addresses`, which says what is wrong, but in numbers that are known.
+        The same as :func:`check_addresses`, which says what is wrong, but in numbers that are known.
         """
         for name, multiple in self._multiples:
             if addresses[name] % multiple:

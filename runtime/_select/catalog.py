@@ -8,13 +8,14 @@ from typing import Any
 from skimattn.codegen import matrix, metadata
 from skimattn.codegen.spec import KernelSpec
 
+from .._call.outputs import check_skip_map
+from .._call.problem import Problem
+from .._call.validate import validate
+from .._cuda.device import device
+from ..errors import ArgumentError, NoKernelError
+from ..params import Params
 from . import kernels
-from .call import Params, Problem
-from .device import device
 from .dispatch import REFERENCE_VARIABLE, arch_of, reference_arch, spec_of
-from .errors import ArgumentError, NoKernelError
-from .validate import validate
-from .validate_outputs import check_skip_map
 
 
 def variants() -> list[dict[str, Any]]:

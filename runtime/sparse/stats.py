@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .errors import expected
+from ..errors import expected
 
 
 def sparsity(stats: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""What a call says: its arguments, checked and in plain numbers."""

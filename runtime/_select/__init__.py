@@ -1,0 +1,1 @@
+"""Which kernel computes a call, where kernels are found, and what exists."""

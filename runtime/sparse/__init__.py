@@ -1,0 +1,1 @@
+"""Thresholds of the skip rule, and the counts of what it skipped."""
