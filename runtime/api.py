@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from ._call.options import UNLIMITED
 from .errors import expected
 from .launcher import Result, launch
-from .params import Params
+from .params import UNLIMITED, Params
 
 
 def attention(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
-import threading
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from skimattn.codegen.metadata import Kernel
+from skimattn.codegen.spec import KernelSpec
 
+from ._call.form import check_form
+from ._call.options import threshold_value
 from ._call.outputs import check_skip_map
-from ._call.problem import Problem
+from ._call.problem import Form, Problem
+from ._call.sizes import check_sizes
 from ._call.validate import check_addresses, validate
 from ._cuda import streams
-from ._cuda.device import device
+from ._cuda.device import Device, device
 from ._launch import loader
 from ._launch.buffers import Buffers, make_buffers
-from ._launch.prepared import Prepared
+from ._launch.prepared import PreparedLaunches
 from ._launch.signature import Bound, Scan
 from ._select.dispatch import arch_of, reference_arch, spec_of
 from ._select.kernels import describe
@@ -24,11 +29,29 @@ from .params import Params, keep_prepared
 from .reference import prefill as reference
 
 LOGGER = logging.getLogger("skimattn")
-MAX_KINDS = 4096  # prepared launches kept, a few KB each; the oldest goes first
+MAX_FORMS = 1024  # forms kept; there are as many as a model has kinds of layers and phases
 Result = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
-_kinds: dict[tuple[Any, ...], Prepared] = {}
-_kinds_lock = threading.Lock()
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The device of a call and the kernel that computes it there."""
+
+    gpu: Device
+    spec: KernelSpec
+    row: Kernel
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A form that was checked, and its kernels by (head_dim, head_dim_v)."""
+
+    form: Form
+    kernels: dict[tuple[int, int], _Chosen]
+
+
+_forms: dict[tuple[Any, ...], _Known] = {}
+_prepared = PreparedLaunches()
 
 
 def launch(params: Params, stream: Any = None) -> Result:
@@ -59,26 +82,32 @@ def launch(params: Params, stream: Any = None) -> Result:
 def _enqueue(bound: Bound, params: Params, stream: Any) -> Result:
     """Allocate what is missing, on the stream that writes it, and launch."""
     prepared = bound.prepared
-    if stream is None:
+    if stream is None and prepared.only_out:  # the common case, without what it does not need
+        q = params.q
+        out = torch.empty_like(q) if prepared.out_like_q else q.new_empty(prepared.out_shape, dtype=prepared.out_dtype)
+        fresh: tuple[tuple[str, int], ...] = (("out", out.data_ptr()),)
         handle = streams.current(prepared.ordinal)
-        if prepared.only_out:  # the common case, without what it does not need
-            q = params.q
-            out = (
-                torch.empty_like(q)
-                if prepared.out_like_q
-                else q.new_empty(prepared.out_shape, dtype=prepared.out_dtype)
-            )
-            prepared.launch(bound.addresses, (("out", out.data_ptr()),), handle)
+        if prepared.launch(bound.token, bound.addresses, fresh, bound.threshold, handle):
             return out
-        buffers = make_buffers(params, prepared.out_shape)
     else:
-        handle = streams.handle_of(stream, prepared.ordinal)
-        with streams.allocating_on(handle, params.q.device):
-            buffers = make_buffers(params, prepared.out_shape)
+        handle, buffers = _buffers(params, prepared.out_shape, prepared.ordinal, stream)
+        if prepared.launch(bound.token, bound.addresses, _fresh(buffers), bound.threshold, handle):
+            return _result(params, buffers)
+    return _first_launch(params, stream)  # what was prepared has been given to another signature
+
+
+def _buffers(params: Params, out_shape: tuple[int, ...], ordinal: int, stream: Any) -> tuple[int, Buffers]:
+    """The stream's handle, and what the caller did not give, allocated on that stream."""
+    if stream is None:
+        return streams.current(ordinal), make_buffers(params, out_shape)
+    handle = streams.handle_of(stream, ordinal)
+    with streams.allocating_on(handle, params.q.device):
+        return handle, make_buffers(params, out_shape)
+
+
+def _fresh(buffers: Buffers) -> tuple[tuple[str, int], ...]:
     tensors = (("out", buffers.out), ("lse", buffers.lse), ("custom_mask", buffers.custom_mask))
-    fresh = tuple((name, tensor.data_ptr()) for name, tensor in tensors if tensor is not None)
-    prepared.launch(bound.addresses, fresh, handle)
-    return _result(params, buffers)
+    return tuple((name, tensor.data_ptr()) for name, tensor in tensors if tensor is not None)
 
 
 def _result(params: Params, buffers: Buffers) -> Result:
@@ -92,41 +121,64 @@ def _first_launch(params: Params, stream: Any) -> Result:
     """Launch a GPU call object that was not launched before, or whose tensors changed."""
     try:
         scan = Scan(params)
-        prepared = _kinds.get(scan.key)
+        found = _prepared.find(scan.signature)
+        known = _forms.get(scan.form) if found is None else None
     except (AttributeError, TypeError, RuntimeError):  # not a (dense) tensor, or a value that cannot be hashed
         validate(params)  # says what is wrong
         raise
-    if prepared is None:
-        problem = validate(params)
-        prepared = _prepare(problem, scan.key)
-        if prepared is None:
-            return _result(params, make_buffers(params, problem.out_shape))
-    bound = Bound(scan, prepared)
-    if bound.needs_gradient():
+    if scan.needs_gradient():
         validate(params)
+    if found is None:
+        return _new_launch(params, scan, known, stream)
+    prepared, token = found
+    threshold = threshold_value(params)
     if not prepared.accepts(scan.addresses):
         check_addresses(params)  # says what is wrong
+    bound = Bound(scan, prepared, token, threshold)
     keep_prepared(params, bound)
     return _enqueue(bound, params, stream)
 
 
-def _prepare(problem: Problem, key: tuple[Any, ...]) -> Prepared | None:
-    """Choose and load the kernel of a new kind of call; None if there is no row to write."""
+def _new_launch(params: Params, scan: Scan, known: _Known | None, stream: Any) -> Result:
+    """Launch a call whose signature is not known, though its form may be."""
+    if known is None:
+        known = _Known(check_form(params), {})
+    problem = check_sizes(known.form, params)
+    kernel = known.kernels.get((problem.head_dim, problem.head_dim_v)) or _choose(problem, known)
+    check_skip_map(problem, kernel.row)
+    handle, buffers = _buffers(params, problem.out_shape, kernel.gpu.ordinal, stream)
+    if problem.empty:
+        check_addresses(params)
+        return _result(params, buffers)
+    _keep_form(scan, known)
+    loaded = loader.load(kernel.gpu, kernel.spec)
+    fresh = _fresh(buffers)
+    addresses = scan.addresses | dict(fresh)
+    prepared, token = _prepared.make(scan.signature, problem, buffers, addresses, kernel.gpu, loaded)
+    if not prepared.accepts(scan.addresses):
+        check_addresses(params)  # says what is wrong
+    keep_prepared(params, Bound(scan, prepared, token, problem.threshold))
+    if not prepared.launch(token, scan.addresses, fresh, problem.threshold, handle):
+        return _first_launch(params, stream)
+    return _result(params, buffers)
+
+
+def _choose(problem: Problem, known: _Known) -> _Chosen:
+    """The kernel that computes the call; nothing is loaded or compiled yet."""
     ordinal = problem.device.index
     assert ordinal is not None  # a tensor's device has an index
     gpu = device(ordinal)
     spec = spec_of(problem, arch_of(gpu.capability))
-    check_skip_map(problem, describe(spec))
-    if problem.empty:
-        return None
-    loaded = loader.load(gpu, spec)
-    prepared = Prepared(problem, make_buffers(problem.params, problem.out_shape), gpu, loaded)
-    LOGGER.debug("prepared %s for q %s", loaded.kernel.name, list(problem.params.q.shape))
-    with _kinds_lock:
-        if len(_kinds) >= MAX_KINDS:
-            del _kinds[next(iter(_kinds))]
-        _kinds[key] = prepared
-    return prepared
+    chosen = known.kernels[problem.head_dim, problem.head_dim_v] = _Chosen(gpu, spec, describe(spec))
+    LOGGER.debug("%s computes calls like q %s", spec.name, list(problem.params.q.shape))
+    return chosen
+
+
+def _keep_form(scan: Scan, known: _Known) -> None:
+    if scan.form not in _forms:
+        if len(_forms) >= MAX_FORMS:
+            _forms.clear()
+        _forms[scan.form] = known
 
 
 def _without_gpu(problem: Problem, stream: Any) -> Result:

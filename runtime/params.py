@@ -1,11 +1,64 @@
-"""``Params``: everything one call is told, by name."""
+"""``Params``: everything one call is told, by name, and the one table of its arguments.
+
+What an argument is (:class:`Role`), where a launch puts its address and what it means stand beside the field. The
+signature of a call, the check for overlaps, the pointers of the parameter block and the documentation follow from it
+(:mod:`skimattn._call.arguments`).
+"""
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from typing import Any
 
 import torch
+
+UNLIMITED = (-1, -1)  # a window over all keys
+OWN_NAME = "*"  # of a pointer in the parameter block that is called as the argument
+
+
+class Role(Enum):
+    """What an argument is to a launch."""
+
+    OPTION = "chooses the kernel, or a number that it is given; part of a call's form"
+    SIZE = "says how long requests are"
+    INPUT = "a tensor that is read"
+    OUTPUT = "a tensor that is written"
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A row of the table: ``dtypes`` a tensor may have (empty: as q says), and what of a launch holds its address.
+
+    ``pointer`` and ``tensor_map`` are fields of the parameter block.
+    """
+
+    role: Role
+    doc: str
+    dtypes: tuple[torch.dtype, ...] = ()
+    pointer: str = ""
+    tensor_map: str = ""
+
+
+def _argument(role: Role, doc: str, *dtypes: torch.dtype, pointer: str = "", tensor_map: str = "") -> dict[str, Any]:
+    return {"argument": Argument(role, doc, dtypes, pointer, tensor_map)}
+
+
+def _option(doc: str, default: Any) -> Any:
+    return field(default=default, metadata=_argument(Role.OPTION, doc))
+
+
+def _size(doc: str, default: Any) -> Any:
+    return field(default=default, metadata=_argument(Role.SIZE, doc))
+
+
+def _input(doc: str, *dtypes: torch.dtype, pointer: str = OWN_NAME) -> Any:
+    return field(default=None, metadata=_argument(Role.INPUT, doc, *dtypes, pointer=pointer))
+
+
+def _output(doc: str, *dtypes: torch.dtype, tensor_map: str = "") -> Any:
+    return field(default=None, metadata=_argument(Role.OUTPUT, doc, *dtypes, pointer=OWN_NAME, tensor_map=tensor_map))
 
 
 @dataclass(slots=True, eq=False)
@@ -15,71 +68,111 @@ class Params:
     Once it was launched on a GPU it cannot be changed any more; ``dataclasses.replace`` makes another one.
 
     Sizes: B requests, Hq query heads, Hkv key/value heads (Hq is a multiple), D and Dv columns of keys and values.
-
-    Args:
-        q: ``[B, Sq, Hq, D]``, or ``[total_q, Hq, D]`` with ``cu_seqlens_q``; bf16, fp16 or (on SM100) e4m3.
-        k: ``[B, Sk, Hkv, D]``, ``[total_k, Hkv, D]`` with ``cu_seqlens_k``, or pages (see ``kv_layout``).
-        v: as ``k`` with Dv columns.
-        page_table: int32 ``[B, max_pages]`` page numbers; makes ``k`` and ``v`` page pools.
-        kv_layout: of pages: ``"NHD"`` = ``[pages, page_size, Hkv, D]``, ``"HND"`` = ``[pages, Hkv, page_size, D]``.
-        cu_seqlens_q: int32 ``[B + 1]`` row offsets of a ragged batch, starting at 0, ending at total_q.
-        cu_seqlens_k: int32 ``[B + 1]`` key offsets of a ragged batch, starting at 0, ending at total_k.
-        seqused_k: int32 ``[B]`` keys in use; default: all.
-        max_seqlen_q: the most rows of a request. A hint that must hold: device values are never read back.
-        max_seqlen_k: the most keys of a request, likewise.
-        mask: ``"full"`` (also ``"padding"``), ``"causal"``, ``"window"``, ``"chunked"`` or ``"custom"``; causal,
-            window and chunked are aligned bottom-right: query i stands at key i + len_k - len_q.
-        window_size: of ``mask="window"``: keys to the left and right, both inclusive, -1 = unlimited.
-        chunk_size: of ``mask="chunked"``: keys per chunk.
-        custom_mask: of ``mask="custom"``: bool ``[Sq, Sk]``, ``[B, Sq, Sk]`` or ``[B, Hq, Sq, Sk]`` (ragged:
-            ``[total_q, max_k]`` or ``[Hq, total_q, max_k]``), or the same packed by
-            :func:`skimattn.pack_mask` (every launch packs a bool mask anew, into memory that it allocates).
-        softmax_scale: factor of q.k; default ``D ** -0.5``.
-        softcap: scores become ``softcap * tanh(score / softcap)``; 0 = off.
-        alibi_slopes: float32 ``[Hq]``; ``slope * distance`` is subtracted from the scores.
-        sinks: float32 ``[Hq]``, one extra logit per head in the denominator (natural logarithm).
-        q_descale: of 8-bit q: float32, one element or ``[B, Hkv]``, finite and above 0; q counts times it.
-        k_descale: likewise for k.
-        v_descale: likewise for v.
-        skip_softmax_threshold: None = dense; a float in [0, 1], or float32 ``[B]`` or ``[B, Hq]`` read on the device
-            at run time = skip tiles whose scores are that much below the row maximum (exp domain, final value).
-        stats: int64 ``[2]``, ``[B, 2]`` or ``[B, Hq, 2]``; (visited, skipped) tiles are added to it.
-        skip_map: uint8 ``[B, Hq, groups, tiles]``, with ``stats``; visited tiles become 1 = kept or 2 = skipped.
-        out: where to write, shaped as ``q`` with Dv columns and of its dtype; default: a new tensor. For 8-bit ``q``
-            it is bf16, or fp16 if such a tensor is given.
-        lse: float32 ``[B, Sq, Hq]`` or ``[total_q, Hq]`` to write the log-sum-exp of the kept keys to.
-        return_lse: return ``(out, lse)``, with a new ``lse`` if none was given.
     """
 
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    page_table: torch.Tensor | None = None
-    kv_layout: str = "NHD"
-    cu_seqlens_q: torch.Tensor | None = None
-    cu_seqlens_k: torch.Tensor | None = None
-    seqused_k: torch.Tensor | None = None
-    max_seqlen_q: int | None = None
-    max_seqlen_k: int | None = None
-    mask: str = "full"
-    window_size: tuple[int, int] = (-1, -1)
-    chunk_size: int | None = None
-    custom_mask: torch.Tensor | None = None
-    softmax_scale: float | None = None
-    softcap: float = 0.0
-    alibi_slopes: torch.Tensor | None = None
-    sinks: torch.Tensor | None = None
-    q_descale: torch.Tensor | None = None
-    k_descale: torch.Tensor | None = None
-    v_descale: torch.Tensor | None = None
-    skip_softmax_threshold: float | torch.Tensor | None = None
-    stats: torch.Tensor | None = None
-    skip_map: torch.Tensor | None = None
-    out: torch.Tensor | None = None
-    lse: torch.Tensor | None = None
-    return_lse: bool = False
+    q: torch.Tensor = field(
+        metadata=_argument(
+            Role.INPUT,
+            "``[B, Sq, Hq, D]``, or ``[total_q, Hq, D]`` with ``cu_seqlens_q``; bf16, fp16 or (on SM100) e4m3.",
+            tensor_map="tma_q",
+        )
+    )
+    k: torch.Tensor = field(
+        metadata=_argument(
+            Role.INPUT,
+            "``[B, Sk, Hkv, D]``, ``[total_k, Hkv, D]`` with ``cu_seqlens_k``, or pages (see ``kv_layout``).",
+            tensor_map="tma_k",
+        )
+    )
+    v: torch.Tensor = field(metadata=_argument(Role.INPUT, "as ``k`` with Dv columns.", tensor_map="tma_v"))
+    page_table: torch.Tensor | None = _input(
+        "int32 ``[B, max_pages]`` page numbers; makes ``k`` and ``v`` page pools.", torch.int32
+    )
+    kv_layout: str = _option(
+        'of pages: ``"NHD"`` = ``[pages, page_size, Hkv, D]``, ``"HND"`` = ``[pages, Hkv, page_size, D]``.', "NHD"
+    )
+    cu_seqlens_q: torch.Tensor | None = _input(
+        "int32 ``[B + 1]`` row offsets of a ragged batch, starting at 0, ending at total_q.", torch.int32
+    )
+    cu_seqlens_k: torch.Tensor | None = _input(
+        "int32 ``[B + 1]`` key offsets of a ragged batch, starting at 0, ending at total_k.", torch.int32
+    )
+    seqused_k: torch.Tensor | None = _input("int32 ``[B]`` keys in use; default: all.", torch.int32)
+    max_seqlen_q: int | None = _size(
+        "the most rows of a request. A hint that must hold: device values are never read back.", None
+    )
+    max_seqlen_k: int | None = _size("the most keys of a request, likewise.", None)
+    mask: str = _option(
+        '``"full"`` (also ``"padding"``), ``"causal"``, ``"window"``, ``"chunked"`` or ``"custom"``; causal, '
+        "window and chunked are aligned bottom-right: query i stands at key i + len_k - len_q.",
+        "full",
+    )
+    window_size: tuple[int, int] = _option(
+        'of ``mask="window"``: keys to the left and right, both inclusive, -1 = unlimited.', UNLIMITED
+    )
+    chunk_size: int | None = _option('of ``mask="chunked"``: keys per chunk.', None)
+    custom_mask: torch.Tensor | None = _input(
+        'of ``mask="custom"``: bool ``[Sq, Sk]``, ``[B, Sq, Sk]`` or ``[B, Hq, Sq, Sk]`` (ragged: ``[total_q, '
+        "max_k]`` or ``[Hq, total_q, max_k]``), or the same packed by :func:`skimattn.pack_mask` (every "
+        "launch packs a bool mask anew, into memory that it allocates).",
+        torch.bool,
+        torch.uint8,
+    )
+    softmax_scale: float | None = _option("factor of q.k; default ``D ** -0.5``.", None)
+    softcap: float = _option("scores become ``softcap * tanh(score / softcap)``; 0 = off.", 0.0)
+    alibi_slopes: torch.Tensor | None = _input(
+        "float32 ``[Hq]``; ``slope * distance`` is subtracted from the scores.", torch.float32
+    )
+    sinks: torch.Tensor | None = _input(
+        "float32 ``[Hq]``, one extra logit per head in the denominator (natural logarithm).", torch.float32
+    )
+    q_descale: torch.Tensor | None = _input(
+        "of 8-bit q: float32, one element or ``[B, Hkv]``, finite and above 0; q counts times it.", torch.float32
+    )
+    k_descale: torch.Tensor | None = _input("likewise for k.", torch.float32)
+    v_descale: torch.Tensor | None = _input("likewise for v.", torch.float32)
+    skip_softmax_threshold: float | torch.Tensor | None = _input(
+        "None = dense; a float in [0, 1], or float32 ``[B]`` or ``[B, Hq]`` read on the device at run time = "
+        "skip tiles whose scores are that much below the row maximum (exp domain, final value).",
+        torch.float32,
+        pointer="threshold",
+    )
+    stats: torch.Tensor | None = _output(
+        "int64 ``[2]``, ``[B, 2]`` or ``[B, Hq, 2]``; (visited, skipped) tiles are added to it.", torch.int64
+    )
+    skip_map: torch.Tensor | None = _output(
+        "uint8 ``[B, Hq, groups, tiles]``, with ``stats``; visited tiles become 1 = kept or 2 = skipped.", torch.uint8
+    )
+    out: torch.Tensor | None = _output(
+        "where to write, shaped as ``q`` with Dv columns and of its dtype; default: a new tensor. For 8-bit "
+        "``q`` it is bf16, or fp16 if such a tensor is given.",
+        tensor_map="tma_o",
+    )
+    lse: torch.Tensor | None = _output(
+        "float32 ``[B, Sq, Hq]`` or ``[total_q, Hq]`` to write the log-sum-exp of the kept keys to.", torch.float32
+    )
+    return_lse: bool = _option("return ``(out, lse)``, with a new ``lse`` if none was given.", False)
     # What the launcher prepared for this object; never part of the meaning of the call.
     _prepared: object | None = field(default=None, init=False, repr=False)
+
+
+def _described(text: str) -> str:
+    """The documentation of :class:`Params` with a line for every argument, from the table."""
+    lines = [
+        textwrap.fill(
+            f"{item.name}: {item.metadata['argument'].doc}",
+            width=116,
+            initial_indent="        ",
+            subsequent_indent="            ",
+            break_on_hyphens=False,
+        )
+        for item in fields(Params)
+        if item.init
+    ]
+    return "\n".join([text.rstrip() + "\n", "    Args:", *lines, "    "])
+
+
+Params.__doc__ = _described(Params.__doc__ or "")
 
 
 class _Launched(Params):

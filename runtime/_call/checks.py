@@ -125,8 +125,9 @@ def one_of(name: str, value: object, wanted: Collection[str]) -> str:
 
 def span_bytes(tensor: torch.Tensor) -> int:
     """Bytes from the first element to the end of the last; empty tensors span nothing."""
-    if tensor.numel() == 0:
-        return 0
+    count = tensor.numel()
+    if count == 0 or tensor.is_contiguous():
+        return count * tensor.element_size()
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return (last + 1) * tensor.element_size()
 

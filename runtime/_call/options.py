@@ -7,7 +7,7 @@ from skimattn.codegen.features import BY_NAME
 from skimattn.codegen.matrix import FP8
 
 from ..errors import expected
-from ..params import Params
+from ..params import UNLIMITED, Params
 from .checks import (
     TMA_BYTES,
     describe,
@@ -16,17 +16,14 @@ from .checks import (
     one_of,
     require_aligned,
     require_contiguous,
-    require_device,
-    require_dtype,
     require_near,
     require_shape,
-    require_tensor,
 )
 from .masks import WORD_BYTES, mask_bytes
 from .problem import Problem
 
 MASKS = {str(name): str(name) for name in BY_NAME["mask"].values} | {"padding": "full"}  # accepted -> in kernel specs
-UNLIMITED = (-1, -1)
+DESCALES = ("q_descale", "k_descale", "v_descale")
 _FACTORS = (2.0**-60, 2.0**60)  # kernels hold them, their quotient and their reciprocals in float32
 _RANGE = "2**-60 to 2**60"
 
@@ -55,10 +52,10 @@ def check_mask(params: Params) -> tuple[tuple[int, int], int]:
     return (left, right), chunk or 0
 
 
-def softmax_scale(params: Params, head_dim: int) -> float:
-    """The factor of q.k."""
+def softmax_scale(params: Params) -> float | None:
+    """The factor of q.k, None where it follows from the head dim."""
     if params.softmax_scale is None:
-        return float(head_dim**-0.5)
+        return None
     return number("softmax_scale", params.softmax_scale, f"a finite float above 0, {_RANGE}", *_FACTORS)
 
 
@@ -77,62 +74,69 @@ def skip_kind(params: Params) -> str:
     return "skip" if params.stats is None else "stat"
 
 
-def check_threshold(params: Params, device: torch.device, batch: int, heads: int) -> float:
+def is_number(threshold: object) -> bool:
+    """Whether a threshold is given on the host. What is neither that nor a tensor is refused as a number is."""
+    return not isinstance(threshold, torch.Tensor)
+
+
+def threshold_value(params: Params) -> float:
     """A host threshold as a float in [0, 1]; a tensor gives 0, since its values are read on the device."""
     value = params.skip_softmax_threshold
-    name, wanted = "skip_softmax_threshold", "None, a float from 0 to 1, or a float32 tensor [B] or [B, Hq]"
-    if value is None:
+    if value is None or isinstance(value, torch.Tensor):
         return 0.0
-    if not isinstance(value, torch.Tensor):
-        return number(name, value, wanted, 0.0, 1.0)
-    tensor = require_tensor(name, value)
-    require_dtype(name, tensor, torch.float32)
-    require_device(name, tensor, device)
-    require_shape(name, tensor, [batch], [batch, heads])
+    wanted = "None, a float from 0 to 1, or a float32 tensor [B] or [B, Hq]"
+    return number("skip_softmax_threshold", value, wanted, 0.0, 1.0)
+
+
+def check_thresholds(problem: Problem) -> None:
+    """Thresholds that are read on the device."""
+    name, tensor = "skip_softmax_threshold", problem.params.skip_softmax_threshold
+    assert isinstance(tensor, torch.Tensor)
+    require_shape(name, tensor, [problem.batch], [problem.batch, problem.heads_q])
     require_near(name, tensor)
-    if device.type == "cpu" and not bool(((tensor >= 0) & (tensor <= 1)).all()):
-        raise expected(name, "values from 0 to 1", tensor.tolist())
-    return 0.0
 
 
 def check_head_vectors(problem: Problem) -> None:
     """Sinks and alibi slopes."""
     params = problem.params
-    for name, value in (("alibi_slopes", params.alibi_slopes), ("sinks", params.sinks)):
-        if value is None:
-            continue
-        tensor = require_tensor(name, value)
-        require_dtype(name, tensor, torch.float32)
-        require_device(name, tensor, problem.device)
-        require_shape(name, tensor, [problem.heads_q])
-        require_contiguous(name, tensor)
+    for name, tensor in (("alibi_slopes", params.alibi_slopes), ("sinks", params.sinks)):
+        if tensor is not None:
+            require_shape(name, tensor, [problem.heads_q])
+            require_contiguous(name, tensor)
+
+
+def check_no_descales(params: Params, dtype: str) -> None:
+    """Only 8-bit tensors are multiplied by something."""
+    for name in DESCALES:
+        if getattr(params, name) is not None and dtype not in FP8:
+            raise expected(name, f"None with {dtype} tensors (8-bit ones use it)", "a tensor")
 
 
 def check_descales(problem: Problem) -> None:
     """What 8-bit tensors are multiplied by."""
-    for name in ("q_descale", "k_descale", "v_descale"):
-        value = getattr(problem.params, name)
-        if value is None:
-            continue
-        if problem.dtype not in FP8:
-            raise expected(name, f"None with {problem.dtype} tensors (8-bit ones use it)", "a tensor")
-        tensor = require_tensor(name, value)
-        require_dtype(name, tensor, torch.float32)
-        require_device(name, tensor, problem.device)
-        require_shape(name, tensor, [], [1], [problem.batch, problem.heads_kv])
-        require_near(name, tensor)
-        if problem.device.type == "cpu" and not bool((tensor.isfinite() & (tensor > 0)).all()):
+    for name in DESCALES:
+        tensor = getattr(problem.params, name)
+        if tensor is not None:
+            require_shape(name, tensor, [], [1], [problem.batch, problem.heads_kv])
+            require_near(name, tensor)
+
+
+def check_values(params: Params) -> None:
+    """Contents of CPU tensors."""
+    for name in DESCALES:
+        tensor = getattr(params, name)
+        if tensor is not None and not bool((tensor.isfinite() & (tensor > 0)).all()):
             raise expected(name, "finite values above 0", tensor.tolist())
+    threshold = params.skip_softmax_threshold
+    if isinstance(threshold, torch.Tensor) and not bool(((threshold >= 0) & (threshold <= 1)).all()):
+        raise expected("skip_softmax_threshold", "values from 0 to 1", threshold.tolist())
 
 
 def check_custom_mask(problem: Problem) -> None:
     """Form of the custom mask; for ragged or paged keys ``max_seqlen_k`` says how wide it must be."""
-    if problem.mask != "custom":
-        return
     name, keys = "custom_mask", problem.len_k
-    tensor = require_tensor(name, problem.params.custom_mask)
-    require_dtype(name, tensor, torch.bool, torch.uint8)
-    require_device(name, tensor, problem.device)
+    tensor = problem.params.custom_mask
+    assert tensor is not None
     heads, batch, rows = problem.heads_q, problem.batch, problem.rows
     if problem.ragged:
         require_shape(name, tensor, [rows, "max_k"], [heads, rows, "max_k"])

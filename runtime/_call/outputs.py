@@ -2,81 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from skimattn.codegen.metadata import Kernel
 
 from ..errors import expected
 from ..params import Params
+from .arguments import INPUTS, OUTPUTS
 from .checks import (
     refuse_overlap,
-    require_device,
-    require_dtype,
     require_near,
     require_one_writer,
     require_shape,
-    require_tensor,
     require_tma_strides,
 )
-from .dtypes import out_dtypes
 from .problem import Problem
 
-INPUTS = (
-    "q",
-    "k",
-    "v",
-    "page_table",
-    "cu_seqlens_q",
-    "cu_seqlens_k",
-    "seqused_k",
-    "custom_mask",
-    "alibi_slopes",
-    "sinks",
-    "q_descale",
-    "k_descale",
-    "v_descale",
-    "skip_softmax_threshold",
-)
-OUTPUTS = ("out", "lse", "stats", "skip_map")
 
-
-def check_outputs(problem: Problem) -> None:
-    """Types, shapes and strides of the outputs that the caller gave."""
-    params = problem.params
+def check_wanted(params: Params, skip: str) -> None:
+    """Whether the outputs that the caller asks for go together."""
     if not isinstance(params.return_lse, bool):
         raise expected("return_lse", "a bool", repr(params.return_lse))
-    if params.out is not None:
-        out = _written(problem, "out", params.out, *out_dtypes(params.q.dtype))
-        require_shape("out", out, problem.out_shape)
-        require_tma_strides("out", out)
-    if params.lse is not None:
-        require_shape("lse", _written(problem, "lse", params.lse, torch.float32), problem.lse_shape)
-    if params.stats is not None:
-        _check_stats(problem, _written(problem, "stats", params.stats, torch.int64))
-    if params.skip_map is not None:
-        _check_skip_map_form(problem, _written(problem, "skip_map", params.skip_map, torch.uint8))
+    if params.skip_map is not None and skip != "stat":
+        raise expected("skip_map", "None without stats", "a tensor")
 
 
-def _written(problem: Problem, name: str, value: object, *dtypes: torch.dtype) -> torch.Tensor:
-    tensor = require_tensor(name, value)
-    require_dtype(name, tensor, *dtypes)
-    require_device(name, tensor, problem.device)
-    require_one_writer(name, tensor)
-    return tensor
+def _check_out(problem: Problem) -> None:
+    out = problem.params.out
+    assert out is not None
+    if out.shape == problem.out_shape and out.is_contiguous():
+        return  # as q has it, whose sizes were checked
+    require_one_writer("out", out)
+    require_shape("out", out, problem.out_shape)
+    require_tma_strides("out", out)
 
 
-def _check_stats(problem: Problem, stats: torch.Tensor) -> None:
+def _check_lse(problem: Problem) -> None:
+    lse = problem.params.lse
+    assert lse is not None
+    require_one_writer("lse", lse)
+    require_shape("lse", lse, problem.lse_shape)
+
+
+def _check_stats(problem: Problem) -> None:
+    stats = problem.params.stats
+    assert stats is not None
+    require_one_writer("stats", stats)
     require_shape("stats", stats, [2], [problem.batch, 2], [problem.batch, problem.heads_q, 2])
     require_near("stats", stats)
     if stats.stride(-1) != 1 or any(stride % 2 for stride in stats.stride()[:-1]):
         raise expected("stats", "contiguous pairs, their strides a multiple of 2", f"strides {list(stats.stride())}")
 
 
-def _check_skip_map_form(problem: Problem, skip_map: torch.Tensor) -> None:
-    if problem.skip != "stat":
-        raise expected("skip_map", "None without stats", "a tensor")
+def _check_skip_map_form(problem: Problem) -> None:
+    skip_map = problem.params.skip_map
+    assert skip_map is not None
+    require_one_writer("skip_map", skip_map)
     require_shape("skip_map", skip_map, [problem.batch, problem.heads_q, "groups", "tiles"])
     if skip_map.shape[3] > 1 and skip_map.stride(3) != 1:
         raise expected("skip_map", "a contiguous last dimension (stride 1)", f"strides {list(skip_map.stride())}")
+
+
+# What is checked of the sizes of each output that the caller gives.
+CHECKS: Mapping[str, Callable[[Problem], None]] = {
+    "out": _check_out,
+    "lse": _check_lse,
+    "stats": _check_stats,
+    "skip_map": _check_skip_map_form,
+}
 
 
 def check_skip_map(problem: Problem, kernel: Kernel) -> None:

@@ -1,7 +1,8 @@
-"""``Problem``: a validated call in plain numbers."""
+"""``Form`` and ``Problem``: a checked call without, and with, its sizes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,51 +10,103 @@ import torch
 from ..params import Params
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A validated call in plain numbers: what dispatch, the plan and the reference agree on.
+@dataclass(slots=True, eq=False)
+class Form:
+    """What calls have in common that differ in sizes, addresses and thresholds only. Made once, never changed.
 
-    ``rows`` and ``keys`` are the sizes of the row dimensions of q and k (over the whole batch where ragged, of a page
-    where paged); ``len_q`` and ``len_k`` bound one request's.
+    ``softmax_scale`` is None where it follows from the head dim. ``given`` names the tensors that such calls have,
+    ``checks`` is what has to be checked of the sizes of the optional ones among them.
     """
 
-    params: Params
     device: torch.device
     dtype: str
     out_dtype: str
+    ragged: bool
+    paged: bool
+    mask: str
+    window: tuple[int, int]
+    chunk_size: int
+    softmax_scale: float | None
+    softcap: float
+    alibi: bool
+    skip: str
+    given: tuple[str, ...]
+    checks: tuple[Callable[[Problem], None], ...]
+
+
+@dataclass(slots=True, eq=False)
+class Problem:
+    """A validated call in plain numbers: what dispatch, the plan and the reference agree on. Never changed.
+
+    ``rows`` and ``keys`` are the sizes of the row dimensions of q and k (over the whole batch where ragged, of a page
+    where paged); ``len_q`` and ``len_k`` bound one request's. ``out_shape`` is q's with the values' columns.
+    """
+
+    params: Params
+    form: Form
     batch: int
     heads_q: int
     heads_kv: int
     head_dim: int
     head_dim_v: int
-    ragged: bool
     rows: int
     keys: int
     len_q: int
     len_k: int
     page_size: int
-    mask: str
-    window: tuple[int, int]
-    chunk_size: int
     softmax_scale: float
-    softcap: float
-    skip: str
     threshold: float
+    out_shape: tuple[int, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.form.device
+
+    @property
+    def dtype(self) -> str:
+        """Of q, k and v, as kernel specs call it."""
+        return self.form.dtype
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the requests' rows lie end to end."""
+        return self.form.ragged
 
     @property
     def paged(self) -> bool:
         """Whether keys and values are page pools."""
-        return self.page_size > 0
+        return self.form.paged
+
+    @property
+    def mask(self) -> str:
+        """The mask's name in kernel specs."""
+        return self.form.mask
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Keys to the left and right, -1 = unlimited."""
+        return self.form.window
+
+    @property
+    def chunk_size(self) -> int:
+        """Keys per chunk, 0 without chunks."""
+        return self.form.chunk_size
+
+    @property
+    def softcap(self) -> float:
+        """The cap of the scores, 0 = none."""
+        return self.form.softcap
+
+    @property
+    def skip(self) -> str:
+        """``dense``, ``skip`` or ``stat``."""
+        return self.form.skip
 
     @property
     def empty(self) -> bool:
         """Whether there is no row to write."""
         return self.batch == 0 or self.rows == 0
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        """Shape of the output: as q, with the values' columns."""
-        return (*self.params.q.shape[:-1], self.head_dim_v)
 
     @property
     def lse_shape(self) -> tuple[int, ...]:

@@ -1,63 +1,87 @@
-"""What a launch consists of, computed without CUDA: tensor maps, parameter values and the grid."""
+"""What a launch consists of, computed without CUDA: kernels, with tensor maps, parameter values and a grid for each."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.tile import ELEMENT_BYTES, panel_columns
 
+from .._call.arguments import POINTERS
 from .._call.checks import TMA_BYTES
 from .._call.problem import Problem
 from .buffers import Buffers
 
 L2_SECTION_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
+KEPT_MAPS = 1024  # forms of maps that are kept, with their encoding: pools never change, k and v look the same
 LOG2E = math.log2(math.e)
-BLOCK_TENSORS = {  # pointer fields of the parameter block and the argument each points to
-    "lse": "lse",
-    "out": "out",
-    "stats": "stats",
-    "skip_map": "skip_map",
-    "threshold": "skip_softmax_threshold",
-    "sinks": "sinks",
-    "alibi_slopes": "alibi_slopes",
-    "q_descale": "q_descale",
-    "k_descale": "k_descale",
-    "v_descale": "v_descale",
-    "custom_mask": "custom_mask",
-    "cu_seqlens_q": "cu_seqlens_q",
-    "cu_seqlens_k": "cu_seqlens_k",
-    "seqused_k": "seqused_k",
-    "page_table": "page_table",
-}
-MAP_TENSORS = {"tma_q": "q", "tma_k": "k", "tma_v": "v", "tma_o": "out"}
+_NEW = ("out", "lse", "custom_mask")  # arguments whose tensor a launch may make itself
+_POINTER_OF = {name: field for field, name in POINTERS.items()}
+
+Value = int | float
 
 
-@dataclass(frozen=True)
-class TensorMapSpec:
-    """A 4-D TMA tensor map, innermost dimension first; 128-byte swizzle, zero fill outside.
+@dataclass(slots=True, eq=False)
+class MapForm:
+    """A TMA tensor map without its address, innermost dimension first; 128-byte swizzle, zero fill outside.
 
-    ``dims`` are (columns, rows, heads, requests or pages), ``strides`` the bytes of the last three, ``box`` is
-    (columns, rows).
+    ``dims`` are (columns, rows, heads, requests or pages), ``strides`` the bytes of the last three, ``box`` is what
+    one copy takes of each dimension. ``encoded`` is kept by whoever encodes it.
     """
 
-    address: int
     dtype: str
     dims: tuple[int, int, int, int]
     strides: tuple[int, int, int]
-    box: tuple[int, int]
+    box: tuple[int, int, int, int]
+    encoded: bytes = b""
 
 
-@dataclass(frozen=True)
-class LaunchPlan:
-    """Everything one launch needs: the kernel, its tensor maps, all other parameter fields, and the grid."""
+class TensorMapSpec(NamedTuple):
+    """A tensor map: its address and all the rest."""
+
+    address: int
+    form: MapForm
+
+    @property
+    def dtype(self) -> str:
+        """Of the elements."""
+        return self.form.dtype
+
+    @property
+    def dims(self) -> tuple[int, int, int, int]:
+        """Sizes."""
+        return self.form.dims
+
+    @property
+    def strides(self) -> tuple[int, int, int]:
+        """Bytes from one index to the next, of all dimensions but the first."""
+        return self.form.strides
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """What one copy takes."""
+        return self.form.box
+
+
+@dataclass(slots=True, eq=False)
+class KernelLaunch:
+    """One kernel of a launch: its tensor maps, all other parameter fields that are not zero, and its grid."""
 
     kernel: Kernel
     maps: dict[str, TensorMapSpec]
-    scalars: dict[str, int | float]
+    scalars: dict[str, Value]
     grid: int
+
+
+@dataclass(slots=True, eq=False)
+class LaunchPlan:
+    """Everything one launch needs: its kernels in the order of the stream. Prefill has one."""
+
+    kernels: tuple[KernelLaunch, ...]
 
 
 def make_plan(
@@ -72,12 +96,14 @@ def make_plan(
         sm_count: multiprocessors of the device; the persistent grid has at most one CTA for each.
         work_counter_address: device address of a uint32 that is zero while no launch uses it.
     """
-    scalars: dict[str, int | float] = {"work_counter": work_counter_address}
-    scalars.update(_pointers(problem, buffers))
-    scalars.update(_strides(problem, buffers))
-    scalars.update(_sizes(problem, kernel))
-    scalars.update(_numbers(problem))
-    return LaunchPlan(kernel, _maps(problem, kernel, buffers), scalars, min(sm_count, work_items(problem, kernel)))
+    scalars: dict[str, Value] = {"work_counter": work_counter_address}
+    _add_pointers(scalars, problem, buffers)
+    _add_strides(scalars, problem, buffers)
+    _add_strides_of_options(scalars, problem, buffers)
+    _add_sizes(scalars, problem, kernel)
+    _add_numbers(scalars, problem)
+    grid = min(sm_count, work_items(problem, kernel))
+    return LaunchPlan((KernelLaunch(kernel, _maps(problem, kernel, buffers), scalars, grid),))
 
 
 def work_items(problem: Problem, kernel: Kernel) -> int:
@@ -107,107 +133,116 @@ def section(problem: Problem) -> int:
 
 def argument(problem: Problem, buffers: Buffers, name: str) -> torch.Tensor | None:
     """The tensor behind an argument's name, as the kernel sees it; None where there is none."""
-    value = getattr(buffers if name in ("out", "lse", "custom_mask") else problem.params, name)
+    value = getattr(buffers if name in _NEW else problem.params, name)
     return value if isinstance(value, torch.Tensor) else None
 
 
-def _pointers(problem: Problem, buffers: Buffers) -> dict[str, int]:
-    tensors = {field: argument(problem, buffers, name) for field, name in BLOCK_TENSORS.items()}
-    return {field: 0 if tensor is None else tensor.data_ptr() for field, tensor in tensors.items()}
+def _add_pointers(scalars: dict[str, Value], problem: Problem, buffers: Buffers) -> None:
+    for name in (*problem.form.given[3:], *_NEW):  # q, k and v, which come first, are reached through maps
+        field = _POINTER_OF.get(name)
+        tensor = argument(problem, buffers, name) if field else None
+        if field and tensor is not None:
+            scalars[field] = tensor.data_ptr()
 
 
-def _row_head_batch(tensor: torch.Tensor, ragged: bool) -> tuple[int, int, int]:
+def _add_strides(scalars: dict[str, Value], problem: Problem, buffers: Buffers) -> None:
     """Strides in elements of [rows, heads, ...] or [batch, rows, heads, ...]."""
-    if ragged:
-        return tensor.stride(0), tensor.stride(1), 0
-    return tensor.stride(1), tensor.stride(2), tensor.stride(0)
-
-
-def _strides(problem: Problem, buffers: Buffers) -> dict[str, int]:
-    params = problem.params
-    result: dict[str, int] = {}
     for name, tensor in (("out", buffers.out), ("lse", buffers.lse)):
-        row, head, batch = (0, 0, 0) if tensor is None else _row_head_batch(tensor, problem.ragged)
-        result |= {f"{name}_stride_row": row, f"{name}_stride_head": head, f"{name}_stride_batch": batch}
-    custom, shared = buffers.custom_mask, 3 if problem.ragged else 4
-    strides = (0, 0, 0, 0) if custom is None else custom.stride()
-    result["custom_stride_row"] = strides[-2]
-    result["custom_stride_head"] = strides[-3] if len(strides) == shared else 0
-    result["custom_stride_batch"] = strides[0] if not problem.ragged and len(strides) > 2 else 0
-    skip_map = (0, 0, 0, 0) if params.skip_map is None else params.skip_map.stride()
-    result |= {f"skip_map_stride_{name}": skip_map[i] for i, name in enumerate(("batch", "head", "group"))}
-    threshold = params.skip_softmax_threshold
-    steps = threshold.stride() if isinstance(threshold, torch.Tensor) else ()
-    result["threshold_stride_batch"], result["threshold_stride_head"] = (*steps, 0, 0)[:2]
+        if tensor is None:
+            continue
+        strides = tensor.stride()
+        batch, row, head = (0, *strides[:2]) if problem.ragged else strides[:3]
+        scalars[f"{name}_stride_row"], scalars[f"{name}_stride_head"] = row, head
+        scalars[f"{name}_stride_batch"] = batch
+
+
+def _add_strides_of_options(scalars: dict[str, Value], problem: Problem, buffers: Buffers) -> None:
+    """Those of tensors that few calls have."""
+    params, custom = problem.params, buffers.custom_mask
+    if custom is not None:
+        strides, shared = custom.stride(), 3 if problem.ragged else 4
+        scalars["custom_stride_row"] = strides[-2]
+        scalars["custom_stride_head"] = strides[-3] if len(strides) == shared else 0
+        scalars["custom_stride_batch"] = strides[0] if not problem.ragged and len(strides) > 2 else 0
+    if params.skip_map is not None:
+        for name, stride in zip(("batch", "head", "group"), params.skip_map.stride(), strict=False):
+            scalars[f"skip_map_stride_{name}"] = stride
+    if isinstance(params.skip_softmax_threshold, torch.Tensor):
+        steps = params.skip_softmax_threshold.stride()
+        scalars["threshold_stride_batch"], scalars["threshold_stride_head"] = (*steps, 0)[:2]
     for name in ("q_descale", "k_descale", "v_descale"):
         value = getattr(params, name)
-        steps = value.stride() if value is not None and value.dim() == 2 else (0, 0)
-        result[f"{name}_stride_batch"], result[f"{name}_stride_head"] = steps
-    pairs = () if params.stats is None else tuple(stride // 2 for stride in params.stats.stride()[:-1])
-    result["stats_stride_batch"], result["stats_stride_head"] = (*pairs, 0, 0)[:2]
-    return result
+        if value is not None and value.dim() == 2:
+            scalars[f"{name}_stride_batch"], scalars[f"{name}_stride_head"] = value.stride()
+    if params.stats is not None:
+        pairs = (*(stride // 2 for stride in params.stats.stride()[:-1]), 0, 0)
+        scalars["stats_stride_batch"], scalars["stats_stride_head"] = pairs[:2]
 
 
-def _sizes(problem: Problem, kernel: Kernel) -> dict[str, int]:
-    table = problem.params.page_table
-    return {
-        "batch": problem.batch,
-        "heads_q": problem.heads_q,
-        "heads_kv": problem.heads_kv,
-        "len_q": problem.len_q,
-        "len_k": problem.len_k,
-        "head_dim_v": problem.head_dim_v,
-        "page_size": problem.page_size,
-        "page_box_rows": page_box_rows(problem.page_size, kernel.tile_n),
-        "page_table_stride": 0 if table is None else table.stride(0),
-        # A window over all keys shows no less than a wider one, and keeps what kernels add up far from 32 bits.
-        "window_left": min(problem.window[0], problem.len_k),
-        "window_right": problem.window[1],
-        "chunk_size": problem.chunk_size,
-        "section": section(problem),
-    }
+def _add_sizes(scalars: dict[str, Value], problem: Problem, kernel: Kernel) -> None:
+    form, len_k = problem.form, problem.len_k
+    scalars["batch"] = problem.batch
+    scalars["heads_q"] = problem.heads_q
+    scalars["heads_kv"] = problem.heads_kv
+    scalars["len_q"] = problem.len_q
+    scalars["len_k"] = len_k
+    scalars["head_dim_v"] = problem.head_dim_v
+    if form.paged:
+        assert problem.params.page_table is not None
+        scalars["page_size"] = problem.page_size
+        scalars["page_box_rows"] = page_box_rows(problem.page_size, kernel.tile_n)
+        scalars["page_table_stride"] = problem.params.page_table.stride(0)
+    # A window over all keys shows no less than a wider one, and keeps what kernels add up far from 32 bits.
+    scalars["window_left"] = min(form.window[0], len_k)
+    scalars["window_right"] = form.window[1]
+    scalars["chunk_size"] = form.chunk_size
+    scalars["section"] = section(problem)
 
 
-def _numbers(problem: Problem) -> dict[str, float]:
+def _add_numbers(scalars: dict[str, Value], problem: Problem) -> None:
     """Scales of the softmax in base 2. Raw scores are q.k, or tanh(q.k * score_scale) where capped."""
     scale, cap = problem.softmax_scale, problem.softcap
     unit = cap if cap > 0 else scale
-    return {
-        "threshold_value": problem.threshold,
-        "scale_log2": unit * LOG2E,
-        "score_scale": scale / cap if cap > 0 else 0.0,
-        "bias_scale": 1 / unit if problem.params.alibi_slopes is not None else 0.0,
-    }
+    scalars["threshold_value"] = problem.threshold
+    scalars["scale_log2"] = unit * LOG2E
+    scalars["score_scale"] = scale / cap if cap > 0 else 0.0
+    scalars["bias_scale"] = 1 / unit if problem.form.alibi else 0.0
 
 
 def _maps(problem: Problem, kernel: Kernel, buffers: Buffers) -> dict[str, TensorMapSpec]:
-    params = problem.params
-    ragged_k = problem.ragged and not problem.paged
-    rows_k = page_box_rows(problem.page_size, kernel.tile_n) if problem.paged else kernel.tile_n
-    hnd = problem.paged and params.kv_layout == "HND"
-    dtype, out_dtype = kernel.dtype, kernel.out_dtype
+    params, paged = problem.params, problem.form.paged
+    rows_k = page_box_rows(problem.page_size, kernel.tile_n) if paged else kernel.tile_n
+    hnd = paged and params.kv_layout == "HND"
+    dtype, out_dtype, rows_q = kernel.dtype, kernel.out_dtype, kernel.group_rows
+    q, k, v, out = params.q, params.k, params.v, buffers.out
+    # Note: a map cannot be empty. Nothing is ever loaded from an empty tensor, so any address serves.
+    fallback = q.data_ptr()
     return {
-        "tma_q": _map(problem, params.q, dtype, problem.ragged, kernel.group_rows),
-        "tma_k": _map(problem, params.k, dtype, ragged_k, rows_k, hnd=hnd),
-        "tma_v": _map(problem, params.v, dtype, ragged_k, rows_k, hnd=hnd),
-        "tma_o": _map(problem, buffers.out, out_dtype, problem.ragged, kernel.group_rows),
+        "tma_q": TensorMapSpec(fallback, map_form(q.shape, q.stride(), dtype, rows_q)),
+        "tma_k": TensorMapSpec(k.data_ptr() or fallback, map_form(k.shape, k.stride(), dtype, rows_k, hnd)),
+        "tma_v": TensorMapSpec(v.data_ptr() or fallback, map_form(v.shape, v.stride(), dtype, rows_k, hnd)),
+        "tma_o": TensorMapSpec(out.data_ptr(), map_form(out.shape, out.stride(), out_dtype, rows_q)),
     }
 
 
-def _map(
-    problem: Problem, tensor: torch.Tensor, dtype: str, ragged: bool, box_rows: int, *, hnd: bool = False
-) -> TensorMapSpec:
-    view = tensor.unsqueeze(0) if ragged else tensor.transpose(1, 2) if hnd else tensor
-    outer, rows, heads, columns = view.shape
-    # Note: a map cannot be empty. Nothing is ever loaded from an empty tensor, so any address serves.
-    address = tensor.data_ptr() if tensor.numel() else problem.params.q.data_ptr()
-    dims = (columns, max(1, rows), max(1, heads), max(1, outer))
-    strides = (_stride(view, 1), _stride(view, 2), _stride(view, 0))
-    return TensorMapSpec(address, dtype, dims, strides, (panel_columns(dtype), box_rows))
-
-
-def _stride(view: torch.Tensor, dim: int) -> int:
-    """Bytes from one index to the next; any legal value where the dimension has only one."""
-    if view.shape[dim] <= 1:
-        return max(TMA_BYTES, view.shape[-1] * view.element_size())
-    return view.stride(dim) * view.element_size()
+@lru_cache(KEPT_MAPS)
+def map_form(shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, box_rows: int, hnd: bool = False) -> MapForm:
+    """The map over a tensor ``[rows, heads, columns]``, ``[outer, rows, heads, columns]`` or, with ``hnd``,
+    ``[outer, heads, rows, columns]``; any legal stride where a dimension has only one index.
+    """
+    if len(shape) == 3:
+        (rows, heads, columns), outer, (row, head, _), request = shape, 1, strides, 0
+    elif hnd:
+        (outer, heads, rows, columns), (request, head, row, _) = shape, strides
+    else:
+        (outer, rows, heads, columns), (request, row, head, _) = shape, strides
+    size = ELEMENT_BYTES[dtype]
+    legal = max(TMA_BYTES, columns * size)
+    pairs = ((rows, row), (heads, head), (outer, request))
+    steps = [stride * size if count > 1 else legal for count, stride in pairs]
+    return MapForm(
+        dtype,
+        (columns, rows or 1, heads or 1, outer or 1),
+        (steps[0], steps[1], steps[2]),
+        (panel_columns(dtype), box_rows, 1, 1),
+    )

@@ -1,99 +1,100 @@
-"""Prepared launches: the parameter block and launch configuration of one kind of call, patched for every launch.
+"""Prepared launches: parameter blocks and launch configurations of one signature, patched for every launch.
 
-Host time is spent once per kind of call (shapes, strides, dtypes, options). A launch then compares a few addresses,
-rewrites what moved, and calls the driver.
+Host time is spent once per signature (shapes, strides, dtypes, options). A launch then compares a few addresses,
+rewrites what moved, and calls the driver. :class:`PreparedLaunches` keeps those that were used last.
 """
 
 from __future__ import annotations
 
-import ctypes
 import threading
-from collections.abc import Iterable
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable
 
-import torch
-from skimattn.codegen.params import OFFSETS, aligned_block
-
-from .._call.checks import span_bytes
+from .._call.arguments import OUTPUTS, POINTERS, TENSOR_MAPS, TENSORS
+from .._call.checks import TMA_BYTES, span_bytes
 from .._call.dtypes import default_out_dtype
 from .._call.options import multiple_of
-from .._call.outputs import OUTPUTS
 from .._call.problem import Problem
 from .._cuda import driver, streams
 from .._cuda.device import Device
-from . import tensormap
 from .buffers import Buffers
 from .loader import Loaded
-from .plan import BLOCK_TENSORS, MAP_TENSORS, argument, make_plan
+from .plan import make_plan
+from .step import Step
 
+MAX_PREPARED = 256  # signatures kept, a few KB each; the one that was not used for longest goes first
 _LEGACY_ID = -1  # of the default stream, which cannot be captured and has no other handle
-_FIELDS_OF: dict[str, tuple[list[str], list[str]]] = {}  # argument -> (tensor maps, pointers) that hold its address
-for _field, _name in MAP_TENSORS.items():
-    _FIELDS_OF.setdefault(_name, ([], []))[0].append(_field)
-for _field, _name in BLOCK_TENSORS.items():
-    _FIELDS_OF.setdefault(_name, ([], []))[1].append(_field)
+_NOWHERE = dict.fromkeys(TENSORS, 0)
+_TMA = ("q", "k", "v", "out")
+_FIELDS_OF: dict[str, tuple[list[str], list[str]]] = {  # argument -> (tensor maps, pointers) that hold its address
+    name: (
+        [field for field, holder in TENSOR_MAPS.items() if holder == name],
+        [field for field, holder in POINTERS.items() if holder == name],
+    )
+    for name in TENSORS
+}
 
 
 class Prepared:
-    """One kind of call on one device. Launches of it take turns: they share the block, which the driver copies."""
+    """One signature on one device. Launches of it take turns: they share blocks, which the driver copies.
 
-    def __init__(self, problem: Problem, buffers: Buffers, device: Device, loaded: Loaded) -> None:
-        """Keeps sizes and addresses of the tensors, never the tensors."""
-        plan = make_plan(problem, loaded.kernel, buffers, sm_count=device.sm_count, work_counter_address=0)
+    ``token`` stands for the signature that it was filled in for, and is another one when it is filled in anew.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is prepared yet."""
         cuda = driver.bindings()
-        self.kernel, self.ordinal, self.out_shape = loaded.kernel, device.ordinal, problem.out_shape
-        params = problem.params
-        self.out_dtype = default_out_dtype(params.q.dtype)
-        same = params.q.shape == problem.out_shape and params.q.dtype == self.out_dtype
-        self.out_like_q = same and params.q.is_contiguous()
-        self.only_out = params.out is None and not params.return_lse and params.custom_mask is None
-        self._counters = device.counters
-        self._function, self._context = loaded.function, device.context
+        self.token: object = None
         self._lock = threading.Lock()
-        self._counter = 0
-        self._last: dict[str, int] | None = None
-        self._block, self._owner = aligned_block()
-        for name, value in plan.scalars.items():
-            setattr(self._block, name, value)
-        start = ctypes.addressof(self._block)
-        self._maps = {}
-        for name, spec in plan.maps.items():
-            tensormap.write(spec, start + OFFSETS[name])
-            self._maps[name] = cuda.CUtensorMap(_ptr=start + OFFSETS[name])
-        self._argv = (ctypes.c_void_p * 1)(start)
-        self._argv_address = ctypes.addressof(self._argv)
-        self._config, self._stream = self._configuration(plan.grid), streams.LEGACY
-        self._addresses = {name: self._address(argument(problem, buffers, name)) for name in _FIELDS_OF}
-        given = {name: tensor for name in _FIELDS_OF if isinstance(tensor := getattr(params, name), torch.Tensor)}
-        self._spans = {name: span_bytes(tensor) for name, tensor in given.items()}
-        self._multiples = [(name, multiple_of(name, tensor)) for name, tensor in given.items()]
-        self._outputs = [name for name in OUTPUTS if name in given]
-        self._launch = cuda.cuLaunchKernelEx
-        self._current = cuda.cuCtxGetCurrent
-        self._replace = cuda.cuTensorMapReplaceAddress
+        self._steps: list[Step] = []
+        self._launch, self._current = cuda.cuLaunchKernelEx, cuda.cuCtxGetCurrent
         self._is_capturing, self._stream_id = cuda.cuStreamIsCapturing, cuda.cuStreamGetId
 
-    def _configuration(self, grid: int) -> Any:
-        config = driver.bindings().CUlaunchConfig()
-        config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
-        config.blockDimX, config.blockDimY, config.blockDimZ = self.kernel.threads, 1, 1
-        config.sharedMemBytes = self.kernel.smem_bytes
-        config.hStream = streams.LEGACY
-        config.numAttrs = 0
-        return config
+    def fill(
+        self, problem: Problem, buffers: Buffers, addresses: dict[str, int], device: Device, loaded: Loaded
+    ) -> object:
+        """Prepare the launch of a call and return its token. Keeps sizes of tensors, never the tensors."""
+        plan = make_plan(problem, loaded.kernel, buffers, sm_count=device.sm_count, work_counter_address=0)
+        params = problem.params
+        with self._lock:
+            self.token = None  # until all of it is there
+            self.ordinal, self.out_shape = device.ordinal, problem.out_shape
+            self.out_dtype = default_out_dtype(params.q.dtype)
+            same = problem.head_dim == problem.head_dim_v and params.q.dtype == self.out_dtype
+            self.out_like_q = same and params.q.is_contiguous()
+            self.only_out = params.out is None and not params.return_lse and params.custom_mask is None
+            self._counters, self._context = device.counters, device.context
+            self._steps += [Step() for _ in plan.kernels[len(self._steps) :]]
+            self._used = self._steps[: len(plan.kernels)]
+            for step, planned in zip(self._used, plan.kernels, strict=True):
+                step.fill(planned, loaded)
+            self._counter, self._stream, self._threshold = 0, streams.LEGACY, problem.threshold
+            self._last: dict[str, int] | None = None
+            self._addresses = _NOWHERE | addresses
+            self._remember(problem)
+            self.token = object()
+            return self.token
 
-    @staticmethod
-    def _address(tensor: Any) -> int:
-        return 0 if tensor is None else int(tensor.data_ptr())
+    def _remember(self, problem: Problem) -> None:
+        """What :meth:`accepts` compares addresses with."""
+        params = problem.params
+        self._mask_multiple = 1 if params.custom_mask is None else multiple_of("custom_mask", params.custom_mask)
+        self._outputs = [name for name in OUTPUTS if name in problem.form.given]
+        self._spans: dict[str, int] = {}
+        if self._outputs:
+            self._spans = {name: span_bytes(getattr(params, name)) for name in problem.form.given}
 
     def accepts(self, addresses: dict[str, int]) -> bool:
-        """Whether tensors of this kind of call may lie there: aligned, and outputs apart from everything else.
+        """Whether tensors of this signature may lie there: aligned, and outputs apart from everything else.
 
-        The same as :func:`check_addresses`, which says what is wrong, but in numbers that are known.
+        The same as :func:`check_addresses`, which says what is wrong, but in numbers that are known. False where it
+        cannot tell.
         """
-        for name, multiple in self._multiples:
-            if addresses[name] % multiple:
+        for name, address in addresses.items():
+            if not address or (name in _TMA and address % TMA_BYTES):
                 return False
+        if self._mask_multiple > 1 and addresses["custom_mask"] % self._mask_multiple:
+            return False
         for output in self._outputs:
             start = addresses[output]
             end = start + self._spans[output]
@@ -102,24 +103,41 @@ class Prepared:
                     return False
         return True
 
-    def launch(self, addresses: dict[str, int], fresh: Iterable[tuple[str, int]], stream: int) -> None:
-        """Enqueue on ``stream``.
+    def launch(
+        self,
+        token: object,
+        addresses: dict[str, int],
+        fresh: Iterable[tuple[str, int]],
+        threshold: float,
+        stream: int,
+    ) -> bool:
+        """Enqueue on ``stream``; False, and nothing happened, if this was filled in for another signature meanwhile.
 
         Args:
+            token: what :meth:`fill` returned for the signature of the call.
             addresses: by argument name, the tensors that the call holds; never changed once it was passed.
             fresh: name and address of the tensors made for this launch; they win.
+            threshold: of the host; 0 where there is none.
             stream: the driver's handle.
         """
         status, context = self._current()
         if status or int(context) != self._context:
             with driver.current_context(self._context):
-                self._enqueue(addresses, fresh, stream)
-        else:
-            self._enqueue(addresses, fresh, stream)
+                return self._enqueue(token, addresses, fresh, threshold, stream)
+        return self._enqueue(token, addresses, fresh, threshold, stream)
 
-    def _enqueue(self, addresses: dict[str, int], fresh: Iterable[tuple[str, int]], stream: int) -> None:
+    def _enqueue(
+        self,
+        token: object,
+        addresses: dict[str, int],
+        fresh: Iterable[tuple[str, int]],
+        threshold: float,
+        stream: int,
+    ) -> bool:
         counter = self._counters.of_stream(_LEGACY_ID) if stream == streams.LEGACY else self._counter_for(stream)
         with self._lock:
+            if token is not self.token:
+                return False
             known = self._addresses
             if addresses is not self._last:
                 for name, address in addresses.items():
@@ -129,23 +147,28 @@ class Prepared:
             for name, address in fresh:
                 if known[name] != address:
                     self._move(name, address)
-            if counter != self._counter:
-                self._block.work_counter = self._counter = counter
-            if stream != self._stream:
-                self._config.hStream = self._stream = stream
-            (status,) = self._launch(self._config, self._function, self._argv_address, 0)
-        if status:
-            driver.raise_for(f"cuLaunchKernelEx of {self.kernel.name}", status)
+            if counter != self._counter or threshold != self._threshold or stream != self._stream:
+                self._set_numbers(counter, threshold, stream)
+            for step in self._used:
+                (status,) = self._launch(step.config, step.function, step.argv_address, 0)
+                if status:
+                    driver.raise_for(f"cuLaunchKernelEx of {step.name}", status)
+        return True
+
+    def _set_numbers(self, counter: int, threshold: float, stream: int) -> None:
+        for step in self._used:
+            step.block.work_counter, step.block.threshold_value = counter, threshold
+            step.config.hStream = stream
+        self._counter, self._threshold, self._stream = counter, threshold, stream
 
     def _move(self, name: str, address: int) -> None:
-        """Point the block to a tensor's new address."""
+        """Point the blocks to a tensor's new address."""
         maps, pointers = _FIELDS_OF[name]
-        for field in maps:
-            (status,) = self._replace(self._maps[field], address)
-            if status:
-                driver.raise_for(f"cuTensorMapReplaceAddress of {field}", status)
-        for field in pointers:
-            setattr(self._block, field, address)
+        for step in self._used:
+            for field in maps:
+                step.maps[field].move(address)
+            for field in pointers:
+                setattr(step.block, field, address)
         self._addresses[name] = address
 
     def _counter_for(self, stream: int) -> int:
@@ -159,3 +182,51 @@ class Prepared:
         if status:
             driver.raise_for("cuStreamGetId", status)
         return self._counters.of_stream(int(stream_id))
+
+
+class PreparedLaunches:
+    """The prepared launches that were used last, by signature. When it is full, the oldest is filled in anew."""
+
+    def __init__(self) -> None:
+        """Empty."""
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Hashable, tuple[Prepared, object]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._kept)
+
+    def find(self, signature: Hashable) -> tuple[Prepared, object] | None:
+        """The one of a signature and its token, if it is there."""
+        with self._lock:
+            found = self._kept.get(signature)
+            if found is not None:
+                self._kept.move_to_end(signature)
+        return found
+
+    def make(
+        self,
+        signature: Hashable,
+        problem: Problem,
+        buffers: Buffers,
+        addresses: dict[str, int],
+        device: Device,
+        loaded: Loaded,
+    ) -> tuple[Prepared, object]:
+        """Fill one in; it and its token.
+
+        Args:
+            signature: that of the call.
+            problem: the call.
+            buffers: outputs and packed mask.
+            addresses: of all tensors, those of the buffers included, by argument name.
+            device: where.
+            loaded: the kernel.
+        """
+        with self._lock:
+            full = len(self._kept) >= MAX_PREPARED
+            prepared = self._kept.popitem(last=False)[1][0] if full else Prepared()
+        made = prepared, prepared.fill(problem, buffers, addresses, device, loaded)
+        with self._lock:
+            self._kept[signature] = made
+        return made

@@ -10,7 +10,9 @@ from skimattn.codegen.params import TENSOR_MAP_BYTES
 
 from .._cuda import driver
 from ..errors import CudaError
-from .plan import TensorMapSpec
+from .plan import MapForm, TensorMapSpec
+
+_ANYWHERE = 1 << 20  # an address that every map accepts
 
 
 @cache
@@ -31,27 +33,49 @@ def _constants() -> tuple[dict[str, Any], tuple[Any, Any, Any, Any]]:
     return elements, layout
 
 
-def write(spec: TensorMapSpec, address: int) -> None:
-    """Encode the map and copy its 128 bytes to ``address``; :class:`CudaError` repeats what the driver refused."""
-    encoded = _encode(spec)
-    # Note: the bytes belong to `encoded`. An address taken from an object that nothing holds is one of freed memory.
-    ctypes.memmove(address, int(encoded.getPtr()), TENSOR_MAP_BYTES)
+class MapWriter:
+    """Writes maps into the parameter block of a launch, which its owner keeps alive."""
+
+    __slots__ = ("_address", "_place", "_replace")
+
+    def __init__(self, address: int) -> None:
+        """For the map at ``address``."""
+        cuda = driver.bindings()
+        self._address, self._place = address, cuda.CUtensorMap(_ptr=address)
+        self._replace = cuda.cuTensorMapReplaceAddress
+
+    def write(self, spec: TensorMapSpec) -> None:
+        """Write the whole map; :class:`CudaError` repeats the description that the driver refused."""
+        try:
+            form = spec.form
+            form.encoded = form.encoded or _encode(form)
+            ctypes.memmove(self._address, form.encoded, TENSOR_MAP_BYTES)
+            self.move(spec.address)
+        except CudaError as error:
+            raise CudaError(f"{error}; the map was {spec}") from error
+
+    def move(self, address: int) -> None:
+        """Point the map to another address."""
+        (status,) = self._replace(self._place, address)
+        if status:
+            driver.raise_for("cuTensorMapReplaceAddress", status)
 
 
-def _encode(spec: TensorMapSpec) -> Any:
+def _encode(form: MapForm) -> bytes:
+    """The bytes of a map over memory anywhere."""
     cuda, (elements, layout) = driver.bindings(), _constants()
     wide, narrow = cuda.cuuint64_t, cuda.cuuint32_t
-    try:
-        return driver.call(
-            "cuTensorMapEncodeTiled",
-            elements[spec.dtype],
-            len(spec.dims),
-            spec.address,
-            [wide(size) for size in spec.dims],
-            [wide(stride) for stride in spec.strides],
-            [narrow(size) for size in (*spec.box, 1, 1)],
-            [narrow(1)] * len(spec.dims),
-            *layout,
-        )
-    except CudaError as error:
-        raise CudaError(f"{error}; the map was {spec}") from error
+    status, *encoded = cuda.cuTensorMapEncodeTiled(
+        elements[form.dtype],
+        len(form.dims),
+        _ANYWHERE,
+        [wide(size) for size in form.dims],
+        [wide(stride) for stride in form.strides],
+        [narrow(size) for size in form.box],
+        [narrow(1)] * len(form.dims),
+        *layout,
+    )
+    if status:
+        driver.raise_for("cuTensorMapEncodeTiled", status)
+    # Note: the bytes belong to `encoded`. An address taken from an object that nothing holds is one of freed memory.
+    return ctypes.string_at(int(encoded[0].getPtr()), TENSOR_MAP_BYTES)

@@ -54,14 +54,14 @@ def spec_of(problem: Problem, arch: str) -> KernelSpec:
         arch=arch,
         phase="prefill",
         dtype=problem.dtype,
-        out_dtype=problem.out_dtype,
+        out_dtype=problem.form.out_dtype,
         head_dim=dim,
         head_dim_v=dim_v,
         mask=problem.mask,
         paged=problem.paged,
         skip=problem.skip,
         softcap=problem.softcap > 0,
-        alibi=problem.params.alibi_slopes is not None,
+        alibi=problem.form.alibi,
     )
     verdict = matrix.judge(spec)
     if isinstance(verdict, matrix.Rejected):

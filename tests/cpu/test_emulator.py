@@ -147,8 +147,9 @@ def test_time_limit() -> None:
 
 
 BAD_MAPS = {
-    "box wider than the swizzle": ({"box": (72, 64)}, r"144 bytes wide"),
-    "box too tall": ({"box": (64, 257)}, r"expected 1\.\.256 \(got 257\)"),
+    "box wider than the swizzle": ({"box": (72, 64, 1, 1)}, r"144 bytes wide"),
+    "box too tall": ({"box": (64, 257, 1, 1)}, r"expected 1\.\.256 \(got 257\)"),
+    "box without requests": ({"box": (64, 64, 1, 0)}, r"expected 1\.\.256 \(got 0\)"),
     "stride": ({"strides": (136, 10080, 30240)}, r"stride 1 .*multiple of 16"),
     "empty": ({"dims": (72, 0, 3, 2)}, r"dimension 1 .* empty"),
 }

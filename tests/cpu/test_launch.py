@@ -14,6 +14,7 @@ import pytest
 import torch
 from cuda.bindings import driver as real
 from skimattn import ArgumentError, BuildError, CudaError, NoKernelError, Params, explain, launch, launcher
+from skimattn._launch import prepared
 from skimattn._select import kernels
 
 from tests.helpers.fake_driver import CONTEXT, FakeDriver, install, on_gpu
@@ -98,6 +99,8 @@ def test_a_new_call_of_the_same_kind_is_not_prepared_again(fake: FakeDriver, mon
         {"mask": "full"},
         {"softmax_scale": 0.5},
         {"skip_softmax_threshold": 0.25},
+        {"softcap": 30.0},
+        {"max_seqlen_k": 200, "seqused_k": on_gpu(torch.full((1,), 200, dtype=torch.int32))},
         {"window_size": (5, 0), "mask": "window"},
         {"sinks": on_gpu(torch.zeros(4))},
         {"seqused_k": on_gpu(torch.zeros(1, dtype=torch.int32))},
@@ -107,8 +110,8 @@ def test_a_new_call_of_the_same_kind_is_not_prepared_again(fake: FakeDriver, mon
 def test_another_kind_is_prepared_by_itself(fake: FakeDriver, change: dict[str, Any]) -> None:
     launch(call())
     launch(call(**change))
-    assert fake.calls.count("cuTensorMapEncodeTiled") == 8
     first, second = fake.launches
+    assert len(launcher._prepared) == 2
     assert (first.function, bytes(first.block)[512:]) != (second.function, bytes(second.block)[512:])
 
 
@@ -166,11 +169,53 @@ def test_a_copy_of_a_launched_call_can_change(fake: FakeDriver) -> None:
     assert [params.mask, other.mask] == ["causal", "full"] and len(fake.launches) == 2
 
 
-def test_kinds_are_bounded(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launcher, "MAX_KINDS", 3)
+def test_prepared_launches_are_bounded_and_the_oldest_goes_first(
+    fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepared, "MAX_PREPARED", 3)
+    calls = [call(softmax_scale=scale) for scale in range(1, 9)]
+    for params in calls:
+        launch(params)
+    launch(calls[5])  # of 6, 7 and 8, which are left, this is now the newest
+    launch(call(softmax_scale=9))
+    assert len(launcher._prepared) == 3 and len(fake.launches) == 10
+    unit = fake.launches[0].block.scale_log2
+    for params in (calls[0], calls[6], calls[5], calls[0]):  # found again, or prepared again, always itself
+        launch(params)
+        assert fake.launches[-1].block.scale_log2 == pytest.approx(unit * params.softmax_scale)
+        assert fake.launches[-1].map_address("tma_q") == params.q.data_ptr()
+
+
+def test_forms_are_bounded(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "MAX_FORMS", 3)
     for scale in range(1, 9):
         launch(call(softmax_scale=scale))
-    assert len(launcher._kinds) == 3 and len(fake.launches) == 8
+    assert len(launcher._forms) <= 3 and len(fake.launches) == 8
+
+
+@pytest.mark.parametrize("rows", range(65, 71))
+def test_a_known_form_with_new_sizes_is_not_chosen_again(
+    fake: FakeDriver, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    launch(call())
+    for name in ("check_form", "spec_of", "validate"):
+        monkeypatch.setattr(launcher, name, lambda *_: pytest.fail("looked at again"))
+    q = on_gpu(torch.zeros(2, rows, 8, 128, dtype=torch.bfloat16))
+    k, v = (on_gpu(torch.zeros(2, 10 * rows, 2, 128, dtype=torch.bfloat16)) for _ in "kv")
+    launch(Params(q, k, v, mask="causal"))
+    block = fake.launches[1].block
+    assert (block.batch, block.len_q, block.len_k, block.heads_q) == (2, rows, 10 * rows, 8)
+    with pytest.raises(ArgumentError, match=r"^k: expected 2 requests, like q \(got 1\)"):
+        launch(Params(q, k[:1], v[:1], mask="causal"))
+
+
+def test_a_threshold_of_the_host_is_no_part_of_the_signature(fake: FakeDriver) -> None:
+    for threshold in (0.25, 0.5, 0, 1):
+        launch(call(skip_softmax_threshold=threshold))
+    assert [sent.block.threshold_value for sent in fake.launches] == [0.25, 0.5, 0, 1]
+    assert len(launcher._prepared) == 1
+    with pytest.raises(ArgumentError, match=r"^skip_softmax_threshold: .*got 1.5\)"):
+        launch(call(skip_softmax_threshold=1.5))
 
 
 def test_prepared_launches_hold_no_tensors(fake: FakeDriver) -> None:
@@ -268,8 +313,8 @@ def test_errors_of_the_driver_carry_its_name(fake: FakeDriver) -> None:
     with pytest.raises(CudaError, match=r"^cuLaunchKernelEx of skim_\w+: CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES \(as the"):
         launch(call())
     fake.failing = {"cuTensorMapEncodeTiled": real.CUresult.CUDA_ERROR_INVALID_VALUE}
-    with pytest.raises(CudaError, match=r"cuTensorMapEncodeTiled: CUDA_ERROR_INVALID_VALUE .*dims=\(128, 70, 4, 1\)"):
-        launch(call(mask="full"))
+    with pytest.raises(CudaError, match=r"cuTensorMapEncodeTiled: CUDA_ERROR_INVALID_VALUE .*dims=\(128, 70, 4, 2\)"):
+        launch(call(mask="full", batch=2))
 
 
 @pytest.mark.parametrize("threshold", [1, np.float32(0.5), Fraction(1, 3)], ids=lambda value: type(value).__name__)
@@ -309,5 +354,5 @@ def test_loading_is_logged(fake: FakeDriver, caplog: pytest.LogCaptureFixture) -
         launch(call())
         launch(call())
     texts = [record.getMessage() for record in caplog.records]
-    assert [text.split()[0] for text in texts] == ["loaded", "prepared"]
+    assert [text.split()[0] for text in texts] == [explain(call()).kernel, "loaded"]
     assert "skim_sm90_prefill_bf16_d128_causal_dense" in texts[0]

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from skimattn import ArgumentError, NoKernelError, Params, explain, launch
+from skimattn import ArgumentError, NoKernelError, Params, explain, launch, launcher
 from skimattn._select import kernels
 
 from tests.helpers.fake_driver import FakeDriver, install, on_gpu, small_call
+
+MAPS = ("tma_q", "tma_k", "tma_v", "tma_o")
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def test_what_reaches_an_sm100_kernel(fake: FakeDriver) -> None:
     assert fake.libraries == [b"skim_sm100_prefill_bf16_d128_causal_dense"]
     assert (sent.grid, sent.threads, sent.smem) == (2 * 4, 512, 232448)
     assert isinstance(out, torch.Tensor) and sent.map_address("tma_o") == out.data_ptr()
-    assert fake.maps == [("CU_TENSOR_MAP_DATA_TYPE_BFLOAT16", (64, 128, 1, 1))] * 4
+    assert [sent.map_type(name) for name in MAPS] == [("BFLOAT16", (64, 128, 1, 1))] * 4
     explanation = explain(params)
     assert explanation.path == "cuda" and explanation.group_rows == 128 and explanation.tile == (256, 128)
     assert explanation.verified == "compiles; verified on the emulator; not run on Blackwell"
@@ -52,16 +54,15 @@ def test_8_bit_input_has_16_bit_output(fake: FakeDriver, given: torch.dtype | No
     name = "bf16" if wanted == torch.bfloat16 else "fp16"
     assert fake.libraries == [f"skim_sm100_prefill_e4m3_out_{name}_d128_causal_dense".encode()]
     type_of_out = {"bf16": "BFLOAT16", "fp16": "FLOAT16"}[name]
-    assert fake.maps == [("CU_TENSOR_MAP_DATA_TYPE_UINT8", (128, 128, 1, 1))] * 3 + [
-        (f"CU_TENSOR_MAP_DATA_TYPE_{type_of_out}", (64, 128, 1, 1))
-    ]
+    types = [fake.launches[-1].map_type(name) for name in MAPS]
+    assert types == [("UINT8", (128, 128, 1, 1))] * 3 + [(type_of_out, (64, 128, 1, 1))]
 
 
 def test_descales_reach_the_kernel_and_may_move(fake: FakeDriver) -> None:
     scalar, first, second = (on_gpu(torch.ones(shape)) for shape in ((), (1, 2), (1, 2)))
     launch(eight_bit(q_descale=scalar, v_descale=first))
     launch(eight_bit(q_descale=scalar, v_descale=second))
-    assert len(fake.maps) == 4  # prepared once
+    assert len(launcher._prepared) == 1
     blocks = [sent.block for sent in fake.launches]
     assert [block.v_descale for block in blocks] == [first.data_ptr(), second.data_ptr()]
     assert {(block.q_descale, block.k_descale) for block in blocks} == {(scalar.data_ptr(), 0)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,21 +11,26 @@ import torch
 from skimattn import Params
 from skimattn._call.validate import validate
 from skimattn._launch.buffers import Buffers, make_buffers
-from skimattn._launch.plan import LaunchPlan, make_plan, page_box_rows
+from skimattn._launch.plan import KernelLaunch, make_plan, page_box_rows
 from skimattn._select import kernels
 from skimattn._select.dispatch import spec_of
 from skimattn.codegen.params import FIELDS
 
 COUNTER = 0xC0FFEE0
+named: set[str] = set()  # fields that some plan of this module gave a value to
 MAPS = ("tma_q", "tma_k", "tma_v", "tma_o")
 
 
-def plan_of(sm_count: int = 132, arch: str = "sm90", **arguments: Any) -> tuple[LaunchPlan, Buffers, Params]:
+def plan_of(sm_count: int = 132, arch: str = "sm90", **arguments: Any) -> tuple[KernelLaunch, Buffers, Params]:
+    """The one kernel of the plan, in whose numbers what was left out stands as the zero that it is."""
     params = Params(**arguments)
     problem = validate(params)
     buffers = make_buffers(params, problem.out_shape)
     kernel = kernels.describe(spec_of(problem, arch))
-    return make_plan(problem, kernel, buffers, sm_count=sm_count, work_counter_address=COUNTER), buffers, params
+    (plan,) = make_plan(problem, kernel, buffers, sm_count=sm_count, work_counter_address=COUNTER).kernels
+    named.update(plan.scalars)
+    zeros = {field.name: 0 for field in FIELDS if field.kind != "tensor_map"}
+    return replace(plan, scalars=zeros | plan.scalars), buffers, params
 
 
 def bf16(*shape: int) -> torch.Tensor:
@@ -49,8 +55,21 @@ def ragged(**more: Any) -> dict[str, Any]:
 
 
 def test_every_field_of_the_block_is_planned() -> None:
-    plan, *_ = plan_of(**batched())
-    assert {*plan.maps, *plan.scalars} == {field.name for field in FIELDS}
+    """Over calls that give every argument there is."""
+    lengths = {"page_table": torch.zeros(2, 20, dtype=torch.int32), "seqused_k": ints(5, 6)}
+    paged = {"q": bf16(2, 100, 8, 128), "k": bf16(40, 16, 2, 128), "v": bf16(40, 16, 2, 128), **lengths}
+    counted = {"skip_softmax_threshold": torch.zeros(2, 8), "stats": torch.zeros(2, 8, 2, dtype=torch.int64)}
+    heads = {"sinks": torch.zeros(8), "alibi_slopes": torch.zeros(8)}
+    mask = {"mask": "custom", "custom_mask": torch.ones(2, 8, 100, 300, dtype=torch.bool)}
+    skip_map = torch.zeros(2, 8, 2, 3, dtype=torch.uint8)
+    eight = {name: e4m3(2, 100, 8 if name == "q" else 2, 64) for name in "qkv"}
+    descales = {f"{name}_descale": torch.ones(2, 2) for name in "qkv"}
+    named.clear()
+    plan, *_ = plan_of(**batched(**counted, **heads, **mask), skip_map=skip_map, return_lse=True)
+    plan_of(**paged)
+    plan_of(**ragged())
+    plan_of(arch="sm100", **eight, **descales)
+    assert named == {field.name for field in FIELDS if field.kind != "tensor_map"}
     assert {field.name for field in FIELDS if field.kind == "tensor_map"} == set(plan.maps)
 
 
@@ -58,10 +77,10 @@ def test_maps_of_a_batched_call() -> None:
     plan, buffers, params = plan_of(**batched())
     tile_n = plan.kernel.tile_n
     wanted = {
-        "tma_q": (params.q, (72, 100, 8, 2), (1152, 144, 115200), (64, 64)),
-        "tma_k": (params.k, (72, 300, 2, 2), (288, 144, 86400), (64, tile_n)),
-        "tma_v": (params.v, (64, 300, 2, 2), (256, 128, 76800), (64, tile_n)),
-        "tma_o": (buffers.out, (64, 100, 8, 2), (1024, 128, 102400), (64, 64)),
+        "tma_q": (params.q, (72, 100, 8, 2), (1152, 144, 115200), (64, 64, 1, 1)),
+        "tma_k": (params.k, (72, 300, 2, 2), (288, 144, 86400), (64, tile_n, 1, 1)),
+        "tma_v": (params.v, (64, 300, 2, 2), (256, 128, 76800), (64, tile_n, 1, 1)),
+        "tma_o": (buffers.out, (64, 100, 8, 2), (1024, 128, 102400), (64, 64, 1, 1)),
     }
     for name, (tensor, dims, strides, box) in wanted.items():
         spec = plan.maps[name]
@@ -78,7 +97,7 @@ def test_maps_of_a_ragged_call_have_one_outer_index() -> None:
 
 def test_maps_of_sm100_take_the_rows_of_its_groups() -> None:
     plan, *_ = plan_of(arch="sm100", **batched())
-    assert {name: spec.box for name, spec in plan.maps.items()} == dict.fromkeys(MAPS, (64, 128))
+    assert {name: spec.box for name, spec in plan.maps.items()} == dict.fromkeys(MAPS, (64, 128, 1, 1))
     assert plan_of(**batched())[0].maps["tma_q"].dims == plan.maps["tma_q"].dims
     assert plan.grid == 2 * 8  # one tile of 256 rows for 100
 
@@ -88,10 +107,10 @@ def test_maps_of_8_bit_tensors() -> None:
     plan, buffers, params = plan_of(arch="sm100", **call, v=e4m3(2, 300, 2, 48))
     assert buffers.out.dtype == torch.bfloat16
     wanted = {
-        "tma_q": (params.q, "e4m3", (80, 100, 8, 2), (640, 80, 64000), (128, 128)),
-        "tma_k": (params.k, "e4m3", (80, 300, 2, 2), (160, 80, 48000), (128, 128)),
-        "tma_v": (params.v, "e4m3", (48, 300, 2, 2), (96, 48, 28800), (128, 128)),
-        "tma_o": (buffers.out, "bf16", (48, 100, 8, 2), (768, 96, 76800), (64, 128)),
+        "tma_q": (params.q, "e4m3", (80, 100, 8, 2), (640, 80, 64000), (128, 128, 1, 1)),
+        "tma_k": (params.k, "e4m3", (80, 300, 2, 2), (160, 80, 48000), (128, 128, 1, 1)),
+        "tma_v": (params.v, "e4m3", (48, 300, 2, 2), (96, 48, 28800), (128, 128, 1, 1)),
+        "tma_o": (buffers.out, "bf16", (48, 100, 8, 2), (768, 96, 76800), (64, 128, 1, 1)),
     }
     for name, (tensor, dtype, dims, strides, box) in wanted.items():
         spec = plan.maps[name]
@@ -131,7 +150,7 @@ def test_pages(layout: str) -> None:
         q=bf16(2, 100, 8, 128), k=bf16(*shape), v=bf16(*shape), page_table=table, kv_layout=layout, mask="causal"
     )
     spec = plan.maps["tma_k"]
-    assert (spec.dims, spec.box) == ((128, 48, 2, 9), (64, 16))
+    assert (spec.dims, spec.box) == ((128, 48, 2, 9), (64, 16, 1, 1))
     assert spec.strides == ((512, 256, 24576) if layout == "NHD" else (256, 12288, 24576))
     wanted = {"page_size": 48, "page_box_rows": 16, "page_table_stride": 7, "len_k": 288, "heads_kv": 2}
     assert {name: plan.scalars[name] for name in wanted} == wanted
@@ -174,7 +193,7 @@ def test_pointers_are_null_or_addresses() -> None:
     assert all(plan.scalars[name] for name in ("cu_seqlens_q", "cu_seqlens_k", "seqused_k"))
 
 
-def strides(plan: LaunchPlan, *names: str) -> list[int | float]:
+def strides(plan: KernelLaunch, *names: str) -> list[int | float]:
     return [plan.scalars[name] for name in names]
 
 

@@ -23,7 +23,7 @@ class Map:
     address: int
     dims: tuple[int, int, int, int]
     strides: tuple[int, int, int]
-    box: tuple[int, int] = (64, 64)
+    box: tuple[int, int, int, int] = (64, 64, 1, 1)
     dtype: str = "bf16"
 
 
@@ -46,7 +46,7 @@ extern "C" __global__ void rules_kernel(const __grid_constant__ skimattn::Params
     return compile_source("rules_kernel", SOURCE.read_text() + entry)
 
 
-def map_of(tensor: torch.Tensor, box: tuple[int, int] = (64, 64)) -> Map:
+def map_of(tensor: torch.Tensor, box: tuple[int, int, int, int] = (64, 64, 1, 1)) -> Map:
     """A map over [outer, heads, rows, columns]."""
     outer, heads, rows, columns = tensor.shape
     steps = tensor.stride()

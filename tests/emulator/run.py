@@ -16,7 +16,7 @@ SCHEDULES = ("early", "late", "random")
 Range = tuple[int, int]  # address and bytes of memory that a kernel may touch
 _ONE_BYTE = ("e4m3",)
 _MAP_MAGIC = 0x50414D4D494B53
-_MAP_FORMAT = "<QQ3Q4I2II20s"  # struct Map in src/state.h
+_MAP_FORMAT = "<QQ3Q4I4II20s"  # struct Map in src/state.h
 TIMEOUT = 120.0
 _ERROR_BYTES = 1 << 16
 _LAUNCHING = threading.Lock()  # the emulator has one global machine
@@ -55,8 +55,8 @@ class KernelLike(Protocol):
     def smem_bytes(self) -> int: ...
 
 
-class PlanLike(Protocol):
-    """``skimattn._launch.plan.LaunchPlan``."""
+class LaunchLike(Protocol):
+    """``skimattn._launch.plan.KernelLaunch``."""
 
     @property
     def kernel(self) -> KernelLike: ...
@@ -143,7 +143,7 @@ class EmulatedKernel:
 
 def run_plan(
     kernel: EmulatedKernel,
-    plan: PlanLike,
+    plan: LaunchLike,
     *,
     grid: int | None = None,
     schedule: str = "late",
@@ -151,7 +151,7 @@ def run_plan(
     ranges: Sequence[Range] | None = None,
     strict_products: bool = False,
 ) -> None:
-    """Launch ``plan``, whose addresses are of CPU memory. ``grid`` replaces the plan's own number of CTAs."""
+    """Launch a plan's kernel, whose addresses are of CPU memory. ``grid`` replaces its own number of CTAs."""
     block, owner = aligned_block()
     fill_block(block, plan)
     kernel.launch(
@@ -167,7 +167,7 @@ def run_plan(
     del owner
 
 
-def fill_block(block: ParamsBlock, plan: PlanLike) -> None:
+def fill_block(block: ParamsBlock, plan: LaunchLike) -> None:
     """Write a plan's maps and scalars; fields that it does not name stay zero."""
     known = {field.name: field for field in FIELDS}
     for name, value in plan.scalars.items():

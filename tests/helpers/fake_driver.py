@@ -18,7 +18,8 @@ from skimattn import launcher
 from skimattn._call.masks import pack_mask
 from skimattn._cuda import device as device_module
 from skimattn._cuda import driver, streams
-from skimattn._launch import buffers, loader, tensormap
+from skimattn._launch import buffers, loader, plan, tensormap
+from skimattn._launch.prepared import PreparedLaunches
 from skimattn._select import kernels
 from skimattn.codegen.params import SIZE, TENSOR_MAP_BYTES, ParamsBlock
 from skimattn.params import Params
@@ -86,6 +87,11 @@ class Launch:
         """Dims, strides in bytes and box of a map, as the fake encodes them."""
         return struct.unpack_from("<11Q", bytes(getattr(self.block, name)), 8)
 
+    def map_type(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Element type and box of a map."""
+        element = real.CUtensorMapDataType(bytes(getattr(self.block, name))[96])
+        return element.name.removeprefix("CU_TENSOR_MAP_DATA_TYPE_"), self.map_sizes(name)[7:]
+
 
 @dataclass
 class FakeDriver:
@@ -99,7 +105,6 @@ class FakeDriver:
     failing: dict[str, Any] = field(default_factory=dict)
     stream_ids: dict[int, int] = field(default_factory=dict)
     libraries: list[bytes] = field(default_factory=list)
-    maps: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)  # element type and box of every map made
     _state: Any = field(default_factory=threading.local)
 
     def __getattribute__(self, name: str) -> Any:
@@ -198,9 +203,8 @@ class FakeDriver:
 
     def cuTensorMapEncodeTiled(self, element: Any, rank: int, address: int, *layout: Any) -> Any:
         assert rank == 4 and address % 16 == 0
-        self.maps.append((element.name, tuple(int(size) for size in layout[2])))
         sizes = [int(size) for part in layout[:3] for size in part]
-        return SUCCESS, EncodedMap(struct.pack(f"<Q{len(sizes)}Q", address, *sizes))
+        return SUCCESS, EncodedMap(struct.pack("<Q11QB", address, *sizes, int(element)))
 
     def cuTensorMapReplaceAddress(self, encoded: Any, address: int) -> Any:
         ctypes.memmove(int(encoded.getPtr()), struct.pack("<Q", address), 8)
@@ -231,12 +235,14 @@ def install(monkeypatch: Any, fake: FakeDriver | None = None) -> FakeDriver:
     monkeypatch.setattr(device_module, "_devices", {})
     monkeypatch.setattr(loader, "_libraries", {})
     monkeypatch.setattr(loader, "_loaded", {})
-    monkeypatch.setattr(launcher, "_kinds", {})
+    monkeypatch.setattr(launcher, "_forms", {})
+    monkeypatch.setattr(launcher, "_prepared", PreparedLaunches())
     monkeypatch.setattr(kernels, "built", dict)  # whatever this checkout has built, or built long ago
     monkeypatch.setattr(kernels, "obtain", lambda spec: (kernels.describe(spec), spec.name.encode()))
     monkeypatch.setattr(streams, "current", lambda _ordinal: 0)
     monkeypatch.setattr(buffers, "pack_mask", lambda mask: on_gpu(pack_mask(mask.as_subclass(torch.Tensor))))
     tensormap._constants.cache_clear()
+    plan.map_form.cache_clear()
     return fake
 
 

@@ -128,7 +128,7 @@ struct Map {
   uint64_t magic;
   uint64_t address;
   uint64_t strides[3];  // bytes, of dimensions 1..3
-  uint32_t dims[4], box[2];
+  uint32_t dims[4], box[4];
   uint32_t element_bytes;
   char name[20];
 };

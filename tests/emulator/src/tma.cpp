@@ -26,7 +26,7 @@ const Map& checked_map(const void* pointer, const char* what) {
   for (int i = 0; i < 4; ++i) {
     if (map.dims[i] == 0) fail("tensor-map", "%s: dimension %d of %s is empty", what, i, map.name);
   }
-  for (int i = 0; i < 2; ++i) {
+  for (int i = 0; i < 4; ++i) {
     if (map.box[i] == 0 || map.box[i] > kMaxBox) {
       fail("tensor-map", "%s: box of %s: expected 1..256 (got %u)", what, map.name, map.box[i]);
     }
@@ -47,15 +47,23 @@ uint32_t checked_smem(Cta& cta, const void* pointer, uint32_t bytes, const char*
   return offset;
 }
 
+// Rows of 128 bytes that a box fills.
+uint32_t box_rows(const Map& map) { return map.box[1] * map.box[2] * map.box[3]; }
+
 // Calls visit(byte of shared memory, bytes, global address or null where the tensor ends) for 16-byte pieces.
 template <class Visit>
 void for_each_piece(const Map& map, const int (&at)[4], uint32_t smem, const char* what, Visit visit) {
   const uint32_t width = map.box[0] * map.element_bytes;
-  for (uint32_t row = 0; row < map.box[1]; ++row) {
-    const int64_t r = static_cast<int64_t>(at[1]) + row;
-    bool inside = r >= 0 && r < map.dims[1];
-    for (int i = 2; i < 4; ++i) inside = inside && at[i] >= 0 && static_cast<uint32_t>(at[i]) < map.dims[i];
-    const uint64_t line = map.address + r * map.strides[0] + at[2] * map.strides[1] + at[3] * map.strides[2];
+  for (uint32_t row = 0; row < box_rows(map); ++row) {
+    // The box's dimensions follow each other in shared memory, the second one fastest.
+    const uint32_t within[3] = {row % map.box[1], row / map.box[1] % map.box[2], row / (map.box[1] * map.box[2])};
+    bool inside = true;
+    uint64_t line = map.address;
+    for (int i = 1; i < 4; ++i) {
+      const int64_t index = static_cast<int64_t>(at[i]) + within[i - 1];
+      inside = inside && index >= 0 && index < map.dims[i];
+      line += index * map.strides[i - 1];
+    }
     for (uint32_t byte = 0; byte < width; byte += kGranule) {
       // The hardware swizzles address bits, not offsets: 16-byte chunk ^= row of the 1024-byte atom.
       uint32_t address = kSmemBase + smem + row * kSwizzleBytes + byte;
@@ -104,7 +112,7 @@ void tma_load(void* to, const void* pointer, uint64_t* barrier, const int (&at)[
   Fibre& fibre = *machine.current;
   Cta& cta = *fibre.cta;
   const Map& map = checked_map(pointer, "tma_load");
-  const uint32_t bytes = map.box[1] * kSwizzleBytes;
+  const uint32_t bytes = box_rows(map) * kSwizzleBytes;
   Load load{&cta, &fibre, map, checked_smem(cta, to, bytes, "tma_load"), 0, bytes, {at[0], at[1], at[2], at[3]}};
   load.barrier = find_mbarrier(cta, barrier, "tma_load").offset;
   load.bytes = bytes;
@@ -130,7 +138,7 @@ void tma_store(const void* pointer, const void* from, const int (&at)[4]) {
   Fibre& fibre = *machine.current;
   Cta& cta = *fibre.cta;
   const Map& map = checked_map(pointer, "tma_store");
-  const uint32_t bytes = map.box[1] * kSwizzleBytes;
+  const uint32_t bytes = box_rows(map) * kSwizzleBytes;
   const uint32_t offset = checked_smem(cta, from, bytes, "tma_store");
   const std::vector<Clock> clocks{fibre.clock};
   fibre.last_store_group = fibre.store_groups + 1;
