@@ -68,29 +68,52 @@ def load_fa4() -> Maker:
 
 def load_fa3() -> Maker:
     """FlashAttention-3 as vLLM builds it: a library of torch operators that ``FA3_LIBRARY`` names."""
-    path = os.environ.get("FA3_LIBRARY")
-    if not path:
-        raise MissingError("the environment variable FA3_LIBRARY does not name its library")
-    operators: Any = torch.ops
-    operators.load_library(path)
+    varlen = fa3_varlen()
 
     def make(inputs: Inputs, shape: Shape, threshold: float | None) -> list[Contender]:
         q, k, v = (x.flatten(0, 1) for x in (inputs.q, inputs.k, inputs.v))
         offsets = _offsets(shape, q.device)
 
         def call() -> torch.Tensor:
-            # fmt: off
-            result = operators._vllm_fa3_C.fwd(
-                q, k, v, None, None, None, None, offsets, offsets, None, None, None, shape.seqlen, shape.seqlen, None,
-                None, None, None, None, None, None, None, None, shape.head_dim**-0.5, shape.causal, -1, -1, 0.0,
-                True, None, 1, None, 0, None, 1, 0, None,
-            )
-            # fmt: on
-            return first(result).view(inputs.q.shape)
+            return varlen(q, k, v, offsets, offsets, shape.seqlen, shape.seqlen, shape.causal).view(inputs.q.shape)
 
         return [Contender("fa3", call)]
 
     return make
+
+
+# q, k, v [total, heads, D], offsets of queries and keys, the most rows and keys of a request, causal -> out
+Varlen = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, int, bool], torch.Tensor]
+
+
+def fa3_varlen() -> Varlen:
+    """FlashAttention-3's call for ragged batches; :class:`MissingError` where its library is not."""
+    path = os.environ.get("FA3_LIBRARY")
+    if not path:
+        raise MissingError("the environment variable FA3_LIBRARY does not name its library")
+    operators: Any = torch.ops
+    operators.load_library(path)
+
+    def call(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        offsets_q: torch.Tensor,
+        offsets_k: torch.Tensor,
+        rows: int,
+        keys: int,
+        causal: bool,
+    ) -> torch.Tensor:
+        # fmt: off
+        result = operators._vllm_fa3_C.fwd(
+            q, k, v, None, None, None, None, offsets_q, offsets_k, None, None, None, rows, keys, None,
+            None, None, None, None, None, None, None, None, q.shape[-1]**-0.5, causal, -1, -1, 0.0,
+            True, None, 1, None, 0, None, 1, 0, None,
+        )
+        # fmt: on
+        return first(result)
+
+    return call
 
 
 def load_fmha_v2() -> Maker:

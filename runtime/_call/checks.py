@@ -80,6 +80,18 @@ def require_near(name: str, tensor: torch.Tensor) -> None:
         raise expected(name, "elements within 2**31 of the first", f"strides {list(tensor.stride())}")
 
 
+def require_memory(name: str, tensor: torch.Tensor) -> int:
+    """The address of the first element, which lies in memory: fake tensors and freed storages have none."""
+    wanted = "a tensor with memory of its own"
+    try:
+        address = tensor.data_ptr()
+    except RuntimeError as error:
+        raise expected(name, wanted, f"{type(tensor).__name__}: {str(error).splitlines()[0]}") from error
+    if not address and tensor.numel():
+        raise expected(name, wanted, f"{type(tensor).__name__} without memory: fake, or its storage was resized")
+    return address
+
+
 def require_aligned(name: str, address: int, multiple: int = TMA_BYTES) -> None:
     """The first element's address is a multiple of ``multiple`` bytes."""
     if address % multiple:

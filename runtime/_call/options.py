@@ -8,6 +8,7 @@ from skimattn.codegen.matrix import FP8
 
 from ..errors import expected
 from ..params import UNLIMITED, Params
+from .arguments import TENSORS
 from .checks import (
     TMA_BYTES,
     describe,
@@ -16,6 +17,7 @@ from .checks import (
     one_of,
     require_aligned,
     require_contiguous,
+    require_memory,
     require_near,
     require_shape,
 )
@@ -168,8 +170,10 @@ def multiple_of(name: str, tensor: torch.Tensor) -> int:
 
 
 def check_alignment(params: Params) -> None:
-    """Addresses of everything that TMA or wide loads read."""
-    for name in ("q", "k", "v", "out", "custom_mask"):
+    """Addresses: of memory that is there, and of what TMA or wide loads read."""
+    for name in TENSORS:
         tensor = getattr(params, name)
-        if tensor is not None:
-            require_aligned(name, tensor.data_ptr(), multiple_of(name, tensor))
+        if isinstance(tensor, torch.Tensor):
+            address = require_memory(name, tensor)
+            if name in ("q", "k", "v", "out", "custom_mask"):
+                require_aligned(name, address, multiple_of(name, tensor))

@@ -47,12 +47,18 @@ def head_dims(head_dim: int, head_dim_v: int) -> tuple[int, int]:
     return min(fitting, key=sum)
 
 
+def phase_of(problem: Problem) -> str:
+    """Whose kernels compute a call; those of prefill compute all there is so far."""
+    del problem
+    return "prefill"
+
+
 def spec_of(problem: Problem, arch: str) -> KernelSpec:
     """The one kernel that the call needs; :class:`NoKernelError` if the matrix does not hold it."""
     dim, dim_v = head_dims(problem.head_dim, problem.head_dim_v)
     spec = KernelSpec(
         arch=arch,
-        phase="prefill",
+        phase=phase_of(problem),
         dtype=problem.dtype,
         out_dtype=problem.form.out_dtype,
         head_dim=dim,

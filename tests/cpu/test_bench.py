@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import skimattn
 import torch
+from skimattn._launch.prepared import MAX_PREPARED
 
-from bench import cases, checks, inputs, peers, prefill, results, table, timing
+from bench import cases, checks, host_shapes, inputs, peers, prefill, results, table, timing
 from bench.cases import Case, Session
 from bench.contender import Contender
 from bench.names import DENSE, SKIP_NOTHING
@@ -291,3 +292,20 @@ def test_options_become_cases() -> None:
     for wrong in (["--no-dense", "--no-skip"], ["--seqlens", "1000"], ["--heads-kv", "3"]):
         with pytest.raises(SystemExit):
             prefill.main(wrong)
+
+
+def test_host_shapes_are_never_the_same_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[object, ...]] = []
+
+    def record(params: skimattn.Params) -> None:
+        seen.append((tuple(params.q.shape), params.skip_softmax_threshold))
+
+    monkeypatch.delenv("FA3_LIBRARY", raising=False)
+    monkeypatch.setattr(host_shapes.skimattn, "launch", record)
+    rows = host_shapes.new_shapes("cpu", 5)
+    assert len(rows) == 4 and host_shapes.COUNT > MAX_PREPARED
+    for call in rows.values():
+        seen.clear()
+        for _ in range(7):
+            call()
+        assert len(set(seen)) == 5 and seen[5:] == seen[:2]
