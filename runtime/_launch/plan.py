@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -12,12 +11,10 @@ from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.tile import ELEMENT_BYTES, panel_columns
 
 from .._call.arguments import POINTERS
-from .._call.checks import TMA_BYTES
 from .._call.problem import Problem
 from .buffers import Buffers
 
 L2_SECTION_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
-KEPT_MAPS = 1024  # forms of maps that are kept, with their encoding: pools never change, k and v look the same
 LOG2E = math.log2(math.e)
 _NEW = ("out", "lse", "custom_mask")  # arguments whose tensor a launch may make itself
 _POINTER_OF = {name: field for field, name in POINTERS.items()}
@@ -25,46 +22,18 @@ _POINTER_OF = {name: field for field, name in POINTERS.items()}
 Value = int | float
 
 
-@dataclass(slots=True, eq=False)
-class MapForm:
-    """A TMA tensor map without its address, innermost dimension first; 128-byte swizzle, zero fill outside.
+class TensorMapSpec(NamedTuple):
+    """A TMA tensor map, innermost dimension first; 128-byte swizzle, zero fill outside.
 
     ``dims`` are (columns, rows, heads, requests or pages), ``strides`` the bytes of the last three, ``box`` is what
-    one copy takes of each dimension. ``encoded`` is kept by whoever encodes it.
+    one copy takes of each dimension.
     """
 
+    address: int
     dtype: str
     dims: tuple[int, int, int, int]
     strides: tuple[int, int, int]
     box: tuple[int, int, int, int]
-    encoded: bytes = b""
-
-
-class TensorMapSpec(NamedTuple):
-    """A tensor map: its address and all the rest."""
-
-    address: int
-    form: MapForm
-
-    @property
-    def dtype(self) -> str:
-        """Of the elements."""
-        return self.form.dtype
-
-    @property
-    def dims(self) -> tuple[int, int, int, int]:
-        """Sizes."""
-        return self.form.dims
-
-    @property
-    def strides(self) -> tuple[int, int, int]:
-        """Bytes from one index to the next, of all dimensions but the first."""
-        return self.form.strides
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """What one copy takes."""
-        return self.form.box
 
 
 @dataclass(slots=True, eq=False)
@@ -213,36 +182,38 @@ def _maps(problem: Problem, kernel: Kernel, buffers: Buffers) -> dict[str, Tenso
     params, paged = problem.params, problem.form.paged
     rows_k = page_box_rows(problem.page_size, kernel.tile_n) if paged else kernel.tile_n
     hnd = paged and params.kv_layout == "HND"
-    dtype, out_dtype, rows_q = kernel.dtype, kernel.out_dtype, kernel.group_rows
-    q, k, v, out = params.q, params.k, params.v, buffers.out
+    dtype, rows_q = kernel.dtype, kernel.group_rows
+    size, columns = ELEMENT_BYTES[dtype], panel_columns(dtype)
+    box_q, box_k = (columns, rows_q, 1, 1), (columns, rows_k, 1, 1)
+    out_dtype = kernel.out_dtype
+    box_o = box_q if out_dtype == dtype else (panel_columns(out_dtype), rows_q, 1, 1)
     # Note: a map cannot be empty. Nothing is ever loaded from an empty tensor, so any address serves.
-    fallback = q.data_ptr()
+    fallback = params.q.data_ptr()
     return {
-        "tma_q": TensorMapSpec(fallback, map_form(q.shape, q.stride(), dtype, rows_q)),
-        "tma_k": TensorMapSpec(k.data_ptr() or fallback, map_form(k.shape, k.stride(), dtype, rows_k, hnd)),
-        "tma_v": TensorMapSpec(v.data_ptr() or fallback, map_form(v.shape, v.stride(), dtype, rows_k, hnd)),
-        "tma_o": TensorMapSpec(out.data_ptr(), map_form(out.shape, out.stride(), out_dtype, rows_q)),
+        "tma_q": _map(params.q, dtype, size, box_q, False, fallback),
+        "tma_k": _map(params.k, dtype, size, box_k, hnd, fallback),
+        "tma_v": _map(params.v, dtype, size, box_k, hnd, fallback),
+        "tma_o": _map(buffers.out, out_dtype, ELEMENT_BYTES[out_dtype], box_o, False, fallback),
     }
 
 
-@lru_cache(KEPT_MAPS)
-def map_form(shape: tuple[int, ...], strides: tuple[int, ...], dtype: str, box_rows: int, hnd: bool = False) -> MapForm:
-    """The map over a tensor ``[rows, heads, columns]``, ``[outer, rows, heads, columns]`` or, with ``hnd``,
-    ``[outer, heads, rows, columns]``; any legal stride where a dimension has only one index.
+def _map(
+    tensor: torch.Tensor, dtype: str, size: int, box: tuple[int, int, int, int], hnd: bool, fallback: int
+) -> TensorMapSpec:
+    """The map over ``[rows, heads, columns]``, ``[outer, rows, heads, columns]`` or ``[outer, heads, rows, columns]``
+    (``hnd``); any legal stride where a dimension has only one index.
     """
+    shape, strides = tensor.shape, tensor.stride()
     if len(shape) == 3:
         (rows, heads, columns), outer, (row, head, _), request = shape, 1, strides, 0
     elif hnd:
         (outer, heads, rows, columns), (request, head, row, _) = shape, strides
     else:
         (outer, rows, heads, columns), (request, row, head, _) = shape, strides
-    size = ELEMENT_BYTES[dtype]
-    legal = max(TMA_BYTES, columns * size)
-    pairs = ((rows, row), (heads, head), (outer, request))
-    steps = [stride * size if count > 1 else legal for count, stride in pairs]
-    return MapForm(
-        dtype,
-        (columns, rows or 1, heads or 1, outer or 1),
-        (steps[0], steps[1], steps[2]),
-        (panel_columns(dtype), box_rows, 1, 1),
+    legal = columns * size
+    steps = (
+        row * size if rows > 1 else legal,
+        head * size if heads > 1 else legal,
+        request * size if outer > 1 else legal,
     )
+    return TensorMapSpec(tensor.data_ptr() or fallback, dtype, (columns, rows or 1, heads or 1, outer or 1), steps, box)

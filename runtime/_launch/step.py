@@ -7,42 +7,55 @@ from typing import Any
 
 from skimattn.codegen.params import OFFSETS, SIZE, aligned_block
 
-from .._cuda import driver, streams
-from . import tensormap
 from .loader import Loaded
 from .plan import KernelLaunch
+from .tensormap import MapWriter
 
 _MAPS = [name for name in OFFSETS if name.startswith("tma_")]
+
+
+class LaunchConfig(ctypes.Structure):
+    """The driver's ``CUlaunchConfig``."""
+
+    _fields_ = (
+        ("gridDimX", ctypes.c_uint),
+        ("gridDimY", ctypes.c_uint),
+        ("gridDimZ", ctypes.c_uint),
+        ("blockDimX", ctypes.c_uint),
+        ("blockDimY", ctypes.c_uint),
+        ("blockDimZ", ctypes.c_uint),
+        ("sharedMemBytes", ctypes.c_uint),
+        ("hStream", ctypes.c_void_p),
+        ("attrs", ctypes.c_void_p),
+        ("numAttrs", ctypes.c_uint),
+    )
 
 
 class Step:
     """A parameter block, the arguments that point to it, and a launch configuration; filled in for one call."""
 
-    __slots__ = ("_argv", "_owner", "_start", "argv_address", "block", "config", "function", "maps", "name")
+    __slots__ = ("_argv", "_function", "_owner", "_start", "arguments", "block", "config", "maps", "name")
 
     def __init__(self) -> None:
         """Memory, and nothing in it yet."""
-        cuda = driver.bindings()
         self.block, self._owner = aligned_block()
         self._start = ctypes.addressof(self.block)
-        self.maps = {name: tensormap.MapWriter(self._start + OFFSETS[name]) for name in _MAPS}
+        self.maps = {name: MapWriter(self._start + OFFSETS[name]) for name in _MAPS}
         self._argv = (ctypes.c_void_p * 1)(self._start)
-        self.argv_address = ctypes.addressof(self._argv)
-        self.config = cuda.CUlaunchConfig()
-        self.config.gridDimY = self.config.gridDimZ = self.config.blockDimY = self.config.blockDimZ = 1
-        self.config.numAttrs = 0
-        self.name, self.function = "", None
+        self.config = LaunchConfig(1, 1, 1, 1, 1, 1, 0, None, None, 0)
+        self._function = ctypes.c_void_p(0)
+        self.arguments: tuple[Any, ...] = (ctypes.byref(self.config), self._function, self._argv, None)
+        self.name = ""
 
     def fill(self, planned: KernelLaunch, loaded: Loaded) -> None:
         """Write everything but the stream. What a plan does not name is zero."""
-        kernel = loaded.kernel
+        block, config = self.block, self.config
         ctypes.memset(self._start, 0, SIZE)
-        block = self.block
         for name, value in planned.scalars.items():
             setattr(block, name, value)
         for name, spec in planned.maps.items():
             self.maps[name].write(spec)
-        config: Any = self.config
-        config.gridDimX, config.blockDimX = planned.grid, kernel.threads
-        config.sharedMemBytes, config.hStream = kernel.smem_bytes, streams.LEGACY
-        self.name, self.function = kernel.name, loaded.function
+        kernel = loaded.kernel
+        config.gridDimX, config.blockDimX, config.sharedMemBytes = planned.grid, kernel.threads, kernel.smem_bytes
+        config.hStream, self._function.value = 0, int(loaded.function)
+        self.name = kernel.name

@@ -65,10 +65,10 @@ def test_quick_checks_agree_with_those_that_explain(monkeypatch: pytest.MonkeyPa
     params = call_at(apart(), memory)
     problem = validate(params)
     spec = spec_of(problem, "sm90")
-    prepared, loaded = Prepared(), Loaded(kernels.describe(spec), None)
-    buffers, addresses = make_buffers(params, problem.out_shape), Scan(params).addresses
-    prepared.fill(problem, buffers, addresses, device(0), loaded)
-    assert prepared.accepts(addresses)
+    prepared, loaded = Prepared(), Loaded(kernels.describe(spec), 1)
+    scan = Scan(params)
+    prepared.fill(scan.names, problem, make_buffers(params, problem.out_shape), device(0), loaded)
+    assert prepared.accepts(scan.addresses)
     choose = random.Random(0)
     verdicts = []
     for _ in range(400):
