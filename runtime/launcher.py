@@ -21,12 +21,13 @@ from ._cuda import streams
 from ._cuda.device import Device, device
 from ._launch import loader
 from ._launch.buffers import Buffers, make_buffers
+from ._launch.plan import Planner
 from ._launch.prepared import PreparedLaunches
 from ._launch.signature import Bound, Scan
 from ._select.dispatch import arch_of, reference_arch, spec_of
 from ._select.kernels import describe
 from .errors import expected
-from .params import Params, keep_prepared
+from .params import Params, forbid_changes, keep_prepared
 from .reference import prefill as reference
 
 LOGGER = logging.getLogger("skimattn")
@@ -36,11 +37,12 @@ Result = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The device of a call and the kernel that computes it there."""
+    """The device of a call, the kernel that computes it there, and what plans its launches."""
 
     gpu: Device
     spec: KernelSpec
     row: Kernel
+    planner: Planner
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +135,8 @@ def _first_launch(params: Params, stream: Any) -> Result:
     if not prepared.accepts(scan.addresses):
         check_addresses(params)  # says what is wrong
     bound = Bound(scan, prepared, token, threshold)
-    keep_prepared(params, bound)
+    if forbid_changes(params):  # most calls are launched once, and need not be bound for another time
+        keep_prepared(params, bound)
     return _enqueue(bound, params, stream)
 
 
@@ -146,15 +149,16 @@ def _new_launch(params: Params, scan: Scan, known: _Known, stream: Any) -> Resul
         check_addresses(params)
     handle, buffers = _buffers(params, problem.out_shape, kernel.gpu.ordinal, stream)
     if problem.empty:
+        forbid_changes(params)
         return _result(params, buffers)
     loaded = loader.load(kernel.gpu, kernel.spec)
     prepared = _prepared.take()
-    token = prepared.fill(scan.names, problem, buffers, kernel.gpu, loaded)
+    token = prepared.fill(scan.names, problem, buffers, kernel.planner, kernel.gpu, loaded)
     if not prepared.accepts(scan.addresses):
         check_addresses(params)  # says what is wrong
     _keep_form(scan, known)
     _prepared.keep((known, scan.sizes), prepared, token)
-    keep_prepared(params, Bound(scan, prepared, token, problem.threshold))
+    forbid_changes(params)
     if not prepared.launch(token, scan.addresses, buffers.addresses(params), problem.threshold, handle):
         return _first_launch(params, stream)
     return _result(params, buffers)
@@ -166,7 +170,8 @@ def _choose(problem: Problem, known: _Known) -> _Chosen:
     assert ordinal is not None  # a tensor's device has an index
     gpu = device(ordinal)
     spec = spec_of(problem, arch_of(gpu.capability))
-    chosen = known.kernels[problem.head_dim, problem.head_dim_v] = _Chosen(gpu, spec, describe(spec))
+    row = describe(spec)
+    chosen = known.kernels[problem.head_dim, problem.head_dim_v] = _Chosen(gpu, spec, row, Planner(row, gpu.sm_count))
     LOGGER.debug("%s computes calls like q %s", spec.name, list(problem.params.q.shape))
     return chosen
 
@@ -184,6 +189,7 @@ def _without_gpu(problem: Problem, stream: Any) -> Result:
     kernel = describe(spec_of(problem, reference_arch(problem.dtype)))
     check_skip_map(problem, kernel)
     buffers = make_buffers(problem.params, problem.out_shape)
+    forbid_changes(problem.params)
     if not problem.empty:
         reference.attention(problem, kernel, buffers)
     return _result(problem.params, buffers)

@@ -20,7 +20,7 @@ from .._cuda import driver, streams
 from .._cuda.device import Device
 from .buffers import Buffers
 from .loader import Loaded
-from .plan import make_plan
+from .plan import Planner
 from .step import Step
 
 MAX_PREPARED = 256  # signatures kept, a few KB each; the one that was not used for longest goes first
@@ -47,13 +47,20 @@ class Prepared:
         self.token: object = None
         self._lock = threading.Lock()
         self._steps: list[Step] = []
+        self._counter = self._stream = -1
         self._launch, self._current = driver.raw("cuLaunchKernelEx"), driver.raw("cuCtxGetCurrent")
         self._found = ctypes.c_void_p(0)
         self._found_at = ctypes.byref(self._found)
         self._is_capturing, self._stream_id = cuda.cuStreamIsCapturing, cuda.cuStreamGetId
 
     def fill(
-        self, names: tuple[str, ...], problem: Problem, buffers: Buffers, device: Device, loaded: Loaded
+        self,
+        names: tuple[str, ...],
+        problem: Problem,
+        buffers: Buffers,
+        planner: Planner,
+        device: Device,
+        loaded: Loaded,
     ) -> object:
         """Prepare the launch of a call and return its token. Keeps sizes of tensors, never the tensors.
 
@@ -61,10 +68,11 @@ class Prepared:
             names: the tensors that the call holds.
             problem: the call.
             buffers: the tensors that were made for it.
+            planner: makes the plan.
             device: where.
             loaded: the kernel.
         """
-        plan = make_plan(problem, loaded.kernel, buffers, sm_count=device.sm_count, work_counter_address=0)
+        plan = planner.plan(problem, buffers)
         params = problem.params
         with self._lock:
             self.token = None  # until all of it is there
@@ -80,7 +88,8 @@ class Prepared:
             self.steps = self._steps[: len(plan.kernels)]
             for step, planned in zip(self.steps, plan.kernels, strict=True):
                 step.fill(planned, loaded)
-            self._counter, self._stream, self._threshold = 0, streams.LEGACY, problem.threshold
+            self._counter = -1  # the block's may be gone
+            self._threshold = problem.threshold
             self._names = (*names, *made)
             self._addresses = [-1] * len(self._names)
             self._last: Sequence[int] = ()
@@ -165,11 +174,11 @@ class Prepared:
         """Point the blocks to new addresses, those of the tensors from number ``first`` on."""
         known = self._addresses
         for index, address in enumerate(addresses, first):
-            if known[index] == address or not address:  # the address 0: nothing is loaded from an empty tensor
+            if known[index] == address:
                 continue
             maps, pointers = _FIELDS_OF[self._names[index]]
             for step in self.steps:
-                for field in maps:
+                for field in maps if address else ():  # nothing is loaded from an empty tensor
                     step.maps[field].move(address)
                 for field in pointers:
                     setattr(step.block, field, address)

@@ -5,7 +5,7 @@ This runs in every launch, so fields are fetched in one go by ``attrgetter``, an
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -16,8 +16,25 @@ from ..params import UNLIMITED, Params
 from .prepared import Prepared
 
 MAX_OUTLINES = 1024  # kept; there are as many as a program has ways to write a call
-_OPTIONS, _SIZES, _TENSORS = attrgetter(*OPTIONS), attrgetter(*SIZES), attrgetter(*TENSORS)
-_outlines: dict[Hashable, tuple[tuple[str, ...], Any]] = {}
+_NAMES = (*OPTIONS, *SIZES, *TENSORS)
+_FIELDS = attrgetter(*_NAMES)
+_SIZES_AT, _TENSORS_AT, _WINDOW_AT = len(OPTIONS), len(OPTIONS) + len(SIZES), OPTIONS.index("window_size")
+
+
+class _Outline:
+    """What calls have in common whose options are the same and which have the same tensors, if not their types."""
+
+    __slots__ = ("names", "pick")
+
+    def __init__(self, values: tuple[object, ...]) -> None:
+        places = [index for index, value in enumerate(values) if isinstance(value, torch.Tensor)]
+        self.names = tuple(_NAMES[index] for index in places)
+        if self.names[:3] != ("q", "k", "v"):
+            raise TypeError("q, k or v is not a tensor")
+        self.pick: Callable[[tuple[object, ...]], tuple[torch.Tensor, ...]] = itemgetter(*places)
+
+
+_outlines: dict[Hashable, _Outline] = {}
 
 
 class Scan:
@@ -32,38 +49,40 @@ class Scan:
     Raises:
         AttributeError: q, k, v or an optional tensor is not a tensor; validation says which.
         RuntimeError: a tensor has no memory of its own (it is sparse, for one); validation says which.
-        TypeError: an option cannot be hashed.
+        TypeError: likewise, or an option cannot be hashed.
     """
 
     __slots__ = ("addresses", "form", "names", "sizes", "tensors")
 
     def __init__(self, params: Params) -> None:
         """Looks at every field of ``params`` once."""
-        options, lengths, values = _OPTIONS(params), _SIZES(params), _TENSORS(params)
-        outline: tuple[Any, ...] = (options, *map(type, options), *map(type, values))
-        if params.window_size is not UNLIMITED:
-            outline += (*map(type, params.window_size),)
-        names, pick = _outlines.get(outline) or _new_outline(outline, values)
-        tensors = pick(values)
-        self.names, self.tensors = names, tensors
-        self.form = (outline, *[trait for x in tensors for trait in (x.dtype, x.device, x.ndim, x.is_neg())])
-        self.sizes = (lengths, *map(type, lengths), *[size for x in tensors for size in (x.shape, x.stride())])
-        self.addresses = [x.data_ptr() for x in tensors]
+        values = _FIELDS(params)
+        key: tuple[Any, ...] = (values[:_SIZES_AT], *map(type, values))
+        if values[_WINDOW_AT] is not UNLIMITED:
+            key += (*map(type, params.window_size),)
+        outline = _outlines.get(key)
+        if outline is None:
+            outline = _new_outline(key, values)
+        self.names, self.tensors = outline.names, outline.pick(values)
+        form: list[object] = [outline]
+        sizes: list[object] = [values[_SIZES_AT:_TENSORS_AT]]
+        self.addresses: list[int] = []
+        for tensor in self.tensors:
+            shape = tensor.shape
+            form += tensor.dtype, tensor.device, len(shape), tensor.is_neg()
+            sizes += shape, tensor.stride()
+            self.addresses.append(tensor.data_ptr())
+        self.form, self.sizes = tuple(form), tuple(sizes)
 
     def needs_gradient(self) -> bool:
         """Whether a tensor of the call requires a gradient, and gradients are recorded."""
         return torch.is_grad_enabled() and any([x.requires_grad for x in self.tensors])
 
 
-def _new_outline(outline: Hashable, values: tuple[object, ...]) -> tuple[tuple[str, ...], Any]:
-    """Which tensors a call has, and what picks them from all there could be."""
+def _new_outline(key: Hashable, values: tuple[object, ...]) -> _Outline:
     if len(_outlines) >= MAX_OUTLINES:
         _outlines.clear()
-    places = [index for index, value in enumerate(values) if isinstance(value, torch.Tensor)]
-    if places[:3] != [0, 1, 2]:
-        raise TypeError("q, k or v is not a tensor")
-    found = _outlines[outline] = tuple(TENSORS[index] for index in places), itemgetter(*places)
-    return found
+    return _outlines.setdefault(key, _Outline(values))
 
 
 class Bound:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from typing import Any
 
 from skimattn.codegen.params import OFFSETS, SIZE, aligned_block
 
 from .loader import Loaded
-from .plan import KernelLaunch
+from .plan import KernelLaunch, Value
 from .tensormap import MapWriter
 
 _MAPS = [name for name in OFFSETS if name.startswith("tma_")]
@@ -34,7 +35,7 @@ class LaunchConfig(ctypes.Structure):
 class Step:
     """A parameter block, the arguments that point to it, and a launch configuration; filled in for one call."""
 
-    __slots__ = ("_argv", "_function", "_owner", "_start", "arguments", "block", "config", "maps", "name")
+    __slots__ = ("_argv", "_fixed", "_function", "_owner", "_start", "arguments", "block", "config", "maps", "name")
 
     def __init__(self) -> None:
         """Memory, and nothing in it yet."""
@@ -46,16 +47,22 @@ class Step:
         self._function = ctypes.c_void_p(0)
         self.arguments: tuple[Any, ...] = (ctypes.byref(self.config), self._function, self._argv, None)
         self.name = ""
+        self._fixed: Mapping[str, Value] = {}
 
     def fill(self, planned: KernelLaunch, loaded: Loaded) -> None:
-        """Write everything but the stream. What a plan does not name is zero."""
+        """Write everything but the stream and what :meth:`Prepared.launch` keeps up to date: addresses."""
         block, config = self.block, self.config
-        ctypes.memset(self._start, 0, SIZE)
+        if self._fixed is not planned.fixed:  # what a plan does not name is zero; another plan may have named it
+            ctypes.memset(self._start, 0, SIZE)
+            for name, value in planned.fixed.items():
+                setattr(block, name, value)
+            self._fixed = planned.fixed
         for name, value in planned.scalars.items():
             setattr(block, name, value)
         for name, spec in planned.maps.items():
             self.maps[name].write(spec)
-        kernel = loaded.kernel
-        config.gridDimX, config.blockDimX, config.sharedMemBytes = planned.grid, kernel.threads, kernel.smem_bytes
-        config.hStream, self._function.value = 0, int(loaded.function)
-        self.name = kernel.name
+        config.gridDimX = planned.grid
+        if self.name != loaded.kernel.name or self._function.value != int(loaded.function):
+            kernel = loaded.kernel
+            config.blockDimX, config.sharedMemBytes = kernel.threads, kernel.smem_bytes
+            self._function.value, self.name = int(loaded.function), kernel.name

@@ -11,7 +11,7 @@ from .._cuda import driver
 from ..errors import CudaError
 from .plan import TensorMapSpec
 
-_SIZES = struct.Struct("=7Q")  # dims, then strides
+_pack_sizes = struct.Struct("=7Q").pack_into  # dims, then strides
 _STRIDES_AT = 4 * 8
 _BOX = struct.Struct("=4I")
 _ONE = (ctypes.c_uint32 * 4)(1, 1, 1, 1)  # element strides
@@ -39,13 +39,27 @@ def _constants() -> tuple[dict[str, int], tuple[int, ...]]:
 class MapWriter:
     """Writes maps to one place in a parameter block, which its owner keeps alive. Not for two threads at once."""
 
-    __slots__ = ("_address", "_arguments", "_box", "_elements", "_encode", "_place", "_replace", "_sizes", "_type")
+    __slots__ = (
+        "_address",
+        "_arguments",
+        "_box",
+        "_elements",
+        "_encode",
+        "_last_box",
+        "_last_dtype",
+        "_place",
+        "_replace",
+        "_sizes",
+        "_type",
+    )
 
     def __init__(self, place: int) -> None:
         """For the map at the address ``place``."""
         self._elements, layout = _constants()
         self._encode, self._replace = driver.raw("cuTensorMapEncodeTiled"), driver.raw("cuTensorMapReplaceAddress")
         self._place, self._address = ctypes.c_void_p(place), ctypes.c_void_p(0)
+        self._last_box: tuple[int, ...] = ()
+        self._last_dtype = ""
         self._sizes, self._box, self._type = (ctypes.c_uint64 * 7)(), (ctypes.c_uint32 * 4)(), ctypes.c_int(0)
         # Note: the driver reads through these addresses in every call, so what they point to has to live as long.
         start = ctypes.addressof(self._sizes)
@@ -65,9 +79,12 @@ class MapWriter:
     def write(self, spec: TensorMapSpec) -> None:
         """Write the whole map; :class:`CudaError` repeats the description that the driver refused."""
         address, dtype, dims, strides, box = spec
-        _SIZES.pack_into(self._sizes, 0, *dims, *strides)
-        _BOX.pack_into(self._box, 0, *box)
-        self._type.value, self._address.value = self._elements[dtype], address
+        _pack_sizes(self._sizes, 0, *dims, *strides)
+        if box is not self._last_box or dtype is not self._last_dtype:
+            _BOX.pack_into(self._box, 0, *box)
+            self._type.value = self._elements[dtype]
+            self._last_box, self._last_dtype = box, dtype
+        self._address.value = address
         status = self._encode(*self._arguments)
         if status:
             try:

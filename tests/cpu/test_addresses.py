@@ -11,6 +11,7 @@ from skimattn._call.validate import check_addresses, validate
 from skimattn._cuda.device import device
 from skimattn._launch.buffers import make_buffers
 from skimattn._launch.loader import Loaded
+from skimattn._launch.plan import Planner
 from skimattn._launch.prepared import Prepared
 from skimattn._launch.signature import Scan
 from skimattn._select import kernels
@@ -67,7 +68,8 @@ def test_quick_checks_agree_with_those_that_explain(monkeypatch: pytest.MonkeyPa
     spec = spec_of(problem, "sm90")
     prepared, loaded = Prepared(), Loaded(kernels.describe(spec), 1)
     scan = Scan(params)
-    prepared.fill(scan.names, problem, make_buffers(params, problem.out_shape), device(0), loaded)
+    buffers, planner = make_buffers(params, problem.out_shape), Planner(loaded.kernel, 132)
+    prepared.fill(scan.names, problem, buffers, planner, device(0), loaded)
     assert prepared.accepts(scan.addresses)
     choose = random.Random(0)
     verdicts = []
