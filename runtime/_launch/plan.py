@@ -13,7 +13,7 @@ from .._call.checks import TMA_BYTES
 from .._call.problem import Problem
 from .buffers import Buffers
 
-L2_SECTION_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
+L2_KV_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
 LOG2E = math.log2(math.e)
 BLOCK_TENSORS = {  # pointer fields of the parameter block and the argument each points to
     "lse": "lse",
@@ -92,7 +92,7 @@ def page_box_rows(page_size: int, tile_n: int) -> int:
     return min(page_size & -page_size, tile_n)
 
 
-def section(problem: Problem) -> int:
+def heads_in_l2(problem: Problem) -> int:
     """How many (request, kv head) pairs, or kv heads of a ragged batch, share L2 in the work order."""
     columns = problem.head_dim + problem.head_dim_v
     if not problem.ragged:
@@ -102,7 +102,7 @@ def section(problem: Problem) -> int:
         keys, most = min(problem.batch * problem.len_k, pool), problem.heads_kv
     else:
         keys, most = problem.keys, problem.heads_kv
-    return max(1, min(most, L2_SECTION_BYTES // max(1, keys * columns * ELEMENT_BYTES[problem.dtype])))
+    return max(1, min(most, L2_KV_BYTES // max(1, keys * columns * ELEMENT_BYTES[problem.dtype])))
 
 
 def argument(problem: Problem, buffers: Buffers, name: str) -> torch.Tensor | None:
@@ -164,7 +164,7 @@ def _sizes(problem: Problem, kernel: Kernel) -> dict[str, int]:
         "window_left": min(problem.window[0], problem.len_k),
         "window_right": problem.window[1],
         "chunk_size": problem.chunk_size,
-        "section": section(problem),
+        "heads_in_l2": heads_in_l2(problem),
     }
 
 
