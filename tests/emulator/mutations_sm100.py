@@ -17,6 +17,7 @@ from .mutation_sm100 import (
     SHARED_O,
     SOFTMAX,
     STORAGE,
+    TMEM,
 )
 from .mutations_sm100_answers import ANSWER_MUTATIONS
 
@@ -240,7 +241,7 @@ PROTOCOL_MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "lanes of another warp",
-        STORAGE,
+        TMEM,
         "static_cast<uint32_t>(warp % kGroupWarps * kWarpThreads) << 16",
         "static_cast<uint32_t>((warp + 1) % kGroupWarps * kWarpThreads) << 16",
         DENSE,

@@ -3,6 +3,7 @@
 // and writes probabilities over the second half of the scores. A skipped tile takes part in every signal all the same:
 // only its exponentials and its product do not happen.
 #pragma once
+#include <skimattn/core/descale.cuh>
 #include <skimattn/core/output.cuh>
 #include <skimattn/core/score_mod.cuh>
 #include <skimattn/core/skip.cuh>
@@ -11,11 +12,6 @@
 
 namespace skimattn::sm100 {
 
-// A factor of an 8-bit input for one request and kv head.
-SKIM_DEVICE float descale_of(const float* values, int stride_batch, int stride_head, int batch, int kv_head) {
-  return values == nullptr ? 1.0f : ptx::ld_global(values + batch * stride_batch + kv_head * stride_head);
-}
-
 template <class Tr>
 class Softmax {
  public:
@@ -23,7 +19,7 @@ class Softmax {
   using Element = typename Tr::Element;
   using Place = FragmentPlace<LaneFragment>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense;
-  static constexpr bool kScaled = sizeof(typename Element::Storage) == 1;  // inputs come with factors
+  static constexpr bool kScaled = kDescaled<Element>;
   static constexpr int kScores = Tr::kTileN;
 
   SKIM_DEVICE Softmax(const Params& p, Storage& smem, int group)
@@ -66,9 +62,7 @@ class Softmax {
 
   // What one unit of a product counts: inside the softcap where there is one.
   SKIM_DEVICE void apply_descales(const WorkItem& item) {
-    const int kv_head = item.head / (p_.heads_q / p_.heads_kv);
-    unit_ = descale_of(p_.q_descale, p_.q_descale_stride_batch, p_.q_descale_stride_head, item.batch, kv_head) *
-            descale_of(p_.k_descale, p_.k_descale_stride_batch, p_.k_descale_stride_head, item.batch, kv_head);
+    unit_ = qk_descale(p_, item.batch, item.head / (p_.heads_q / p_.heads_kv));
     if constexpr (Tr::kAlibi && !Tr::kSoftcap) at_.alibi /= unit_;
   }
   // Note: written so that without descales both are constants, which take no register.
@@ -161,9 +155,7 @@ class Softmax {
     const float sum = row_.sum * kSumUnit<Element>;
     float inverse = inverse_of(sum, row_.base, scale_log2(), item.head, p_);
     if constexpr (kScaled) {
-      const int kv_head = item.head / (p_.heads_q / p_.heads_kv);
-      inverse *= kSumUnit<Element> *
-                 descale_of(p_.v_descale, p_.v_descale_stride_batch, p_.v_descale_stride_head, item.batch, kv_head);
+      inverse *= kSumUnit<Element> * v_descale(p_, item.batch, item.head / (p_.heads_q / p_.heads_kv));
     }
     if (p_.lse != nullptr && at.valid(0)) store_lse(sum, row_.base, scale_log2(), 0, at, p_);
     ptx::mbarrier_wait_parity(&smem_.inverse_empty[group_], (items_ & 1) ^ 1);

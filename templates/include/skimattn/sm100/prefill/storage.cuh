@@ -1,6 +1,7 @@
 // What lives in shared memory and in tensor memory, which warp does what, and who signals whom.
 #pragma once
 #include <skimattn/core/pipeline.cuh>
+#include <skimattn/sm100/tmem.cuh>
 
 namespace skimattn::sm100 {
 
@@ -23,9 +24,6 @@ struct TmemColumns {
   SKIM_DEVICE static constexpr int p(int group) { return s(group) + kP; }
   SKIM_DEVICE static constexpr int o(int group) { return Tr::kConsumers * Tr::kTileN + group * Tr::kHeadDimV; }
 };
-
-// The lanes that a warp of a warpgroup reaches, in an address of tensor memory.
-SKIM_DEVICE uint32_t tmem_lanes(int warp) { return static_cast<uint32_t>(warp % kGroupWarps * kWarpThreads) << 16; }
 
 template <class Tr>
 struct SharedStorage {
@@ -111,21 +109,5 @@ struct SharedStorage {
     }
   }
 };
-
-// One arrival per warp, once all its lanes are done.
-SKIM_DEVICE void release(uint64_t* barrier) {
-  ptx::warp_sync();
-  if (ptx::thread_index() % kWarpThreads == 0) ptx::mbarrier_arrive(barrier);
-}
-// The same where the lanes have also read or written tensor memory that others will write or read.
-SKIM_DEVICE void release_tmem(uint64_t* barrier) {
-  ptx::tcgen05_fence_before_thread_sync();
-  release(barrier);
-}
-// Waits for a phase after which this thread may read or write tensor memory that others have written or read.
-SKIM_DEVICE void wait_tmem(uint64_t* barrier, uint32_t parity) {
-  ptx::mbarrier_wait_parity(barrier, parity);
-  ptx::tcgen05_fence_after_thread_sync();
-}
 
 }  // namespace skimattn::sm100

@@ -1,7 +1,8 @@
 // Online softmax over raw (unscaled) scores in the wgmma accumulator layout: each thread owns two rows, 8 apart, and
 // element i of its fragment lies in row (i >> 1) & 1. The four threads of a quad share their rows.
 #pragma once
-#include <skimattn/core/fragment.cuh>
+#include <skimattn/core/pack.cuh>
+#include <skimattn/sm90/fragment.cuh>
 
 namespace skimattn::sm90 {
 
@@ -87,6 +88,7 @@ SKIM_DEVICE void exp_and_pack(const float (&s)[kScores], const Ahead<kAhead>& ah
                               float scale_log2, RowState& rows, uint32_t (&p)[kScores / 8][4], float (&o)[kOut]) {
   constexpr int kSteps = kScores / 8, kChunk = kOut / kSteps;
   static_assert(kOut % kSteps == 0);
+  static_assert(kPerWord<Element> == 2);  // the two fragments of 8-bit elements are not the same layout
   float sum[2 * kThreadRows] = {};
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
@@ -98,7 +100,7 @@ SKIM_DEVICE void exp_and_pack(const float (&s)[kScores], const Ahead<kAhead>& ah
       sum[i & 3] += e[i];
     }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) p[step][i] = ptx::pack(Element{}, e[2 * i], e[2 * i + 1]);
+    for (int i = 0; i < 4; ++i) p[step][i] = pack_word(Element{}, e + 2 * i);
 #pragma unroll
     for (int i = step * kChunk; i < (step + 1) * kChunk; ++i) o[i] *= update.acc_scale[Layout::row(i)];
   }
