@@ -15,7 +15,7 @@ from .._call.arguments import POINTERS
 from .._call.problem import Problem
 from .buffers import Buffers
 
-L2_SECTION_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
+L2_KV_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
 LOG2E = math.log2(math.e)
 _NEW = ("out", "lse", "custom_mask")  # arguments whose tensor a launch may make itself
 Value = int | float
@@ -137,7 +137,7 @@ def page_box_rows(page_size: int, tile_n: int) -> int:
     return min(page_size & -page_size, tile_n)
 
 
-def section(problem: Problem) -> int:
+def heads_in_l2(problem: Problem) -> int:
     """How many (request, kv head) pairs, or kv heads of a ragged batch, share L2 in the work order."""
     columns = problem.head_dim + problem.head_dim_v
     if not problem.ragged:
@@ -147,7 +147,7 @@ def section(problem: Problem) -> int:
         keys, most = min(problem.batch * problem.len_k, pool), problem.heads_kv
     else:
         keys, most = problem.keys, problem.heads_kv
-    return max(1, min(most, L2_SECTION_BYTES // max(1, keys * columns * ELEMENT_BYTES[problem.dtype])))
+    return max(1, min(most, L2_KV_BYTES // max(1, keys * columns * ELEMENT_BYTES[problem.dtype])))
 
 
 def argument(problem: Problem, buffers: Buffers, name: str) -> torch.Tensor | None:
@@ -167,7 +167,7 @@ def _sized_scalars(problem: Problem, buffers: Buffers) -> dict[str, Value]:
         "len_k": len_k,
         # A window over all keys shows no less than a wider one, and keeps what kernels add up far from 32 bits.
         "window_left": min(form.window[0], len_k),
-        "section": section(problem),
+        "heads_in_l2": heads_in_l2(problem),
         "threshold_value": problem.threshold,
         "out_stride_batch": batch,
         "out_stride_row": row,

@@ -295,16 +295,16 @@ def shaped(batch: int, len_k: int, heads_kv: int) -> dict[str, torch.Tensor]:
     return {"q": bf16(batch, 1, heads_kv, 128), "k": keys, "v": keys}
 
 
-def test_section_is_what_fits_l2() -> None:
+def test_heads_in_l2_is_what_fits() -> None:
     """One (request, kv head) of 16384 keys at D = Dv = 128 is 8 MiB: four of them fit 32 MiB."""
-    assert plan_of(**shaped(3, 16384, 4))[0].scalars["section"] == 4
-    assert plan_of(**shaped(1, 16384, 2))[0].scalars["section"] == 2
-    assert plan_of(**shaped(1, 1 << 20, 2))[0].scalars["section"] == 1
+    assert plan_of(**shaped(3, 16384, 4))[0].scalars["heads_in_l2"] == 4
+    assert plan_of(**shaped(1, 16384, 2))[0].scalars["heads_in_l2"] == 2
+    assert plan_of(**shaped(1, 1 << 20, 2))[0].scalars["heads_in_l2"] == 1
     bytewise = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in shaped(1, 1, 9).items()}
     keys = bytewise["k"].expand(3, 16384, 9, 128)
     bytewise = {"q": e4m3(3, 1, 9, 128), "k": keys, "v": keys}
-    assert plan_of(arch="sm100", **bytewise)[0].scalars["section"] == 8
+    assert plan_of(arch="sm100", **bytewise)[0].scalars["heads_in_l2"] == 8
     keys = bf16(1, 1, 128).expand(1 << 15, 4, 128)
     offsets = ints(0, 1 << 14, 1 << 15)
     call = {"q": bf16(2, 4, 128), "k": keys, "v": keys, "cu_seqlens_q": ints(0, 1, 2), "cu_seqlens_k": offsets}
-    assert plan_of(**call)[0].scalars["section"] == 2
+    assert plan_of(**call)[0].scalars["heads_in_l2"] == 2

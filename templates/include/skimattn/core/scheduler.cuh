@@ -33,9 +33,9 @@ SKIM_DEVICE WorkItem make_item(const Params& p, int batch, int head, int row0) {
 }
 
 // Tickets 0 .. count - 1. The counter starts at 0 and the last draw of the whole grid sets it back.
-class Tickets {
+class TileCounter {
  public:
-  SKIM_DEVICE Tickets(uint32_t* counter, int count) : counter_(counter), count_(count) {}
+  SKIM_DEVICE TileCounter(uint32_t* counter, int count) : counter_(counter), count_(count) {}
   SKIM_DEVICE int count() const { return count_; }
   SKIM_DEVICE int first() const { return ptx::block_index(); }
   // Call from one lane, once for every ticket below count() that this CTA holds.
@@ -52,18 +52,19 @@ class Tickets {
   int count_;
 };
 
-// Every request has len_q rows: the order is arithmetic. Sections of `p.section` (request, kv head) pairs.
+// Every request has len_q rows: the order is arithmetic. Sections of `p.heads_in_l2` (request, kv head) pairs.
 template <int kTileM>
-struct UniformOrder {
+struct UniformTileScheduler {
   SKIM_DEVICE static int items(const Params& p) { return ceil_div(p.len_q, kTileM) * p.heads_q * p.batch; }
   SKIM_DEVICE static WorkItem decode(const Params& p, int ticket) {
-    const int tiles = ceil_div(p.len_q, kTileM), group = p.heads_q / p.heads_kv;
-    const int per_section = p.section * tiles * group;
-    const int first_pair = ticket / per_section * p.section;
-    const int pairs = imin(p.section, p.heads_kv * p.batch - first_pair);
-    const int rest = ticket % per_section, level = rest / (pairs * group), slot = rest % (pairs * group);
-    const int pair = first_pair + slot / group;
-    const int head = pair % p.heads_kv * group + slot % group;
+    const int tiles = ceil_div(p.len_q, kTileM), qheads_per_kv = p.heads_q / p.heads_kv;
+    const int per_section = p.heads_in_l2 * tiles * qheads_per_kv;
+    const int first_pair = ticket / per_section * p.heads_in_l2;
+    const int pairs = imin(p.heads_in_l2, p.heads_kv * p.batch - first_pair);
+    const int rest = ticket % per_section, level = rest / (pairs * qheads_per_kv),
+              slot = rest % (pairs * qheads_per_kv);
+    const int pair = first_pair + slot / qheads_per_kv;
+    const int head = pair % p.heads_kv * qheads_per_kv + slot % qheads_per_kv;
     return make_item(p, pair / p.heads_kv, head, (tiles - 1 - level) * kTileM);
   }
 };
@@ -72,7 +73,7 @@ struct UniformOrder {
 // come first. All 32 lanes call together; the walk only moves forward, one pass over the lengths per level.
 // Note: the producer has few registers, so what a pass can find again is not kept.
 template <int kTileM>
-class RaggedOrder {
+class VarlenTileScheduler {
  public:
   SKIM_DEVICE static int items(const Params& p) {
     int tiles = 0;
@@ -80,19 +81,19 @@ class RaggedOrder {
     for (int b = lane(); b < p.batch; b += kWarpThreads) tiles += request_tiles(p, b);
     return warp_sum(tiles) * p.heads_q;
   }
-  SKIM_DEVICE explicit RaggedOrder(const Params& p) {
+  SKIM_DEVICE explicit VarlenTileScheduler(const Params& p) {
     if (p.cu_seqlens_q != nullptr) start_section(p);
   }
   SKIM_DEVICE WorkItem decode(const Params& p, int ticket) {
-    const int group = p.heads_q / p.heads_kv;
-    int heads = imin(p.section * group, p.heads_q - first_head_);
+    const int qheads_per_kv = p.heads_q / p.heads_kv;
+    int heads = imin(p.heads_in_l2 * qheads_per_kv, p.heads_q - first_head_);
     while (ticket >= before_ + requests_ * heads) {
       before_ += requests_ * heads;
       if (level_ > 0) {
         start_level(p, level_ - 1);
       } else {
-        first_head_ += p.section * group;
-        heads = imin(p.section * group, p.heads_q - first_head_);
+        first_head_ += p.heads_in_l2 * qheads_per_kv;
+        heads = imin(p.heads_in_l2 * qheads_per_kv, p.heads_q - first_head_);
         start_section(p);
       }
     }
@@ -143,18 +144,18 @@ class RaggedOrder {
 
 // The order that the call's layout asks for.
 template <int kTileM>
-class WorkOrder {
+class TileScheduler {
  public:
-  SKIM_DEVICE explicit WorkOrder(const Params& p) : ragged_(p) {}
+  SKIM_DEVICE explicit TileScheduler(const Params& p) : ragged_(p) {}
   SKIM_DEVICE static int items(const Params& p) {
-    return p.cu_seqlens_q != nullptr ? RaggedOrder<kTileM>::items(p) : UniformOrder<kTileM>::items(p);
+    return p.cu_seqlens_q != nullptr ? VarlenTileScheduler<kTileM>::items(p) : UniformTileScheduler<kTileM>::items(p);
   }
   SKIM_DEVICE WorkItem decode(const Params& p, int ticket) {
-    return p.cu_seqlens_q != nullptr ? ragged_.decode(p, ticket) : UniformOrder<kTileM>::decode(p, ticket);
+    return p.cu_seqlens_q != nullptr ? ragged_.decode(p, ticket) : UniformTileScheduler<kTileM>::decode(p, ticket);
   }
 
  private:
-  RaggedOrder<kTileM> ragged_;
+  VarlenTileScheduler<kTileM> ragged_;
 };
 
 }  // namespace skimattn
