@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from skimattn.codegen.errors import BuildError
+from skimattn.codegen.errors import ArgumentError, BuildError, expected
 
-__all__ = ["ArgumentError", "BuildError", "CudaError", "NoKernelError"]
-
-
-class ArgumentError(ValueError):
-    """An argument is not acceptable; the text names it, what was expected and what was given."""
+__all__ = ["ArgumentError", "BuildError", "CudaError", "NoKernelError", "expected"]
 
 
 class NoKernelError(LookupError):
@@ -17,8 +13,3 @@ class NoKernelError(LookupError):
 
 class CudaError(RuntimeError):
     """A driver call failed; the text holds the call, the driver's name of the error and its explanation."""
-
-
-def expected(argument: str, wanted: str, got: object) -> ArgumentError:
-    """The one form of every refusal: ``argument: expected wanted (got got)``."""
-    return ArgumentError(f"{argument}: expected {wanted} (got {got})")
