@@ -12,4 +12,12 @@ class NoKernelError(LookupError):
 
 
 class CudaError(RuntimeError):
-    """A driver call failed; the text holds the call, the driver's name of the error and its explanation."""
+    """A driver call failed; the text holds the call, the driver's name of the error and its explanation.
+
+    ``name`` is the driver's name of the error, such as ``CUDA_ERROR_INVALID_IMAGE``; empty if it has none.
+    """
+
+    def __init__(self, text: str, name: str = "") -> None:
+        """``text`` is the whole message."""
+        super().__init__(text)
+        self.name = name
