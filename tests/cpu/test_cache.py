@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pwd
+import re
 import stat
 import tempfile
 import time
@@ -13,11 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 from skimattn.codegen import cache, emit, jit, matrix
 from skimattn.codegen import compile as compile_module
 from skimattn.codegen.compile import Report
 from skimattn.codegen.errors import BuildError
 from skimattn.codegen.files import TEMPORARY
+from skimattn.tools import cli
 
 from tests.helpers import standin
 
@@ -260,3 +263,31 @@ def test_clearing_removes_entries_and_nothing_else(folder: Path) -> None:
     (folder / "notes.json").touch()
     assert cache.clear(folder) == 2
     assert [path.name for path in folder.iterdir()] == ["notes.json"]
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.main, ["cache", *arguments])
+
+
+def test_the_command_lists_and_clears(folder: Path) -> None:
+    assert command().output == f"{folder}: 0 kernels, 0.0 MiB of at most 512 MiB\n"
+    old, new = put(folder, 1, size=1 << 20, age=7200.0), put(folder, 2, size=1 << 20)
+    first, *rows = command().output.splitlines()
+    assert first == f"{folder}: 2 kernels, 2.0 MiB of at most 512 MiB"
+    assert [row.split()[-1] for row in rows] == [new, old]
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d    1\.00 MiB  skim_", row) for row in rows)
+    assert command("--clear").output == f"2 kernels removed from {folder}\n"
+    assert cache.entries(folder) == []
+
+
+def test_the_command_refuses_in_one_line(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+    for arguments in ([], ["--clear"]):
+        result = command(*arguments)
+        assert result.exit_code == 1
+        assert re.fullmatch(rf"Error: the cache folder {folder} is not trusted: .*\n", result.output)
+    folder.rmdir()
+    folder.write_text("a file")
+    result = command()
+    assert result.exit_code == 1 and result.output.startswith("Error: ") and str(folder) in result.output
