@@ -37,11 +37,13 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(
         compile_module, "compile_unit", lambda unit, toolchain: (b"cubin of " + unit.name.encode(), log)
     )
+    umask = os.umask(0o022)
     with tempfile.TemporaryDirectory() as shared:
         os.chmod(shared, 0o755)
         monkeypatch.setenv(emit.TEMPLATES_VARIABLE, str(standin.write_templates(Path(shared) / "templates")))
         monkeypatch.setenv(cache.VARIABLE, f"{shared}/cache")
         yield Path(shared) / "cache"
+    os.umask(umask)
 
 
 @contextmanager
