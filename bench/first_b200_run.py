@@ -101,7 +101,7 @@ def checked_kernels(dry: bool) -> Found:
     toolchain.Toolchain.options = lambda self, arch: (*plain(self, arch), "--ptxas-options=-g-tmem-access-check")
     ptxas.allowed = lambda spec: ("spills<=1000000",)  # the checks take registers
     with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"SKIMATTN_KERNELS": f"{folder}/none", "SKIMATTN_CACHE": folder}
+        os.environ |= dict.fromkeys(("SKIMATTN_KERNELS", "SKIMATTN_CACHE"), folder)
         if dry:
             spec = import_module("skimattn.codegen.matrix").specs("smoke", archs=["sm100"])[0]
             _, cubin = import_module("skimattn.codegen.jit").compile_spec(spec)

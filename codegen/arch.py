@@ -10,13 +10,14 @@ from dataclasses import dataclass
 class Arch:
     """One architecture of the feature table.
 
-    ``capability`` is the compute capability of the GPUs that its cubins load on, ``gpus`` names some of them, and
-    ``verified`` says by what its kernels are known to be right.
+    ``capability`` is the compute capability of the GPUs that its cubins load on, ``gpus`` names some of them, ``cuda``
+    is the oldest CUDA whose compilers take its kernels, and ``verified`` says by what they are known to be right.
     """
 
     name: str
     capability: tuple[int, int]
     gpus: str
+    cuda: tuple[int, int]
     verified: str
 
     @property
@@ -28,7 +29,8 @@ class Arch:
 ARCHS: Mapping[str, Arch] = {
     arch.name: arch
     for arch in (
-        Arch("sm90", (9, 0), "H100, H200", "run on an H200"),
-        Arch("sm100", (10, 0), "B200, GB200", "compiles; verified on the emulator; not run on Blackwell"),
+        Arch("sm90", (9, 0), "H100, H200", (12, 8), "run on an H200"),
+        # 12.8 has no max of three operands; 12.9 has, but keeps too much in registers, so that most kernels spill.
+        Arch("sm100", (10, 0), "B200, GB200", (12, 9), "compiles; verified on the emulator; not run on Blackwell"),
     )
 }

@@ -14,7 +14,7 @@ import click
 
 from . import matrix, pipeline
 from .arch import ARCHS
-from .errors import BuildError
+from .errors import ArgumentError, BuildError
 from .features import BY_NAME, Value
 from .metadata import listing
 from .spec import KernelSpec
@@ -204,7 +204,7 @@ def command(
             specs = select(set_name, sm, only)
             chosen = pipeline.Build(out, find_toolchain(compiler, lineinfo))
             sys.exit(run_build(chosen, specs, jobs or len(os.sched_getaffinity(0)), dry_run))
-    except BuildError as error:
+    except (ArgumentError, BuildError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -12,7 +12,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,26 +42,33 @@ def key_of(unit: Unit, toolchain: Toolchain, allowed: Sequence[str]) -> str:
     return content_key(unit.source_sha256, toolchain.id, toolchain.options(unit.arch), allowed)
 
 
-def compile_kernel(unit: Unit, toolchain: Toolchain, allowed: Sequence[str]) -> tuple[bytes, Report]:
+def _fail(unit: Unit, findings: Sequence[str], log: str) -> None:
+    lines = "".join(f"  {line}\n" for line in findings)
+    raise BuildError(f"{unit.name}: ptxas findings that fail a build:\n{lines}{log}")
+
+
+def compile_kernel(
+    unit: Unit,
+    toolchain: Toolchain,
+    allowed: Sequence[str],
+    on_findings: Callable[[Unit, Sequence[str], str], None] = _fail,
+) -> tuple[bytes, Report]:
     """Compile ``unit`` and check what ptxas says about it.
 
     Args:
         unit: source and headers.
         toolchain: compiler and version.
         allowed: findings (see :class:`skimattn.codegen.ptxas.Allowance`) that do not fail this kernel.
+        on_findings: is given the unit, the findings that are not allowed, and the log; by default it raises.
     Raises:
         BuildError: a compiler error, or a finding that is not allowed; names the kernel, carries the log.
     """
     start = time.perf_counter()
     cubin, log = compile_unit(unit, toolchain)
     seconds = time.perf_counter() - start
-    try:
-        usage = ptxas.parse(log)
-    except ValueError as error:
-        raise BuildError(f"{unit.name}: {error}\n{log}") from error
-    if refused := ptxas.refused(log, usage, allowed):
-        lines = "".join(f"  {line}\n" for line in refused)
-        raise BuildError(f"{unit.name}: ptxas findings that fail a build:\n{lines}{log}")
+    usage = ptxas.parse(log)
+    if findings := ptxas.refused(log, usage, allowed):
+        on_findings(unit, findings, log)
     report = Report(
         content_key=key_of(unit, toolchain, allowed),
         source_sha256=unit.source_sha256,
@@ -83,8 +90,16 @@ def _peak_mb() -> int:
 def read_report(path: Path) -> Report | None:
     """The report at ``path``; None if there is none or it is damaged, which means: compile again."""
     try:
-        return Report(**json.loads(path.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+        return parse_report(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def parse_report(text: bytes) -> Report | None:
+    """The report that ``text`` holds; None if it is damaged."""
+    try:
+        return Report(**json.loads(text))
+    except (ValueError, TypeError):
         return None
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
 import jinja2
 
-from . import params
+from . import params, variables
 from .features import FEATURES
 from .spec import KernelSpec
 from .tiles import order_of, smem_bytes, tile_of
@@ -23,8 +22,7 @@ _WIDTHS = {"wgmma.cuh": (64, 128, 256), "tcgen05.cuh": (16, 32)}
 
 def templates_root() -> Path:
     """The folder of the templates, with ``include/`` in it: in the checkout or in the installed package."""
-    chosen = os.environ.get(TEMPLATES_VARIABLE)
-    return Path(chosen).absolute() if chosen else Path(str(resources.files(TEMPLATES)))
+    return variables.folder(TEMPLATES_VARIABLE) or Path(str(resources.files(TEMPLATES)))
 
 
 def environment() -> jinja2.Environment:

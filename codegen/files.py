@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import fcntl
 import os
-import threading
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-TEMPORARY = ".tmp"  # suffix of files that are being written; a build sweeps what a killed one left
+TEMPORARY = ".skimattn-tmp"  # suffix of files that are being written; a later writer sweeps what a killed one left
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` in one step; readers see the old bytes or the new ones, never a part."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}{TEMPORARY}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    """Replace ``path`` by ``data`` in one step; readers see the old bytes or the new ones, never a part.
+
+    The file is its owner's to write and everybody's to read; the folder decides who gets that far.
+    """
+    descriptor, temporary = tempfile.mkstemp(TEMPORARY, f"{path.name}.", path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o644)
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def write_if_changed(path: Path, text: str) -> bool:
@@ -38,7 +47,8 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[i
     The kernel drops the lock when the last process that inherited the descriptor has ended, however it ended.
     A child that is given the descriptor therefore keeps the lock for as long as it writes.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    # Note: others must not be able to open it: whoever can may hold the lock for ever.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

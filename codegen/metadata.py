@@ -189,7 +189,9 @@ def read_cubin(kernel: Kernel, folder: Path) -> bytes:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise MetadataError(f"{kernel.name}: cubin {path} is missing; run build.py again") from error
+        raise MetadataError(
+            f"{kernel.name}: cubin {path} is missing: a build is at work there, or has to be run again"
+        ) from error
     found = hashlib.sha256(data).hexdigest()
     if found != kernel.cubin_sha256:
         raise MetadataError(

@@ -196,7 +196,7 @@ def _archs(folder: Path) -> list[Path]:
 def _temporaries(folder: Path) -> list[Path]:
     """What killed builds left half written. Only where builds write: the folder may be one that holds other things."""
     places = (folder, folder / "include" / "skimattn", *_archs(folder))
-    return [path for place in places for path in place.glob("*.[0-9]*.[0-9]*" + TEMPORARY)]
+    return [path for place in places for path in place.glob("*" + TEMPORARY)]
 
 
 def clean(folder: Path) -> int:

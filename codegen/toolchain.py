@@ -15,6 +15,7 @@ from .errors import BuildError
 from .unit import Unit
 
 COMPILERS = ("nvrtc", "nvcc")
+NVRTC_PACKAGES = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")  # of CUDA 13 and later, of CUDA 12
 _COMMON = ("-std=c++20",)
 
 
@@ -31,6 +32,12 @@ class Toolchain:
         """Names the toolchain in metadata and in content keys, such as ``nvrtc 13.0.88``."""
         return f"{self.compiler} {self.version}" + (" lineinfo" if self.lineinfo else "")
 
+    @property
+    def cuda(self) -> tuple[int, int]:
+        """The CUDA that the compiler belongs to, such as ``(13, 0)``."""
+        major, minor, *_ = self.version.split(".")
+        return int(major), int(minor)
+
     @classmethod
     def from_id(cls, text: str) -> Toolchain:
         """The inverse of :attr:`id`."""
@@ -43,8 +50,9 @@ class Toolchain:
         line = ("-lineinfo",) if self.lineinfo else ()
         if self.compiler == "nvcc":
             return (f"-gencode=arch=compute_{target},code=sm_{target}", "-cubin", "-Xptxas=-v", *_COMMON, *line)
-        # NVRTC keeps compiled results in the driver's cache where there is one, and what comes from there has no log.
-        return (f"-arch=sm_{target}", "--ptxas-options=-v", "--no-cache", *_COMMON, *line)
+        # From 12.9 on NVRTC keeps results in the driver's cache, if there is one, and what comes from there has no log.
+        uncached = ("--no-cache",) if self.cuda >= (12, 9) else ()
+        return (f"-arch=sm_{target}", "--ptxas-options=-v", *uncached, *_COMMON, *line)
 
 
 def find_toolchain(compiler: str, lineinfo: bool = False) -> Toolchain:
@@ -56,12 +64,35 @@ def find_toolchain(compiler: str, lineinfo: bool = False) -> Toolchain:
 
 def _nvrtc_version() -> str:
     # Read from the package, not the library: a build with nothing to do must not pay for loading 100 MB.
+    found = [Toolchain("nvrtc", version) for name in NVRTC_PACKAGES if (version := _installed(name))]
+    if len(found) > 1:  # of two libraries, which one is loaded is not chosen here
+        loaded = _loaded_nvrtc()
+        found.sort(key=lambda toolchain: toolchain.cuda != loaded)
+    if not found:
+        raise BuildError("NVRTC is not installed: pip install nvidia-cuda-nvrtc (of CUDA 12: nvidia-cuda-nvrtc-cu12)")
+    return found[0].version
+
+
+def _installed(package: str) -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return version("nvidia-cuda-nvrtc")
-    except PackageNotFoundError as missing:
-        raise BuildError("NVRTC is not installed: pip install nvidia-cuda-nvrtc") from missing
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _loaded_nvrtc() -> tuple[int, int]:
+    """The CUDA of the library, which is loaded to ask it."""
+    from cuda.bindings import nvrtc
+
+    try:
+        status, major, minor = nvrtc.nvrtcVersion()
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BuildError(f"NVRTC: cuda-bindings {_installed('cuda-bindings')} finds no library ({reason})") from error
+    _check(status)
+    return major, minor
 
 
 def nvcc_path() -> str:
@@ -83,6 +114,12 @@ def _nvcc_version() -> str:
 
 def compile_unit(unit: Unit, toolchain: Toolchain) -> tuple[bytes, str]:
     """Compile to (cubin, log). ``BuildError`` carries the log if the compiler refuses the source."""
+    oldest = ARCHS[unit.arch].cuda
+    if toolchain.cuda < oldest:
+        wanted = ".".join(map(str, oldest))
+        raise BuildError(
+            f"{unit.name}: kernels of {unit.arch} need {toolchain.compiler} {wanted} or newer (got {toolchain.version})"
+        )
     run = _run_nvcc if toolchain.compiler == "nvcc" else _run_nvrtc
     return run(unit, toolchain)
 
@@ -90,9 +127,8 @@ def compile_unit(unit: Unit, toolchain: Toolchain) -> tuple[bytes, str]:
 def _run_nvrtc(unit: Unit, toolchain: Toolchain) -> tuple[bytes, str]:
     from cuda.bindings import nvrtc
 
-    status, *version = nvrtc.nvrtcVersion()
-    if toolchain.version.split(".")[:2] != [str(part) for part in version]:
-        raise BuildError(f"NVRTC: expected the library of package version {toolchain.version} (got {version})")
+    if toolchain.cuda != (loaded := _loaded_nvrtc()):
+        raise BuildError(f"NVRTC: expected the library of package version {toolchain.version} (got {loaded})")
     # Headers go in by name and content: no path can reach the cubin, and what is hashed is what is compiled.
     texts = [text.encode() for text in unit.closure.texts.values()]
     names = [name.encode() for name in unit.closure.texts]

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from skimattn.codegen.errors import BuildError
+from skimattn.codegen.errors import ArgumentError, BuildError, expected
 
-__all__ = ["ArgumentError", "BuildError", "CudaError", "NoKernelError"]
-
-
-class ArgumentError(ValueError):
-    """An argument is not acceptable; the text names it, what was expected and what was given."""
+__all__ = ["ArgumentError", "BuildError", "CudaError", "NoKernelError", "expected"]
 
 
 class NoKernelError(LookupError):
@@ -16,9 +12,12 @@ class NoKernelError(LookupError):
 
 
 class CudaError(RuntimeError):
-    """A driver call failed; the text holds the call, the driver's name of the error and its explanation."""
+    """A driver call failed; the text holds the call, the driver's name of the error and its explanation.
 
+    ``name`` is the driver's name of the error, such as ``CUDA_ERROR_INVALID_IMAGE``; empty if it has none.
+    """
 
-def expected(argument: str, wanted: str, got: object) -> ArgumentError:
-    """The one form of every refusal: ``argument: expected wanted (got got)``."""
-    return ArgumentError(f"{argument}: expected {wanted} (got {got})")
+    def __init__(self, text: str, name: str = "") -> None:
+        """``text`` is the whole message."""
+        super().__init__(text)
+        self.name = name

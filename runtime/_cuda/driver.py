@@ -52,9 +52,10 @@ def raw(name: str) -> Any:
 def _raise_for(call: str, driver: Any, status: Any) -> None:
     if status != driver.CUresult.CUDA_SUCCESS:
         status = driver.CUresult(status)
-        _, name = driver.cuGetErrorName(status)
+        _, known = driver.cuGetErrorName(status)
         _, text = driver.cuGetErrorString(status)
-        raise CudaError(f"{call}: {(name or b'unknown error').decode()} ({(text or b'').decode()}, code {int(status)})")
+        name = (known or b"unknown error").decode()
+        raise CudaError(f"{call}: {name} ({(text or b'').decode()}, code {int(status)})", name)
 
 
 def raise_for(call: str, status: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from skimattn.codegen.spec import KernelSpec
 from .._cuda import driver
 from .._cuda.device import Device
 from .._select import kernels
+from ..errors import CudaError
 
 LOGGER = logging.getLogger("skimattn")
 
@@ -34,28 +36,64 @@ class _Library:
 
 _libraries: dict[KernelSpec, _Library] = {}
 _loaded: dict[tuple[int, KernelSpec], Loaded] = {}
-_lock = threading.Lock()
+_locks: dict[KernelSpec, threading.Lock] = {}
+_locks_lock = threading.Lock()
+# What a driver says of machine code that is newer than itself.
+_UNREADABLE = ("CUDA_ERROR_INVALID_IMAGE", "CUDA_ERROR_NO_BINARY_FOR_GPU", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
 
 
 def load(device: Device, spec: KernelSpec) -> Loaded:
-    """The kernel, loaded into the device's context with its shared memory allowed; see :func:`kernels.obtain`."""
+    """The kernel, loaded into the device's context with its shared memory allowed; see :func:`kernels.obtain`.
+
+    Threads that need the same kernel wait while one compiles or loads it; those that need another one do not.
+    """
     loaded = _loaded.get((device.ordinal, spec))
     if loaded is None:
-        with _lock, driver.current_context(device.context), driver.outside_capture():
-            loaded = _loaded.setdefault((device.ordinal, spec), _function(device, _library(spec)))
+        with _lock_of(spec):
+            loaded = _loaded.get((device.ordinal, spec))
+            if loaded is None:
+                loaded = _loaded[device.ordinal, spec] = _load(device, spec)
     return loaded
 
 
-def _library(spec: KernelSpec) -> _Library:
+def _lock_of(spec: KernelSpec) -> threading.Lock:
+    with _locks_lock:
+        return _locks.setdefault(spec, threading.Lock())
+
+
+def _load(device: Device, spec: KernelSpec) -> Loaded:
+    kept = _libraries.get(spec)
+    kernel, cubin = (kept.kernel, b"") if kept else kernels.obtain(spec)
+    with driver.current_context(device.context), driver.outside_capture():
+        try:
+            library = kept or _library(kernel, cubin)
+            loaded = _function(device, library)
+        except CudaError as error:
+            raise _explained(error, kernel) from error
+    _libraries[spec] = library
+    return loaded
+
+
+def _explained(error: CudaError, kernel: Kernel) -> CudaError:
+    """The error, with both versions if the driver is older than the compiler."""
+    compiler = re.search(r"(\d+)\.(\d+)", kernel.compiler)
+    number = driver.call("cuDriverGetVersion")  # 12040 = 12.4
+    have = number // 1000, number % 1000 // 10
+    if error.name not in _UNREADABLE or compiler is None or (int(compiler[1]), int(compiler[2])) <= have:
+        return error
+    return CudaError(
+        f"{error}; {kernel.name} was compiled by {kernel.compiler}, and the driver is of CUDA {have[0]}.{have[1]}: too "
+        "old for it. Update the driver, or replace the compiler by one of that CUDA or older and compile again",
+        error.name,
+    )
+
+
+def _library(kernel: Kernel, cubin: bytes) -> _Library:
     """The library of a kernel, loaded once per process from a cubin whose hash was checked."""
-    found = _libraries.get(spec)
-    if found is None:
-        kernel, cubin = kernels.obtain(spec)
-        library = driver.call("cuLibraryLoadData", cubin, [], [], 0, [], [], 0)
-        handle = driver.call("cuLibraryGetKernel", library, kernel.entry.encode())
-        LOGGER.info("loaded %s (%d bytes, sha256 %s)", kernel.name, len(cubin), kernel.cubin_sha256[:16])
-        found = _libraries.setdefault(spec, _Library(kernel, handle, library))
-    return found
+    library = driver.call("cuLibraryLoadData", cubin, [], [], 0, [], [], 0)
+    handle = driver.call("cuLibraryGetKernel", library, kernel.entry.encode())
+    LOGGER.info("loaded %s (%d bytes, sha256 %s)", kernel.name, len(cubin), kernel.cubin_sha256[:16])
+    return _Library(kernel, handle, library)
 
 
 def _function(device: Device, library: _Library) -> Loaded:

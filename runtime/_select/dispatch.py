@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
-from skimattn.codegen import matrix
+from skimattn.codegen import matrix, variables
 from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.spec import KernelSpec
 
 from .._call.problem import Problem
-from ..errors import NoKernelError, expected
+from ..errors import NoKernelError
 from .nearest import describe_nearest
 
 REFERENCE_VARIABLE = "SKIMATTN_REFERENCE"  # the architecture whose kernels the reference stands for on CPU tensors
@@ -29,12 +27,7 @@ def arch_of(capability: tuple[int, int]) -> str:
 
 def reference_arch(dtype: str) -> str:
     """The architecture whose kernels the reference stands for: the variable's, else what the matrix takes."""
-    named = os.environ.get(REFERENCE_VARIABLE)
-    if named is None:
-        return str(matrix.complete({"dtype": dtype})["arch"])
-    if named not in ARCHS:
-        raise expected(REFERENCE_VARIABLE, f"one of {', '.join(ARCHS)}", repr(named))
-    return named
+    return variables.choice(REFERENCE_VARIABLE, ARCHS) or str(matrix.complete({"dtype": dtype})["arch"])
 
 
 def head_dims(head_dim: int, head_dim_v: int) -> tuple[int, int]:

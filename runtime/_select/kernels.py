@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
+import stat
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skimattn.codegen import matrix, metadata
-from skimattn.codegen.compile import Report
+from skimattn.codegen import matrix, metadata, variables
+from skimattn.codegen.compile import Report, read_report
+from skimattn.codegen.errors import MetadataError
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.spec import KernelSpec
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
 LOGGER = logging.getLogger("skimattn")
 FOLDER_VARIABLE = "SKIMATTN_KERNELS"  # a folder with metadata.json
-JIT_VARIABLE = "SKIMATTN_JIT"  # 0 = never compile while running
+JIT_VARIABLE = "SKIMATTN_JIT"  # off = never compile while running
+_METADATA = "metadata.json"
 _UNBUILT = Report("", "", "", "", 0, 0, 0.0, 0)
 
 
@@ -39,31 +41,48 @@ def describe(spec: KernelSpec) -> Kernel:
 
 
 def folder() -> Path | None:
-    """The folder of built kernels: ``SKIMATTN_KERNELS``, or ``generated`` of the checkout that this runs from."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    if named:
-        return Path(named)
+    """The folder of built kernels: ``SKIMATTN_KERNELS``, or ``generated`` of the checkout that this runs from.
+
+    Raises:
+        ArgumentError: ``SKIMATTN_KERNELS`` names a folder that is not there.
+    """
+    if named := variables.folder(FOLDER_VARIABLE):
+        return named
     checkout = Path(__file__).resolve().parents[2]
     return checkout / "generated" if (checkout / "build.py").is_file() else None
 
 
 def built() -> dict[KernelSpec, Located]:
-    """What ``metadata.json`` of the folder holds, read once per folder and process.
+    """What ``metadata.json`` of the folder holds now; it is read again only when a build has replaced it.
 
     Raises:
-        MetadataError: the file is damaged, truncated or foreign.
+        ArgumentError: ``SKIMATTN_KERNELS`` names a folder that is not there.
+        MetadataError: the file is damaged, truncated or foreign, or everybody can write it.
     """
     place = folder()
-    return {} if place is None else _read(place)
+    return {} if place is None else _read(place, _state(place))
 
 
-@cache
-def _read(place: Path) -> dict[KernelSpec, Located]:
+def _state(place: Path) -> tuple[int, ...] | None:
+    """Tells the metadata of one build from the next's, which is another file; None if there is none.
+
+    Whose the files are is not asked: who names the folder, or runs from its checkout, takes code from there anyway.
+    """
     try:
-        rows = metadata.load(place / "metadata.json")
+        file = (place / _METADATA).stat()
     except FileNotFoundError:
+        return None
+    for path, status in ((place, place.stat()), (place / _METADATA, file)):
+        if status.st_mode & stat.S_IWOTH:
+            raise MetadataError(f"{path}: every user can write to it, so no kernel is loaded from it; chmod o-w {path}")
+    return file.st_ino, file.st_mtime_ns, file.st_size
+
+
+@lru_cache(maxsize=4)
+def _read(place: Path, state: tuple[int, ...] | None) -> dict[KernelSpec, Located]:
+    if state is None:
         return {}
-    return {row.spec: Located(row, place) for row in rows}
+    return {row.spec: Located(row, place) for row in metadata.load(place / _METADATA)}
 
 
 def find(spec: KernelSpec) -> Located | None:
@@ -87,7 +106,29 @@ def _sources(_root: Path) -> Sources:
 
 def jit_enabled() -> bool:
     """Whether missing kernels may be compiled on first use."""
-    return os.environ.get(JIT_VARIABLE, "1") != "0"
+    return variables.switch(JIT_VARIABLE, default=True)
+
+
+def _from_build(spec: KernelSpec) -> tuple[Located, bytes] | None:
+    """The built kernel and its checked cubin, also while a build replaces them."""
+    located = find(spec)
+    if located is None:
+        return None
+    try:
+        return located, metadata.read_cubin(located.kernel, located.folder)
+    except MetadataError:
+        renewed = _renewed(located) or find(spec)
+        if renewed is None or renewed == located:
+            raise
+        return renewed, metadata.read_cubin(renewed.kernel, renewed.folder)
+
+
+def _renewed(located: Located) -> Located | None:
+    """The kernel as its own report tells it, which a build writes long before the metadata of the whole folder."""
+    cubin = located.kernel.cubin
+    report = read_report((located.folder / cubin).with_suffix(".json"))
+    row = None if report is None else metadata.kernel_of(located.kernel.spec, report, cubin)
+    return None if row is None or row == located.kernel else Located(row, located.folder)
 
 
 def obtain(spec: KernelSpec) -> tuple[Kernel, bytes]:
@@ -96,11 +137,13 @@ def obtain(spec: KernelSpec) -> tuple[Kernel, bytes]:
     A kernel that was built from other sources than those of now is used all the same, with a warning.
 
     Raises:
+        ArgumentError: an environment variable cannot be understood.
         NoKernelError: it is not built and ``SKIMATTN_JIT=0``.
         BuildError: compiling it failed, or its files are damaged.
     """
-    located = find(spec)
-    if located is not None:
+    found = _from_build(spec)
+    if found is not None:
+        located, cubin = found
         if is_stale(located.kernel):
             LOGGER.warning(
                 "%s: %s holds it as other sources than those of now made it, and that is what runs; to renew it: %s",
@@ -108,7 +151,7 @@ def obtain(spec: KernelSpec) -> tuple[Kernel, bytes]:
                 located.folder,
                 matrix.build_command(spec),
             )
-        return located.kernel, metadata.read_cubin(located.kernel, located.folder)
+        return located.kernel, cubin
     if not jit_enabled():
         raise not_built(spec, built(), f"and {JIT_VARIABLE}=0 forbids compiling it now")
     from skimattn.codegen.jit import compile_spec  # imports the compiler, which most processes never need

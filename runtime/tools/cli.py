@@ -32,3 +32,17 @@ def demo(png: Path | None, seqlen: int, threshold: float, device: str | None) ->
         raise
     except (ArgumentError, BuildError, CudaError, NoKernelError, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.option("--clear", is_flag=True, help="Remove them.")
+def cache(clear: bool) -> None:
+    """List the kernels that were compiled on first use, that used last first."""
+    from ..errors import BuildError
+    from . import cache as kept
+
+    try:
+        for line in [kept.clear()] if clear else kept.describe():
+            click.echo(line)
+    except (BuildError, OSError) as error:
+        raise click.ClickException(str(error)) from error

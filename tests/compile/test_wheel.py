@@ -21,6 +21,15 @@ assert emit.templates_root().is_relative_to(sys.argv[1])
 print(len(emit.render_kernel(matrix.SMOKE[0])), "torch" in sys.modules)
 """
 
+BESIDE = """
+import site, sys
+site.addsitedir(sys.argv[1])
+from skimattn import attention
+import skimattn.tools.cli
+from skimattn.codegen import emit, matrix
+print(skimattn.__file__, matrix.__file__, emit.templates_root())
+"""
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -33,8 +42,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _sources() -> list[str]:
-    """What a wheel is made of; a copy, so that no build folder appears in the checkout."""
-    names = ["pyproject.toml", "README.md", "LICENSE", "runtime", "codegen", "templates"]
+    """What wheels are made of; copied, so that no build folder appears in the checkout."""
+    names = ["pyproject.toml", "setup.py", "README.md", "LICENSE", "runtime", "codegen", "templates", "editable"]
     return [name for name in names if (ROOT / name).exists()]
 
 
@@ -67,3 +76,24 @@ def test_it_builds_kernels_outside_the_checkout(wheel: Path, tmp_path: Path) -> 
     text = python("-m", "skimattn.codegen", "--sm", "90", "--only", *only)
     assert "1 compiled, 0 up to date, 0 failed" in text
     assert (tmp_path / "generated" / "metadata.json").is_file()
+
+
+def test_an_editable_install_is_found_beside_a_checkout_of_its_name(tmp_path: Path) -> None:
+    checkout, site = tmp_path / "skimattn", tmp_path / "site"
+    checkout.mkdir()
+    subprocess.run(["cp", "-r", *_sources(), checkout], cwd=ROOT, check=True)
+    build = "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=checkout, check=True, capture_output=True, timeout=120
+    )
+    (built,) = tmp_path.glob("skimattn-*.whl")
+    zipfile.ZipFile(built).extractall(site)
+    # -S and PYTHONPATH: everything that is installed here, but not the package of this checkout
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(packages)}
+    command = [sys.executable, "-S", "-c", BESIDE, str(site)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        str(checkout / name) for name in ("runtime/__init__.py", "codegen/matrix.py", "templates")
+    ]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from skimattn.codegen import emit, matrix, metadata, pipeline, ptxas
 from skimattn.codegen.errors import BuildError
-from skimattn.codegen.files import locked
+from skimattn.codegen.files import TEMPORARY, locked
 
 from tests.helpers import standin
 
@@ -152,11 +152,11 @@ def test_damage_is_repaired(out: Path, templates: Path) -> None:
     third.with_suffix(".cu").write_text("// edited by hand\n")
     (out / "metadata.json").write_text("[")
     (out / "include/skimattn/params.cuh").unlink()
-    (out / "sm90" / "x.cubin.1.2.tmp").write_text("left by a killed compiler")
+    (out / "sm90" / f"x.cubin.a1{TEMPORARY}").write_text("left by a killed compiler")
     done = build(out, templates)
     assert summary(done) == "3 compiled, 0 up to date, 0 failed"
     assert products(out) == before
-    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob(f"*{TEMPORARY}"))
 
 
 @pytest.mark.parametrize("all_processes", [True, False], ids=["everything", "build.py"])
@@ -242,7 +242,7 @@ def test_clean_removes_what_builds_made_and_nothing_else(out: Path, templates: P
         path.write_text("mine")
     build(out, templates)
     assert all(path.exists() for path in mine)
-    (out / "sm90" / "skim_x.cubin.1.2.tmp").write_text("left by a killed compiler")
+    (out / "sm90" / f"skim_x.cubin.a1{TEMPORARY}").write_text("left by a killed compiler")
     done = standin.run("--clean", "--out", out)
     assert done.returncode == 0
     assert sorted(path for path in out.rglob("*") if path.is_file()) == sorted(mine)

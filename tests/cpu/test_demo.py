@@ -19,7 +19,7 @@ from skimattn.tools.tile_map import ASCII, BLOCKS, png_bytes, text_lines
 @pytest.fixture(autouse=True)
 def _no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was built in the checkout, when and from what, does not matter here."""
-    monkeypatch.setenv("SKIMATTN_KERNELS", str(tmp_path / "nothing"))
+    monkeypatch.setenv("SKIMATTN_KERNELS", str(tmp_path))
 
 
 def invoke(*arguments: str) -> Result:

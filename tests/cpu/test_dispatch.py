@@ -118,6 +118,8 @@ def test_what_the_reference_stands_for(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv(REFERENCE_VARIABLE, "sm80")
     with pytest.raises(ArgumentError, match=r"^SKIMATTN_REFERENCE: expected one of sm90, sm100 \(got 'sm80'\)"):
         reference_arch("bf16")
+    monkeypatch.setenv(REFERENCE_VARIABLE, "")
+    assert reference_arch("bf16") == "sm90"
 
 
 def test_differences_name_fields() -> None:

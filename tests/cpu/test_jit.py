@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from skimattn.codegen import emit, jit, matrix
+from skimattn.codegen import cache as cache_module
+from skimattn.codegen import compile as compile_module
+from skimattn.codegen import emit, jit, matrix, pipeline, ptxas
+from skimattn.codegen.compile import compile_kernel
 from skimattn.codegen.errors import BuildError
+from skimattn.codegen.files import TEMPORARY
 from skimattn.codegen.spec import KernelSpec
+from skimattn.codegen.toolchain import find_toolchain
 
 from tests.helpers import standin
 
@@ -25,7 +31,7 @@ print(kernel.cubin_sha256, len(cubin))
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(emit.TEMPLATES_VARIABLE, str(standin.write_templates(tmp_path / "templates")))
-    monkeypatch.setenv(jit.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache_module.VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -60,7 +66,7 @@ def test_processes_share_the_cache(cache: Path) -> None:
     answers = {process.communicate(timeout=60) for process in processes}
     assert len(answers) == 1 and all(process.returncode == 0 for process in processes), answers
     assert len(list(cache.glob("*.cubin"))) == 1
-    assert not list(cache.glob("*.tmp"))
+    assert not list(cache.glob(f"*{TEMPORARY}"))
 
 
 def test_changed_sources_are_another_entry(cache: Path, tmp_path: Path) -> None:
@@ -87,16 +93,30 @@ def test_a_compiler_error_carries_the_log(cache: Path, tmp_path: Path) -> None:
     assert not list(cache.glob("*.cubin"))
 
 
-def test_a_cache_that_cannot_be_used_is_named(cache: Path, tmp_path: Path) -> None:
-    cache.write_text("a file, not a folder")
-    with pytest.raises(BuildError, match=rf"{SPEC.name}: the cache folder .*{jit.CACHE_VARIABLE} names another"):
-        jit.compile_spec(SPEC)
+def test_what_ptxas_reports_is_a_warning_on_first_use_and_an_error_in_a_build(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = tmp_path / "templates" / "kernel.cu.j2"
+    template.write_text(f"""extern "C" __global__ void __launch_bounds__(512, 1) ${{spec.name}}(float* out) {{
+{standin.SPILLING}}}
+""")
+    spec = next(spec for spec in matrix.SMOKE if not ptxas.allowed(spec))
+    with caplog.at_level(logging.WARNING, logger="skimattn"):
+        kernel, cubin = jit.compile_spec(spec)
+    (record,) = caplog.records
+    assert re.match(rf"{spec.name}: it runs, .* ptxas reports spills: \d+ bytes", record.getMessage())
+    assert kernel.spill_bytes > 0 and cubin[:4] == b"\x7fELF"
+    unit = pipeline.Sources().unit(spec)
+    with pytest.raises(BuildError, match=r"ptxas findings that fail a build:\n  spills: \d+ bytes"):
+        compile_kernel(unit, find_toolchain("nvrtc"), ())
 
 
-def test_the_default_folder_follows_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv(jit.CACHE_VARIABLE, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert jit.cache_folder() == tmp_path / "skimattn"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert jit.cache_folder() == tmp_path / ".cache" / "skimattn"
+def test_a_log_that_ptxas_words_in_another_way_is_a_warning_too(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compile_module, "compile_unit", lambda unit, toolchain: (b"a cubin", "in other words"))
+    with caplog.at_level(logging.WARNING, logger="skimattn"):
+        assert jit.compile_spec(SPEC)[1] == b"a cubin"
+    assert "unknown: the compiler's log has no ptxas usage lines" in caplog.records[0].getMessage()
+    with pytest.raises(BuildError, match="unknown: the compiler's log has no ptxas usage lines"):
+        compile_kernel(pipeline.Sources().unit(SPEC), find_toolchain("nvrtc"), ())

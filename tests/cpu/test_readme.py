@@ -39,7 +39,7 @@ COPIED = (
 @pytest.fixture(autouse=True)
 def _no_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was built in the checkout, when and from what, does not matter here."""
-    monkeypatch.setenv("SKIMATTN_KERNELS", str(tmp_path / "nothing"))
+    monkeypatch.setenv("SKIMATTN_KERNELS", str(tmp_path))
 
 
 def blocks(language: str, text: str = README) -> list[str]:

@@ -8,7 +8,6 @@ import logging
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,12 +41,10 @@ def call(**arguments: object) -> Params:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of kernels that nothing is built in yet."""
     monkeypatch.setenv(kernels.FOLDER_VARIABLE, str(tmp_path))
-    kernels._read.cache_clear()
-    yield tmp_path
-    kernels._read.cache_clear()
+    return tmp_path
 
 
 def put(folder: Path, cubin: bytes = b"a cubin", source_sha256: str | None = None) -> metadata.Kernel:
@@ -210,7 +207,6 @@ def test_a_kernel_of_other_sources_is_used_with_a_warning(folder: Path, caplog: 
         kernels.obtain(SPEC)
         assert not caplog.records
         row = put(folder, source_sha256="0" * 64)
-        kernels._read.cache_clear()
         assert kernels.obtain(SPEC) == (row, b"a cubin")
     (record,) = caplog.records
     text = record.getMessage()
@@ -253,7 +249,6 @@ def test_truncated_and_changed_metadata_is_refused(folder: Path) -> None:
     whole = (folder / "metadata.json").read_text()
     for text in (whole[:-10], whole.replace("168", "167"), whole.replace('"format": 2', '"format": 9')):
         assert text != whole
-        kernels._read.cache_clear()
         (folder / "metadata.json").write_text(text)
         with pytest.raises(BuildError, match=r"metadata.json"):
             variants()

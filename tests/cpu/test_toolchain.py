@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from cuda.bindings import nvrtc
 from skimattn.codegen.arch import ARCHS, Arch
 from skimattn.codegen.compile import compile_kernel
 from skimattn.codegen.errors import BuildError
@@ -63,7 +64,7 @@ def test_each_architecture_is_compiled_for_its_own_target(toolchain: Toolchain, 
     cubin, log = compile_unit(Unit("kernel", arch.name, CLEAN, Closure({})), toolchain)
     assert f"for 'sm_{arch.target}'" in log
     major, minor = arch.capability
-    assert cubin[49] == 10 * major + minor  # the second byte of the ELF header's flags
+    assert 10 * major + minor in cubin[48:50]  # of the ELF header's flags the first byte, from CUDA 13 on the second
 
 
 def test_setmaxnreg_is_looked_after_on_sm100_too(toolchain: Toolchain) -> None:
@@ -112,18 +113,66 @@ def test_nvcc_is_found_in_cuda_home(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert find_toolchain("nvcc") == Toolchain("nvcc", "13.1.42")
 
 
-def test_a_missing_nvrtc_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The packages that are there, by name."""
+    versions: dict[str, str] = {}
 
-    monkeypatch.setattr(importlib.metadata, "version", absent)
-    with pytest.raises(BuildError, match="NVRTC is not installed: pip install nvidia-cuda-nvrtc"):
+    def version(name: str) -> str:
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    return versions
+
+
+def test_a_missing_nvrtc_is_named(installed: dict[str, str]) -> None:
+    text = r"^NVRTC is not installed: pip install nvidia-cuda-nvrtc \(of CUDA 12: nvidia-cuda-nvrtc-cu12\)$"
+    with pytest.raises(BuildError, match=text):
         find_toolchain("nvrtc")
 
 
+def test_the_nvrtc_of_cuda_12_has_another_name(installed: dict[str, str]) -> None:
+    installed["nvidia-cuda-nvrtc-cu12"] = "12.8.93"
+    assert find_toolchain("nvrtc") == Toolchain("nvrtc", "12.8.93")
+
+
+@pytest.mark.parametrize(("loaded", "wanted"), [((12, 8), "12.8.93"), ((13, 0), "13.0.88")])
+def test_of_two_packages_that_counts_whose_library_is_loaded(
+    installed: dict[str, str], monkeypatch: pytest.MonkeyPatch, loaded: tuple[int, int], wanted: str
+) -> None:
+    installed |= {"nvidia-cuda-nvrtc": "13.0.88", "nvidia-cuda-nvrtc-cu12": "12.8.93"}
+    monkeypatch.setattr(nvrtc, "nvrtcVersion", lambda: (nvrtc.nvrtcResult.NVRTC_SUCCESS, *loaded))
+    assert find_toolchain("nvrtc").version == wanted
+
+
+def test_a_library_that_is_not_found_is_named(installed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise RuntimeError("Failure finding libnvrtc.so\nin many places")
+
+    installed["cuda-bindings"] = "13.0.1"
+    monkeypatch.setattr(nvrtc, "nvrtcVersion", missing)
+    text = r"^NVRTC: cuda-bindings 13\.0\.1 finds no library \(Failure finding libnvrtc\.so\)$"
+    with pytest.raises(BuildError, match=text):
+        compile_unit(unit(CLEAN), Toolchain("nvrtc", "13.0.88"))
+
+
 def test_another_nvrtc_than_the_package_says_is_refused() -> None:
-    with pytest.raises(BuildError, match=r"NVRTC: expected the library of package version 12\.0\.1"):
-        compile_unit(unit(CLEAN), Toolchain("nvrtc", "12.0.1"))
+    with pytest.raises(BuildError, match=r"NVRTC: expected the library of package version 12\.99\.1 \(got \("):
+        compile_unit(unit(CLEAN), Toolchain("nvrtc", "12.99.1"))
+
+
+@pytest.mark.parametrize(("arch", "version", "oldest"), [("sm100", "12.8.93", "12.9"), ("sm90", "12.6.85", "12.8")])
+def test_a_compiler_that_is_too_old_for_the_architecture_is_named(arch: str, version: str, oldest: str) -> None:
+    text = rf"^kernel: kernels of {arch} need nvrtc {oldest} or newer \(got {version}\)$"
+    with pytest.raises(BuildError, match=text):
+        compile_unit(Unit("kernel", arch, CLEAN, Closure({})), Toolchain("nvrtc", version))
+
+
+def test_options_are_those_that_the_version_knows() -> None:
+    assert "--no-cache" not in Toolchain("nvrtc", "12.8.93").options("sm90")
+    assert "--no-cache" in Toolchain("nvrtc", "12.9.86").options("sm90")
 
 
 def test_unknown_compilers_are_refused() -> None:

@@ -88,9 +88,10 @@ def test_usage_is_read() -> None:
     assert ptxas.parse(LOG.format(stores=24, loads=8)) == Usage(168, 32)
 
 
-def test_a_log_without_usage_is_refused() -> None:
-    with pytest.raises(ValueError, match="no ptxas usage lines"):
-        ptxas.parse("ptxas info : nothing")
+def test_a_log_without_usage_is_a_finding() -> None:
+    unknown = ptxas.parse("ptxas info : nothing")
+    assert unknown == Usage(0, 0)
+    assert ptxas.refused("", unknown, ()) == ["unknown: the compiler's log has no ptxas usage lines"]
 
 
 ALL = IGNORED + "\n" + SERIALIZED + "\n" + LOG.format(stores=4, loads=4)

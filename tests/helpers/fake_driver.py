@@ -78,6 +78,7 @@ class FakeDriver:
 
     capability: tuple[int, int] = (9, 0)
     sm_count: int = 132
+    version: int = 13000  # of CUDA, as the driver counts
     calls: list[str] = field(default_factory=list)
     launches: list[Launch] = field(default_factory=list)
     capturing: set[int] = field(default_factory=set)
@@ -105,6 +106,9 @@ class FakeDriver:
 
     def cuInit(self, _flags: int) -> Any:
         return (SUCCESS,)
+
+    def cuDriverGetVersion(self) -> Any:
+        return SUCCESS, self.version
 
     def cuGetErrorName(self, status: Any) -> Any:
         return SUCCESS, status.name.encode()
