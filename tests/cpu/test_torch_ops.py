@@ -97,12 +97,20 @@ def test_operators_compute_what_launch_computes(kind: str) -> None:
     assert torch.equal(out, here["out"]) and lse.numel() == 0 and lse.dtype == torch.float32
 
 
-def test_writes_are_seen_by_autograd() -> None:
-    call = {**tensors(), **outputs(), **counters(), "skip_softmax_threshold": THRESHOLD}
-    before = {name: value._version for name, value in call.items() if isinstance(value, torch.Tensor)}
-    torch_ops.attention_out(**call)
-    changed = {name for name, version in before.items() if call[name]._version != version}
-    assert changed == WRITTEN["attention_out"]
+def test_writes_are_seen_by_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "launch", lambda params: params.q)  # as a GPU does, it writes without torch's knowledge
+    for op, given in ((torch_ops.attention, {}), (torch_ops.attention_out, outputs())):
+        call = {**tensors(), **given, **counters(), "skip_softmax_threshold": THRESHOLD}
+        before = {name: value._version for name, value in call.items() if isinstance(value, torch.Tensor)}
+        op(**call)
+        assert {name for name, version in before.items() if call[name]._version != version} == WRITTEN[op.__name__]
+
+
+def test_no_lse_is_made_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Params] = []
+    monkeypatch.setattr(ops, "launch", lambda params: calls.append(params) or params.out)
+    given = outputs()["out"]
+    assert ops.traced(Params(**tensors(), out=given)) is given and calls[0].lse is None
 
 
 def test_what_launch_refuses_the_operators_refuse() -> None:
