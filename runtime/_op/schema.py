@@ -35,6 +35,7 @@ def _parts(name: str) -> tuple[bool, bool, tuple[Any, ...]]:
 EITHER = tuple(name for name in FIELDS if all(_parts(name)[1:]))
 # Those whose values are tuples, which operators are given as lists.
 _TUPLES = tuple(name for name in FIELDS if any(get_origin(part) is tuple for part in _parts(name)[2]))
+_BOOLS = tuple(name for name in FIELDS if bool in _parts(name)[2])
 
 
 def _value_type(name: str, hint: Any) -> str:
@@ -79,10 +80,12 @@ ATTENTION_OUT = _schema(ATTENTION_OUT_FIELDS, "()", required="out")
 
 
 def arguments_of(params: Params, names: tuple[str, ...]) -> dict[str, Any]:
-    """The named fields of a call as arguments of an operator."""
+    """The named fields of a call as arguments of an operator; it would turn a bool into a number and the reverse."""
     arguments = {}
     for name in names:
         value = getattr(params, name)
+        if isinstance(value, bool) != (name in _BOOLS):
+            raise expected(name, "a bool" if name in _BOOLS else "no bool", repr(value))
         arguments[name + _TENSOR if name in EITHER and isinstance(value, torch.Tensor) else name] = value
     return arguments
 

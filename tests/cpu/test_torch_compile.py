@@ -102,6 +102,22 @@ def test_a_call_made_outside_and_gradients_elsewhere_in_the_graph() -> None:
     assert torch.equal(weight.grad, torch.autograd.grad(step(), weight)[0].detach())
 
 
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"skip_softmax_threshold": True}, r"expected no bool \(got True\)"),
+        ({"return_lse": 1}, r"expected a bool \(got 1\)"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_no_value_becomes_one_of_another_type(wrong: Call, text: str) -> None:
+    (name,), call = wrong, tensors() | wrong
+    with pytest.raises(ArgumentError, match=f"^{name}: {text}"):
+        ops.traced(Params(**call))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="ArgumentError"):
+        compiled(lambda: attention(**call))()
+
+
 def test_streams_belong_to_eager_calls() -> None:
     text = r"stream: expected None in compiled code \(its kernels run on torch's current stream\) \(got 3\)"
     with pytest.raises(ArgumentError, match="^" + text):
