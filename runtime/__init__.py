@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ._call.masks import pack_mask
     from ._select.catalog import Explanation, explain, variants
-    from .api import attention
+    from .api import attention, launch
     from .errors import ArgumentError, BuildError, CudaError, NoKernelError
-    from .launcher import launch
     from .params import Params
     from .sparse.stats import sparsity
     from .sparse.thresholds import threshold_from_scale_factor
@@ -28,7 +27,7 @@ _HOMES = {
     "Params": "params",
     "attention": "api",
     "explain": "_select.catalog",
-    "launch": "launcher",
+    "launch": "api",
     "pack_mask": "_call.masks",
     "sparsity": "sparse.stats",
     "threshold_from_scale_factor": "sparse.thresholds",

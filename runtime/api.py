@@ -1,14 +1,40 @@
-"""``attention``: the call in one line, with the argument names of flash-attn."""
+"""``launch``, and ``attention``, the call in one line with the argument names of flash-attn."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch.compiler import is_compiling
 
+from . import launcher
+from ._op.ops import traced
 from .errors import expected
-from .launcher import Result, launch
+from .launcher import Result
 from .params import UNLIMITED, Params
+
+
+def launch(params: Params, stream: Any = None) -> Result:
+    """Compute attention; asynchronous on a GPU, with the block-exact reference on CPU tensors.
+
+    In code that torch.compile or torch.export traces it becomes an operator (:mod:`skimattn.integrations.torch_ops`).
+
+    Args:
+        params: the call; launching the same object again skips validation while its tensors stay where they are.
+        stream: where to enqueue: None = torch's current stream of q's device, or a stream, or its handle as an int.
+
+    Returns:
+        ``out``, or ``(out, lse)`` with ``return_lse=True``.
+
+    Raises:
+        ArgumentError: an argument is not acceptable.
+        NoKernelError: no kernel computes this, here.
+        BuildError: the kernel had to be compiled and could not be, or its files are damaged.
+        CudaError: the driver refused.
+    """
+    if is_compiling():
+        return traced(params, stream)
+    return launcher.launch(params, stream)
 
 
 def attention(

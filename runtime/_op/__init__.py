@@ -1,0 +1,1 @@
+"""The call as an operator of torch, for compilers that trace it rather than run it."""
