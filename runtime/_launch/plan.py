@@ -18,6 +18,7 @@ from .buffers import Buffers
 
 L2_SECTION_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
 KEPT_MAPS = 1024  # forms of maps that are kept, with their encoding: pools never change, k and v look the same
+WARP_THREADS = 32  # each of which knows one request of a ragged batch
 LOG2E = math.log2(math.e)
 _NEW = ("out", "lse", "custom_mask")  # arguments whose tensor a launch may make itself
 _POINTER_OF = {name: field for field, name in POINTERS.items()}
@@ -118,17 +119,20 @@ def page_box_rows(page_size: int, tile_n: int) -> int:
     return min(page_size & -page_size, tile_n)
 
 
-def section(problem: Problem) -> int:
-    """How many (request, kv head) pairs, or kv heads of a ragged batch, share L2 in the work order."""
-    columns = problem.head_dim + problem.head_dim_v
-    if not problem.ragged:
-        keys, most = problem.len_k, problem.batch * problem.heads_kv
-    elif problem.paged:
-        pool = problem.params.k.shape[0] * problem.page_size
-        keys, most = min(problem.batch * problem.len_k, pool), problem.heads_kv
-    else:
-        keys, most = problem.keys, problem.heads_kv
-    return max(1, min(most, L2_SECTION_BYTES // max(1, keys * columns * ELEMENT_BYTES[problem.dtype])))
+def sections(problem: Problem) -> tuple[int, int]:
+    """What shares L2 in the work order: (request, kv head) pairs and 0, or kv heads and requests of a ragged batch."""
+    batch, heads = problem.batch, problem.heads_kv
+    keys = batch * problem.len_k if problem.params.cu_seqlens_k is None else problem.keys
+    if problem.form.paged:
+        keys = min(keys, problem.params.k.shape[0] * problem.page_size)
+    # Requests of one head, of the mean length: how they differ is not known here.
+    bytes_per_key = (problem.head_dim + problem.head_dim_v) * ELEMENT_BYTES[problem.dtype]
+    fitting = L2_SECTION_BYTES * batch // max(1, keys * bytes_per_key)
+    if not problem.varlen_q:
+        return max(1, min(fitting, batch * heads)), 0
+    most = max(1, min(fitting, batch, WARP_THREADS))
+    requests = -(-batch // -(-batch // most))  # the same number of sections, the last of which is not small
+    return max(1, min(fitting // requests, heads)), requests
 
 
 def argument(problem: Problem, buffers: Buffers, name: str) -> torch.Tensor | None:
@@ -196,7 +200,7 @@ def _add_sizes(scalars: dict[str, Value], problem: Problem, kernel: Kernel) -> N
     scalars["window_left"] = min(form.window[0], len_k)
     scalars["window_right"] = form.window[1]
     scalars["chunk_size"] = form.chunk_size
-    scalars["section"] = section(problem)
+    scalars["section"], scalars["requests_in_l2"] = sections(problem)
 
 
 def _add_numbers(scalars: dict[str, Value], problem: Problem) -> None:

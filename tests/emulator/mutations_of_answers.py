@@ -91,4 +91,5 @@ WRONG_ANSWERS: tuple[Mutation, ...] = (
     Mutation("kept and skipped swapped in the skip map", TALLY, "(kept ? 1 : 2)", "(kept ? 2 : 1)", STAT, (RESULT,)),
     Mutation("skipped tiles not counted", TALLY, "skipped_ += kept ? 0 : 1;", "", STAT, (RESULT,)),
     Mutation("work counter not reset", SCHEDULER, "ptx::st_global(counter_, 0u)", "", DENSE, (RESULT,)),
+    Mutation("work counter reset too early", SCHEDULER, "count + 2 * ptx::grid_size()", "count + 1", STAT, (RESULT,)),
 )

@@ -24,12 +24,12 @@ class Producer {
   // The scheduler and loader of K: a whole warp.
   SKIM_DEVICE void run_keys(int lane) {
     WorkOrder<Tr::kTileM> order(p_);
-    const Tickets tickets(p_.work_counter, order.items(p_));
-    for (int ticket = tickets.first(); ticket < tickets.count();) {
+    const Tickets tickets(p_.work_counter);
+    for (int ticket = tickets.first();;) {
+      // Drawn early: its latency hides behind this item's lookup and loads.
+      const int next = lane == 0 ? tickets.next() : 0;
       const WorkItem item = order.decode(p_, ticket);
-      int next = 0;
       if (lane == 0) {
-        next = tickets.next();  // drawn early: its latency hides behind this item's loads
         publish(item);
         const TileRange range = cta_range<Tr>(item, p_);
         const Keys keys = keys_of(item);
@@ -38,11 +38,12 @@ class Producer {
           load_k(keys, visited_tile<Tr::kSinkFirst>(range.first, range.last, i));
         }
         work_.advance();
+        if (!item.valid) tickets.finish(next, order.items(p_));
       }
+      if (!item.valid) break;
       ptx::warp_sync();
       ticket = ptx::shfl(next, 0);
     }
-    if (lane == 0) publish(WorkItem{});
   }
 
   // One lane.
