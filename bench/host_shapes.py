@@ -64,7 +64,8 @@ class _Pool:
 
     def many(self, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """So many requests of a few rows."""
-        q, k, v = (tensor[: batch * _ROWS].unflatten(0, (batch, _ROWS)) for tensor in (self._q, self._k, self._v))
+        rows = [tensor[: batch * _ROWS] for tensor in (self._q, self._k, self._v)]
+        q, k, v = (tensor.view(batch, _ROWS, *tensor.shape[1:]) for tensor in rows)
         return q, k, v
 
     def ragged(self, total: int, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]:

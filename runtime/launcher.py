@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +21,13 @@ from ._cuda import streams
 from ._cuda.device import Device, device
 from ._launch import loader
 from ._launch.buffers import Buffers, make_buffers
+from ._launch.plan import Planner
 from ._launch.prepared import PreparedLaunches
 from ._launch.signature import Bound, Scan
 from ._select.dispatch import arch_of, reference_arch, spec_of
 from ._select.kernels import describe
 from .errors import expected
-from .params import Params, keep_prepared
+from .params import Params, forbid_changes, keep_prepared
 from .reference import prefill as reference
 
 LOGGER = logging.getLogger("skimattn")
@@ -35,14 +37,15 @@ Result = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The device of a call and the kernel that computes it there."""
+    """The device of a call, the kernel that computes it there, and what plans its launches."""
 
     gpu: Device
     spec: KernelSpec
     row: Kernel
+    planner: Planner
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Known:
     """A form that was checked, and its kernels by (head_dim, head_dim_v)."""
 
@@ -50,7 +53,7 @@ class _Known:
     kernels: dict[tuple[int, int], _Chosen]
 
 
-_forms: dict[tuple[Any, ...], _Known] = {}
+_forms: dict[Hashable, _Known] = {}
 _prepared = PreparedLaunches()
 
 
@@ -85,13 +88,12 @@ def _enqueue(bound: Bound, params: Params, stream: Any) -> Result:
     if stream is None and prepared.only_out:  # the common case, without what it does not need
         q = params.q
         out = torch.empty_like(q) if prepared.out_like_q else q.new_empty(prepared.out_shape, dtype=prepared.out_dtype)
-        fresh: tuple[tuple[str, int], ...] = (("out", out.data_ptr()),)
         handle = streams.current(prepared.ordinal)
-        if prepared.launch(bound.token, bound.addresses, fresh, bound.threshold, handle):
+        if prepared.launch(bound.token, bound.addresses, (out.data_ptr(),), bound.threshold, handle):
             return out
     else:
         handle, buffers = _buffers(params, prepared.out_shape, prepared.ordinal, stream)
-        if prepared.launch(bound.token, bound.addresses, _fresh(buffers), bound.threshold, handle):
+        if prepared.launch(bound.token, bound.addresses, buffers.addresses(params), bound.threshold, handle):
             return _result(params, buffers)
     return _first_launch(params, stream)  # what was prepared has been given to another signature
 
@@ -105,11 +107,6 @@ def _buffers(params: Params, out_shape: tuple[int, ...], ordinal: int, stream: A
         return handle, make_buffers(params, out_shape)
 
 
-def _fresh(buffers: Buffers) -> tuple[tuple[str, int], ...]:
-    tensors = (("out", buffers.out), ("lse", buffers.lse), ("custom_mask", buffers.custom_mask))
-    return tuple((name, tensor.data_ptr()) for name, tensor in tensors if tensor is not None)
-
-
 def _result(params: Params, buffers: Buffers) -> Result:
     if not params.return_lse:
         return buffers.out
@@ -121,13 +118,16 @@ def _first_launch(params: Params, stream: Any) -> Result:
     """Launch a GPU call object that was not launched before, or whose tensors changed."""
     try:
         scan = Scan(params)
-        found = _prepared.find(scan.signature)
-        known = _forms.get(scan.form) if found is None else None
+        known = _forms.get(scan.form)
     except (AttributeError, TypeError, RuntimeError):  # not a (dense) tensor, or a value that cannot be hashed
         validate(params)  # says what is wrong
         raise
     if scan.needs_gradient():
         validate(params)
+    if known is None:
+        known = _Known(check_form(params), {})
+    signature = (known, scan.sizes)
+    found = _prepared.find(signature)
     if found is None:
         return _new_launch(params, scan, known, stream)
     prepared, token = found
@@ -135,30 +135,31 @@ def _first_launch(params: Params, stream: Any) -> Result:
     if not prepared.accepts(scan.addresses):
         check_addresses(params)  # says what is wrong
     bound = Bound(scan, prepared, token, threshold)
-    keep_prepared(params, bound)
+    if forbid_changes(params):  # most calls are launched once, and need not be bound for another time
+        keep_prepared(params, bound)
     return _enqueue(bound, params, stream)
 
 
-def _new_launch(params: Params, scan: Scan, known: _Known | None, stream: Any) -> Result:
-    """Launch a call whose signature is not known, though its form may be."""
-    if known is None:
-        known = _Known(check_form(params), {})
+def _new_launch(params: Params, scan: Scan, known: _Known, stream: Any) -> Result:
+    """Launch a call whose sizes are not known, though its form may be."""
     problem = check_sizes(known.form, params)
     kernel = known.kernels.get((problem.head_dim, problem.head_dim_v)) or _choose(problem, known)
     check_skip_map(problem, kernel.row)
+    if problem.empty or 0 in scan.addresses:
+        check_addresses(params)
     handle, buffers = _buffers(params, problem.out_shape, kernel.gpu.ordinal, stream)
     if problem.empty:
-        check_addresses(params)
+        forbid_changes(params)
         return _result(params, buffers)
-    _keep_form(scan, known)
     loaded = loader.load(kernel.gpu, kernel.spec)
-    fresh = _fresh(buffers)
-    addresses = scan.addresses | dict(fresh)
-    prepared, token = _prepared.make(scan.signature, problem, buffers, addresses, kernel.gpu, loaded)
+    prepared = _prepared.take()
+    token = prepared.fill(scan.names, problem, buffers, kernel.planner, kernel.gpu, loaded)
     if not prepared.accepts(scan.addresses):
         check_addresses(params)  # says what is wrong
-    keep_prepared(params, Bound(scan, prepared, token, problem.threshold))
-    if not prepared.launch(token, scan.addresses, fresh, problem.threshold, handle):
+    _keep_form(scan, known)
+    _prepared.keep((known, scan.sizes), prepared, token)
+    forbid_changes(params)
+    if not prepared.launch(token, scan.addresses, buffers.addresses(params), problem.threshold, handle):
         return _first_launch(params, stream)
     return _result(params, buffers)
 
@@ -169,7 +170,8 @@ def _choose(problem: Problem, known: _Known) -> _Chosen:
     assert ordinal is not None  # a tensor's device has an index
     gpu = device(ordinal)
     spec = spec_of(problem, arch_of(gpu.capability))
-    chosen = known.kernels[problem.head_dim, problem.head_dim_v] = _Chosen(gpu, spec, describe(spec))
+    row = describe(spec)
+    chosen = known.kernels[problem.head_dim, problem.head_dim_v] = _Chosen(gpu, spec, row, Planner(row, gpu.sm_count))
     LOGGER.debug("%s computes calls like q %s", spec.name, list(problem.params.q.shape))
     return chosen
 
@@ -187,6 +189,7 @@ def _without_gpu(problem: Problem, stream: Any) -> Result:
     kernel = describe(spec_of(problem, reference_arch(problem.dtype)))
     check_skip_map(problem, kernel)
     buffers = make_buffers(problem.params, problem.out_shape)
+    forbid_changes(problem.params)
     if not problem.empty:
         reference.attention(problem, kernel, buffers)
     return _result(problem.params, buffers)

@@ -65,7 +65,7 @@ def _output(doc: str, *dtypes: torch.dtype, tensor_map: str = "") -> Any:
 class Params:
     """One attention call. Cheap to make and reusable: repeated launches of one object are the fastest.
 
-    Once it was launched on a GPU it cannot be changed any more; ``dataclasses.replace`` makes another one.
+    Once it was launched it cannot be changed any more; ``dataclasses.replace`` makes another one.
 
     Sizes: B requests, Hq query heads, Hkv key/value heads (Hq is a multiple), D and Dv columns of keys and values.
     """
@@ -203,10 +203,14 @@ class _Launched(Params):
         raise AttributeError(f"{name}: this call was launched and cannot change; dataclasses.replace makes another one")
 
 
-def keep_prepared(params: Params, bound: object) -> None:
-    """Let repeated launches of ``params`` find what was prepared, and forbid changes to it from now on."""
+def forbid_changes(params: Params) -> bool:
+    """From now on; whether changes were forbidden before."""
     if type(params) is Params:
-        params._prepared = bound
         params.__class__ = _Launched
-    elif type(params) is _Launched:
-        object.__setattr__(params, "_prepared", bound)
+        return False
+    return True
+
+
+def keep_prepared(params: Params, bound: object) -> None:
+    """Let later launches of ``params`` find what was prepared."""
+    object.__setattr__(params, "_prepared", bound)

@@ -53,8 +53,8 @@ def check_sizes(form: Form, params: Params) -> Problem:
         len_k = _hint("max_seqlen_k", params.max_seqlen_k, len_k, known=not given)
     if heads_q < 1 or heads_kv < 1 or heads_q % heads_kv:
         _refuse_heads(heads_q, heads_kv)
-    step = _COLUMN_STEPS[form.dtype]
-    for name, columns in (("q", head_dim), ("v", shape_v[-1])):
+    head_dim_v, step = shape_v[-1], _COLUMN_STEPS[form.dtype]
+    for name, columns in (("q", head_dim), ("v", head_dim_v)):
         if columns % step or not step <= columns <= _MAX_HEAD_DIM:
             wanted = f"a head_dim (last dimension) that is a multiple of {step} from {step} to {_MAX_HEAD_DIM}"
             raise expected(name, wanted, columns)
@@ -63,23 +63,15 @@ def check_sizes(form: Form, params: Params) -> Problem:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if not tensor.is_contiguous() or tensor.numel() >= MAX_DIM:  # otherwise the columns decide
             require_tma_strides(name, tensor)
+    scale = head_dim**-0.5 if form.softmax_scale is None else form.softmax_scale
+    threshold = 0.0 if form.skip == "dense" else options.threshold_value(params)
+    out_shape = (*shape_q[:-1], head_dim_v)
+    # fmt: off
     problem = Problem(
-        params=params,
-        form=form,
-        batch=batch,
-        heads_q=heads_q,
-        heads_kv=heads_kv,
-        head_dim=head_dim,
-        head_dim_v=shape_v[-1],
-        rows=shape_q[-3],
-        keys=keys,
-        len_q=len_q,
-        len_k=len_k,
-        page_size=page_size,
-        softmax_scale=head_dim**-0.5 if form.softmax_scale is None else form.softmax_scale,
-        threshold=options.threshold_value(params),
-        out_shape=(*shape_q[:-1], shape_v[-1]),
+        params, form, batch, heads_q, heads_kv, head_dim, head_dim_v, shape_q[-3], keys, len_q, len_k, page_size,
+        scale, threshold, out_shape,
     )
+    # fmt: on
     for check in form.checks:
         check(problem)
     return problem

@@ -10,14 +10,24 @@ from .._call.dtypes import default_out_dtype
 from .._call.masks import pack_mask
 from ..params import Params
 
+_NAMES = ("out", "lse", "custom_mask")
 
-@dataclass(frozen=True)
+
+@dataclass(slots=True, eq=False)
 class Buffers:
     """The tensors of a launch that the call does not hold as they are: allocated outputs and the packed mask."""
 
     out: torch.Tensor
     lse: torch.Tensor | None = None
     custom_mask: torch.Tensor | None = None
+
+    def made(self, params: Params) -> tuple[str, ...]:
+        """The names of those that the call does not hold."""
+        return tuple([name for name in _NAMES if getattr(self, name) is not getattr(params, name)])
+
+    def addresses(self, params: Params) -> list[int]:
+        """Their addresses, in the same order."""
+        return [getattr(self, name).data_ptr() for name in self.made(params)]
 
 
 def make_buffers(params: Params, out_shape: tuple[int, ...]) -> Buffers:

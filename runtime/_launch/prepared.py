@@ -1,14 +1,15 @@
 """Prepared launches: parameter blocks and launch configurations of one signature, patched for every launch.
 
-Host time is spent once per signature (shapes, strides, dtypes, options). A launch then compares a few addresses,
-rewrites what moved, and calls the driver. :class:`PreparedLaunches` keeps those that were used last.
+Host time is spent once per signature (form and sizes). A launch then compares a few addresses, rewrites what moved,
+and calls the driver. :class:`PreparedLaunches` keeps those that were used last.
 """
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Sequence
 
 from .._call.arguments import OUTPUTS, POINTERS, TENSOR_MAPS, TENSORS
 from .._call.checks import TMA_BYTES, span_bytes
@@ -19,12 +20,11 @@ from .._cuda import driver, streams
 from .._cuda.device import Device
 from .buffers import Buffers
 from .loader import Loaded
-from .plan import make_plan
+from .plan import Planner
 from .step import Step
 
 MAX_PREPARED = 256  # signatures kept, a few KB each; the one that was not used for longest goes first
 _LEGACY_ID = -1  # of the default stream, which cannot be captured and has no other handle
-_NOWHERE = dict.fromkeys(TENSORS, 0)
 _TMA = ("q", "k", "v", "out")
 _FIELDS_OF: dict[str, tuple[list[str], list[str]]] = {  # argument -> (tensor maps, pointers) that hold its address
     name: (
@@ -47,14 +47,32 @@ class Prepared:
         self.token: object = None
         self._lock = threading.Lock()
         self._steps: list[Step] = []
-        self._launch, self._current = cuda.cuLaunchKernelEx, cuda.cuCtxGetCurrent
+        self._counter = self._stream = -1
+        self._launch, self._current = driver.raw("cuLaunchKernelEx"), driver.raw("cuCtxGetCurrent")
+        self._found = ctypes.c_void_p(0)
+        self._found_at = ctypes.byref(self._found)
         self._is_capturing, self._stream_id = cuda.cuStreamIsCapturing, cuda.cuStreamGetId
 
     def fill(
-        self, problem: Problem, buffers: Buffers, addresses: dict[str, int], device: Device, loaded: Loaded
+        self,
+        names: tuple[str, ...],
+        problem: Problem,
+        buffers: Buffers,
+        planner: Planner,
+        device: Device,
+        loaded: Loaded,
     ) -> object:
-        """Prepare the launch of a call and return its token. Keeps sizes of tensors, never the tensors."""
-        plan = make_plan(problem, loaded.kernel, buffers, sm_count=device.sm_count, work_counter_address=0)
+        """Prepare the launch of a call and return its token. Keeps sizes of tensors, never the tensors.
+
+        Args:
+            names: the tensors that the call holds.
+            problem: the call.
+            buffers: the tensors that were made for it.
+            planner: makes the plan.
+            device: where.
+            loaded: the kernel.
+        """
+        plan = planner.plan(problem, buffers)
         params = problem.params
         with self._lock:
             self.token = None  # until all of it is there
@@ -62,114 +80,109 @@ class Prepared:
             self.out_dtype = default_out_dtype(params.q.dtype)
             same = problem.head_dim == problem.head_dim_v and params.q.dtype == self.out_dtype
             self.out_like_q = same and params.q.is_contiguous()
-            self.only_out = params.out is None and not params.return_lse and params.custom_mask is None
+            made = buffers.made(params)
+            self.only_out = made == ("out",) and not params.return_lse
             self._counters, self._context = device.counters, device.context
-            self._steps += [Step() for _ in plan.kernels[len(self._steps) :]]
-            self._used = self._steps[: len(plan.kernels)]
-            for step, planned in zip(self._used, plan.kernels, strict=True):
+            while len(self._steps) < len(plan.kernels):
+                self._steps.append(Step())
+            self.steps = self._steps[: len(plan.kernels)]
+            for step, planned in zip(self.steps, plan.kernels, strict=True):
                 step.fill(planned, loaded)
-            self._counter, self._stream, self._threshold = 0, streams.LEGACY, problem.threshold
-            self._last: dict[str, int] | None = None
-            self._addresses = _NOWHERE | addresses
-            self._remember(problem)
+            self._counter = -1  # the block's may be gone
+            self._threshold = problem.threshold
+            self._names = (*names, *made)
+            self._addresses = [-1] * len(self._names)
+            self._last: Sequence[int] = ()
+            self._remember(names, problem)
             self.token = object()
             return self.token
 
-    def _remember(self, problem: Problem) -> None:
+    def _remember(self, names: tuple[str, ...], problem: Problem) -> None:
         """What :meth:`accepts` compares addresses with."""
         params = problem.params
+        self._tma = [names.index(name) for name in _TMA if name in names]
+        self._mask = names.index("custom_mask") if params.custom_mask is not None else -1
         self._mask_multiple = 1 if params.custom_mask is None else multiple_of("custom_mask", params.custom_mask)
-        self._outputs = [name for name in OUTPUTS if name in problem.form.given]
-        self._spans: dict[str, int] = {}
-        if self._outputs:
-            self._spans = {name: span_bytes(getattr(params, name)) for name in problem.form.given}
+        self._outputs = [index for index, name in enumerate(names) if name in OUTPUTS]
+        self._spans = [span_bytes(getattr(params, name)) for name in names] if self._outputs else []
 
-    def accepts(self, addresses: dict[str, int]) -> bool:
+    def accepts(self, addresses: Sequence[int]) -> bool:
         """Whether tensors of this signature may lie there: aligned, and outputs apart from everything else.
 
         The same as :func:`check_addresses`, which says what is wrong, but in numbers that are known. False where it
         cannot tell.
         """
-        for name, address in addresses.items():
-            if not address or (name in _TMA and address % TMA_BYTES):
+        if 0 in addresses:
+            return False
+        for index in self._tma:
+            if addresses[index] % TMA_BYTES:
                 return False
-        if self._mask_multiple > 1 and addresses["custom_mask"] % self._mask_multiple:
+        if self._mask_multiple > 1 and addresses[self._mask] % self._mask_multiple:
             return False
         for output in self._outputs:
             start = addresses[output]
             end = start + self._spans[output]
-            for name, other in addresses.items():
-                if other < end and start < other + self._spans[name] and name != output:
+            for index, other in enumerate(addresses):
+                if other < end and start < other + self._spans[index] and index != output:
                     return False
         return True
 
     def launch(
-        self,
-        token: object,
-        addresses: dict[str, int],
-        fresh: Iterable[tuple[str, int]],
-        threshold: float,
-        stream: int,
+        self, token: object, addresses: Sequence[int], made: Sequence[int], threshold: float, stream: int
     ) -> bool:
         """Enqueue on ``stream``; False, and nothing happened, if this was filled in for another signature meanwhile.
 
         Args:
             token: what :meth:`fill` returned for the signature of the call.
-            addresses: by argument name, the tensors that the call holds; never changed once it was passed.
-            fresh: name and address of the tensors made for this launch; they win.
+            addresses: of the tensors that the call holds; never changed once it was passed.
+            made: of the tensors made for this launch, which win.
             threshold: of the host; 0 where there is none.
             stream: the driver's handle.
         """
-        status, context = self._current()
-        if status or int(context) != self._context:
-            with driver.current_context(self._context):
-                return self._enqueue(token, addresses, fresh, threshold, stream)
-        return self._enqueue(token, addresses, fresh, threshold, stream)
-
-    def _enqueue(
-        self,
-        token: object,
-        addresses: dict[str, int],
-        fresh: Iterable[tuple[str, int]],
-        threshold: float,
-        stream: int,
-    ) -> bool:
-        counter = self._counters.of_stream(_LEGACY_ID) if stream == streams.LEGACY else self._counter_for(stream)
         with self._lock:
             if token is not self.token:
                 return False
-            known = self._addresses
-            if addresses is not self._last:
-                for name, address in addresses.items():
-                    if known[name] != address:
-                        self._move(name, address)
-                self._last = addresses
-            for name, address in fresh:
-                if known[name] != address:
-                    self._move(name, address)
-            if counter != self._counter or threshold != self._threshold or stream != self._stream:
-                self._set_numbers(counter, threshold, stream)
-            for step in self._used:
-                (status,) = self._launch(step.config, step.function, step.argv_address, 0)
-                if status:
-                    driver.raise_for(f"cuLaunchKernelEx of {step.name}", status)
+            self._current(self._found_at)
+            if self._found.value != self._context:
+                with driver.current_context(self._context):
+                    self._enqueue(addresses, made, threshold, stream)
+            else:
+                self._enqueue(addresses, made, threshold, stream)
         return True
 
+    def _enqueue(self, addresses: Sequence[int], made: Sequence[int], threshold: float, stream: int) -> None:
+        counter = self._counters.of_stream(_LEGACY_ID) if stream == streams.LEGACY else self._counter_for(stream)
+        if addresses is not self._last:
+            self._move(addresses, 0)
+            self._last = addresses
+        if made:
+            self._move(made, len(addresses))
+        if counter != self._counter or threshold != self._threshold or stream != self._stream:
+            self._set_numbers(counter, threshold, stream)
+        for step in self.steps:
+            status = self._launch(*step.arguments)
+            if status:
+                driver.raise_for(f"cuLaunchKernelEx of {step.name}", status)
+
     def _set_numbers(self, counter: int, threshold: float, stream: int) -> None:
-        for step in self._used:
+        for step in self.steps:
             step.block.work_counter, step.block.threshold_value = counter, threshold
             step.config.hStream = stream
         self._counter, self._threshold, self._stream = counter, threshold, stream
 
-    def _move(self, name: str, address: int) -> None:
-        """Point the blocks to a tensor's new address."""
-        maps, pointers = _FIELDS_OF[name]
-        for step in self._used:
-            for field in maps:
-                step.maps[field].move(address)
-            for field in pointers:
-                setattr(step.block, field, address)
-        self._addresses[name] = address
+    def _move(self, addresses: Sequence[int], first: int) -> None:
+        """Point the blocks to new addresses, those of the tensors from number ``first`` on."""
+        known = self._addresses
+        for index, address in enumerate(addresses, first):
+            if known[index] == address:
+                continue
+            maps, pointers = _FIELDS_OF[self._names[index]]
+            for step in self.steps:
+                for field in maps if address else ():  # nothing is loaded from an empty tensor
+                    step.maps[field].move(address)
+                for field in pointers:
+                    setattr(step.block, field, address)
+            known[index] = address
 
     def _counter_for(self, stream: int) -> int:
         """Address of the work counter: the stream's own, or a fresh one in a capture (see :mod:`.counters`)."""
@@ -204,29 +217,12 @@ class PreparedLaunches:
                 self._kept.move_to_end(signature)
         return found
 
-    def make(
-        self,
-        signature: Hashable,
-        problem: Problem,
-        buffers: Buffers,
-        addresses: dict[str, int],
-        device: Device,
-        loaded: Loaded,
-    ) -> tuple[Prepared, object]:
-        """Fill one in; it and its token.
+    def take(self) -> Prepared:
+        """One to fill in."""
+        with self._lock:
+            return self._kept.popitem(last=False)[1][0] if len(self._kept) >= MAX_PREPARED else Prepared()
 
-        Args:
-            signature: that of the call.
-            problem: the call.
-            buffers: outputs and packed mask.
-            addresses: of all tensors, those of the buffers included, by argument name.
-            device: where.
-            loaded: the kernel.
-        """
+    def keep(self, signature: Hashable, prepared: Prepared, token: object) -> None:
+        """Let calls of a signature find one that was filled in for it."""
         with self._lock:
-            full = len(self._kept) >= MAX_PREPARED
-            prepared = self._kept.popitem(last=False)[1][0] if full else Prepared()
-        made = prepared, prepared.fill(problem, buffers, addresses, device, loaded)
-        with self._lock:
-            self._kept[signature] = made
-        return made
+            self._kept[signature] = prepared, token

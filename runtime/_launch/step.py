@@ -3,46 +3,66 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from typing import Any
 
 from skimattn.codegen.params import OFFSETS, SIZE, aligned_block
 
-from .._cuda import driver, streams
-from . import tensormap
 from .loader import Loaded
-from .plan import KernelLaunch
+from .plan import KernelLaunch, Value
+from .tensormap import MapWriter
 
 _MAPS = [name for name in OFFSETS if name.startswith("tma_")]
+
+
+class LaunchConfig(ctypes.Structure):
+    """The driver's ``CUlaunchConfig``."""
+
+    _fields_ = (
+        ("gridDimX", ctypes.c_uint),
+        ("gridDimY", ctypes.c_uint),
+        ("gridDimZ", ctypes.c_uint),
+        ("blockDimX", ctypes.c_uint),
+        ("blockDimY", ctypes.c_uint),
+        ("blockDimZ", ctypes.c_uint),
+        ("sharedMemBytes", ctypes.c_uint),
+        ("hStream", ctypes.c_void_p),
+        ("attrs", ctypes.c_void_p),
+        ("numAttrs", ctypes.c_uint),
+    )
 
 
 class Step:
     """A parameter block, the arguments that point to it, and a launch configuration; filled in for one call."""
 
-    __slots__ = ("_argv", "_owner", "_start", "argv_address", "block", "config", "function", "maps", "name")
+    __slots__ = ("_argv", "_fixed", "_function", "_owner", "_start", "arguments", "block", "config", "maps", "name")
 
     def __init__(self) -> None:
         """Memory, and nothing in it yet."""
-        cuda = driver.bindings()
         self.block, self._owner = aligned_block()
         self._start = ctypes.addressof(self.block)
-        self.maps = {name: tensormap.MapWriter(self._start + OFFSETS[name]) for name in _MAPS}
+        self.maps = {name: MapWriter(self._start + OFFSETS[name]) for name in _MAPS}
         self._argv = (ctypes.c_void_p * 1)(self._start)
-        self.argv_address = ctypes.addressof(self._argv)
-        self.config = cuda.CUlaunchConfig()
-        self.config.gridDimY = self.config.gridDimZ = self.config.blockDimY = self.config.blockDimZ = 1
-        self.config.numAttrs = 0
-        self.name, self.function = "", None
+        self.config = LaunchConfig(1, 1, 1, 1, 1, 1, 0, None, None, 0)
+        self._function = ctypes.c_void_p(0)
+        self.arguments: tuple[Any, ...] = (ctypes.byref(self.config), self._function, self._argv, None)
+        self.name = ""
+        self._fixed: Mapping[str, Value] = {}
 
     def fill(self, planned: KernelLaunch, loaded: Loaded) -> None:
-        """Write everything but the stream. What a plan does not name is zero."""
-        kernel = loaded.kernel
-        ctypes.memset(self._start, 0, SIZE)
-        block = self.block
+        """Write everything but the stream and what :meth:`Prepared.launch` keeps up to date: addresses."""
+        block, config = self.block, self.config
+        if self._fixed is not planned.fixed:  # what a plan does not name is zero; another plan may have named it
+            ctypes.memset(self._start, 0, SIZE)
+            for name, value in planned.fixed.items():
+                setattr(block, name, value)
+            self._fixed = planned.fixed
         for name, value in planned.scalars.items():
             setattr(block, name, value)
         for name, spec in planned.maps.items():
             self.maps[name].write(spec)
-        config: Any = self.config
-        config.gridDimX, config.blockDimX = planned.grid, kernel.threads
-        config.sharedMemBytes, config.hStream = kernel.smem_bytes, streams.LEGACY
-        self.name, self.function = kernel.name, loaded.function
+        config.gridDimX = planned.grid
+        if self.name != loaded.kernel.name or self._function.value != int(loaded.function):
+            kernel = loaded.kernel
+            config.blockDimX, config.sharedMemBytes = kernel.threads, kernel.smem_bytes
+            self._function.value, self.name = int(loaded.function), kernel.name

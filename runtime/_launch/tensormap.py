@@ -3,79 +3,98 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from functools import cache
 from typing import Any
 
-from skimattn.codegen.params import TENSOR_MAP_BYTES
-
 from .._cuda import driver
 from ..errors import CudaError
-from .plan import MapForm, TensorMapSpec
+from .plan import TensorMapSpec
 
-_ANYWHERE = 1 << 20  # an address that every map accepts
+_pack_sizes = struct.Struct("=7Q").pack_into  # dims, then strides
+_STRIDES_AT = 4 * 8
+_BOX = struct.Struct("=4I")
+_ONE = (ctypes.c_uint32 * 4)(1, 1, 1, 1)  # element strides
 
 
 @cache
-def _constants() -> tuple[dict[str, Any], tuple[Any, Any, Any, Any]]:
+def _constants() -> tuple[dict[str, int], tuple[int, ...]]:
+    """The driver's codes of element types; interleave, swizzle, L2 promotion, fill outside (zeros)."""
     cuda = driver.bindings()
     types = cuda.CUtensorMapDataType
     elements = {
-        "bf16": types.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        "e4m3": types.CU_TENSOR_MAP_DATA_TYPE_UINT8,
-        "fp16": types.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        "bf16": int(types.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16),
+        "e4m3": int(types.CU_TENSOR_MAP_DATA_TYPE_UINT8),
+        "fp16": int(types.CU_TENSOR_MAP_DATA_TYPE_FLOAT16),
     }
     layout = (
         cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
         cuda.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
         cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,  # zeros
+        cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )
-    return elements, layout
+    return elements, tuple(int(value) for value in layout)
 
 
 class MapWriter:
-    """Writes maps into the parameter block of a launch, which its owner keeps alive."""
+    """Writes maps to one place in a parameter block, which its owner keeps alive. Not for two threads at once."""
 
-    __slots__ = ("_address", "_place", "_replace")
+    __slots__ = (
+        "_address",
+        "_arguments",
+        "_box",
+        "_elements",
+        "_encode",
+        "_last_box",
+        "_last_dtype",
+        "_place",
+        "_replace",
+        "_sizes",
+        "_type",
+    )
 
-    def __init__(self, address: int) -> None:
-        """For the map at ``address``."""
-        cuda = driver.bindings()
-        self._address, self._place = address, cuda.CUtensorMap(_ptr=address)
-        self._replace = cuda.cuTensorMapReplaceAddress
+    def __init__(self, place: int) -> None:
+        """For the map at the address ``place``."""
+        self._elements, layout = _constants()
+        self._encode, self._replace = driver.raw("cuTensorMapEncodeTiled"), driver.raw("cuTensorMapReplaceAddress")
+        self._place, self._address = ctypes.c_void_p(place), ctypes.c_void_p(0)
+        self._last_box: tuple[int, ...] = ()
+        self._last_dtype = ""
+        self._sizes, self._box, self._type = (ctypes.c_uint64 * 7)(), (ctypes.c_uint32 * 4)(), ctypes.c_int(0)
+        # Note: the driver reads through these addresses in every call, so what they point to has to live as long.
+        start = ctypes.addressof(self._sizes)
+        dims, strides = ctypes.c_void_p(start), ctypes.c_void_p(start + _STRIDES_AT)
+        self._arguments: tuple[Any, ...] = (
+            self._place,
+            self._type,
+            4,
+            self._address,
+            dims,
+            strides,
+            self._box,
+            _ONE,
+            *layout,
+        )
 
     def write(self, spec: TensorMapSpec) -> None:
         """Write the whole map; :class:`CudaError` repeats the description that the driver refused."""
-        try:
-            form = spec.form
-            form.encoded = form.encoded or _encode(form)
-            ctypes.memmove(self._address, form.encoded, TENSOR_MAP_BYTES)
-            self.move(spec.address)
-        except CudaError as error:
-            raise CudaError(f"{error}; the map was {spec}") from error
+        address, dtype, dims, strides, box = spec
+        _pack_sizes(self._sizes, 0, *dims, *strides)
+        if box is not self._last_box or dtype is not self._last_dtype:
+            _BOX.pack_into(self._box, 0, *box)
+            self._type.value = self._elements[dtype]
+            self._last_box, self._last_dtype = box, dtype
+        self._address.value = address
+        status = self._encode(*self._arguments)
+        if status:
+            try:
+                driver.raise_for("cuTensorMapEncodeTiled", status)
+            except CudaError as error:
+                raise CudaError(f"{error}; the map was {spec}") from error
 
     def move(self, address: int) -> None:
         """Point the map to another address."""
-        (status,) = self._replace(self._place, address)
+        self._address.value = address
+        status = self._replace(self._place, self._address)
         if status:
             driver.raise_for("cuTensorMapReplaceAddress", status)
-
-
-def _encode(form: MapForm) -> bytes:
-    """The bytes of a map over memory anywhere."""
-    cuda, (elements, layout) = driver.bindings(), _constants()
-    wide, narrow = cuda.cuuint64_t, cuda.cuuint32_t
-    status, *encoded = cuda.cuTensorMapEncodeTiled(
-        elements[form.dtype],
-        len(form.dims),
-        _ANYWHERE,
-        [wide(size) for size in form.dims],
-        [wide(stride) for stride in form.strides],
-        [narrow(size) for size in form.box],
-        [narrow(1)] * len(form.dims),
-        *layout,
-    )
-    if status:
-        driver.raise_for("cuTensorMapEncodeTiled", status)
-    # Note: the bytes belong to `encoded`. An address taken from an object that nothing holds is one of freed memory.
-    return ctypes.string_at(int(encoded[0].getPtr()), TENSOR_MAP_BYTES)

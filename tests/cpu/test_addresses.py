@@ -11,6 +11,7 @@ from skimattn._call.validate import check_addresses, validate
 from skimattn._cuda.device import device
 from skimattn._launch.buffers import make_buffers
 from skimattn._launch.loader import Loaded
+from skimattn._launch.plan import Planner
 from skimattn._launch.prepared import Prepared
 from skimattn._launch.signature import Scan
 from skimattn._select import kernels
@@ -65,10 +66,11 @@ def test_quick_checks_agree_with_those_that_explain(monkeypatch: pytest.MonkeyPa
     params = call_at(apart(), memory)
     problem = validate(params)
     spec = spec_of(problem, "sm90")
-    prepared, loaded = Prepared(), Loaded(kernels.describe(spec), None)
-    buffers, addresses = make_buffers(params, problem.out_shape), Scan(params).addresses
-    prepared.fill(problem, buffers, addresses, device(0), loaded)
-    assert prepared.accepts(addresses)
+    prepared, loaded = Prepared(), Loaded(kernels.describe(spec), 1)
+    scan = Scan(params)
+    buffers, planner = make_buffers(params, problem.out_shape), Planner(loaded.kernel, 132)
+    prepared.fill(scan.names, problem, buffers, planner, device(0), loaded)
+    assert prepared.accepts(scan.addresses)
     choose = random.Random(0)
     verdicts = []
     for _ in range(400):

@@ -11,12 +11,13 @@ from .mutation_sm100 import (
     EXPONENTIALS,
     HEADS,
     KERNEL,
+    MMA_WARP,
     NO_KEYS,
-    PRODUCT,
     RANDOM,
     SHARED_O,
     SOFTMAX,
     STORAGE,
+    TMEM,
 )
 from .mutations_sm100_answers import ANSWER_MUTATIONS
 
@@ -24,7 +25,7 @@ FENCE_MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "scores read without fence::after",
         SOFTMAX,
-        "wait_tensor(&smem_.s_full[group_], tile_ & 1);",
+        "wait_tmem(&smem_.s_full[group_], tile_ & 1);",
         "ptx::mbarrier_wait_parity(&smem_.s_full[group_], tile_ & 1);",
         DENSE,
         ("fence",),
@@ -32,23 +33,23 @@ FENCE_MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "probabilities handed over without fence::before",
         SOFTMAX,
-        "scores_ + TensorColumns<Tr>::kP);\n    release_tensor(&smem_.p_full[group_]);",
-        "scores_ + TensorColumns<Tr>::kP);\n    release(&smem_.p_full[group_]);",
+        "scores_ + TmemColumns<Tr>::kP);\n    release_tmem(&smem_.p_full[group_]);",
+        "scores_ + TmemColumns<Tr>::kP);\n    release(&smem_.p_full[group_]);",
         DENSE,
         ("fence",),
     ),
     Mutation(
         "correction hands O over without fence::before",
         CORRECTION,
-        "release_tensor(&smem_.p_full[group]);",
+        "release_tmem(&smem_.p_full[group]);",
         "release(&smem_.p_full[group]);",
         DENSE,
         ("fence",),
     ),
     Mutation(
         "products issued without fence::after",
-        PRODUCT,
-        "wait_tensor(&smem_.p_full[group], tile_ & 1);",
+        MMA_WARP,
+        "wait_tmem(&smem_.p_full[group], tile_ & 1);",
         "ptx::mbarrier_wait_parity(&smem_.p_full[group], tile_ & 1);",
         DENSE,
         ("fence",),
@@ -56,7 +57,7 @@ FENCE_MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "output read without fence::after",
         CORRECTION,
-        "wait_tensor(&smem_.o_full[group], output_phase_);",
+        "wait_tmem(&smem_.o_full[group], output_phase_);",
         "ptx::mbarrier_wait_parity(&smem_.o_full[group], output_phase_);",
         DENSE,
         ("fence",),
@@ -101,28 +102,28 @@ FENCE_MUTATIONS: tuple[Mutation, ...] = (
 PROTOCOL_MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "no commit",
-        PRODUCT,
+        MMA_WARP,
         "    ptx::tcgen05_commit(barrier);\n",
         "    ptx::mbarrier_arrive(barrier);\n",
         DENSE,
         ("early-read", "early-overwrite", "tensor-memory", "race"),
     ),
-    Mutation("nothing announced", PRODUCT, "    ptx::tcgen05_commit(barrier);\n", "", DENSE, ("deadlock",)),
+    Mutation("nothing announced", MMA_WARP, "    ptx::tcgen05_commit(barrier);\n", "", DENSE, ("deadlock",)),
     Mutation(
         "products wait for the wrong parity",
-        PRODUCT,
-        "wait_tensor(&smem_.p_full[group], tile_ & 1);",
-        "wait_tensor(&smem_.p_full[group], tile_ & 1 ^ 1);",
+        MMA_WARP,
+        "wait_tmem(&smem_.p_full[group], tile_ & 1);",
+        "wait_tmem(&smem_.p_full[group], tile_ & 1 ^ 1);",
         DENSE,
         ("deadlock", "race", "early-overwrite", "early-read", "barrier", "tensor-memory", "fence"),
     ),
     Mutation(
         "probabilities released before they are stored",
         SOFTMAX,
-        "    weigh<Element>(s, alpha, scale_log2(), row_, scores_ + TensorColumns<Tr>::kP);\n"
-        "    release_tensor(&smem_.p_full[group_]);\n",
-        "    release_tensor(&smem_.p_full[group_]);\n"
-        "    weigh<Element>(s, alpha, scale_log2(), row_, scores_ + TensorColumns<Tr>::kP);\n",
+        "    exp_and_pack<Element>(s, acc_scale, scale_log2(), row_, scores_ + TmemColumns<Tr>::kP);\n"
+        "    release_tmem(&smem_.p_full[group_]);\n",
+        "    release_tmem(&smem_.p_full[group_]);\n"
+        "    exp_and_pack<Element>(s, acc_scale, scale_log2(), row_, scores_ + TmemColumns<Tr>::kP);\n",
         DENSE,
         ("race", "early-read", "early-overwrite", "tensor-memory", "fence"),
     ),
@@ -137,14 +138,14 @@ PROTOCOL_MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "rescaling before the softmax has said by how much",
         CORRECTION,
-        "      wait_tensor(&smem_.scale_full[group], tile_phase_);\n",
+        "      wait_tmem(&smem_.acc_scale_full[group], tile_phase_);\n",
         "",
         DENSE,
         ("race", "fence", "tensor-memory"),
     ),
     Mutation(
         "Q of an item without keys not seen",
-        PRODUCT,
+        MMA_WARP,
         "      ptx::mbarrier_wait_parity(&smem_.q_full[q_.slot][group], q_.phase);\n",
         "",
         NO_KEYS,
@@ -153,14 +154,14 @@ PROTOCOL_MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "output read before its last product is done",
         CORRECTION,
-        "    if (announced) wait_tensor(&smem_.o_full[group], output_phase_);\n",
+        "    if (announced) wait_tmem(&smem_.o_full[group], output_phase_);\n",
         "    ptx::tcgen05_fence_after_thread_sync();\n",
         DENSE,
         ("race", "early-read", "tensor-memory", "fence"),
     ),
     Mutation(
         "K handed back once the first group's product is issued",
-        PRODUCT,
+        MMA_WARP,
         "          if (group == kLast) announce(&smem_.k_empty[k_.slot]);",
         "          if (group == 0) announce(&smem_.k_empty[k_.slot]);",
         DENSE,
@@ -168,7 +169,7 @@ PROTOCOL_MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "V handed back once the first group's product is issued",
-        PRODUCT,
+        MMA_WARP,
         "          if (group == kLast) hand_back_v(v_seen);",
         "          if (group == 0) hand_back_v(v_seen);",
         DENSE,
@@ -176,7 +177,7 @@ PROTOCOL_MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "Q handed back after its first tile",
-        PRODUCT,
+        MMA_WARP,
         "if (Tr::kSeparateO && i == tiles - 1)",
         "if (Tr::kSeparateO && i == 0)",
         DEEP_HEADS,
@@ -184,7 +185,7 @@ PROTOCOL_MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a V that nobody used is handed back unseen",
-        PRODUCT,
+        MMA_WARP,
         "      ptx::mbarrier_wait_parity(&smem_.v_full[v_.slot], v_.phase);\n      hand_back_unused(",
         "      hand_back_unused(",
         RANDOM,
@@ -225,7 +226,7 @@ PROTOCOL_MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "tensor memory never given back",
         KERNEL,
-        "    ptx::tcgen05_dealloc<Tr::kTmemColumns>(ptx::ld_shared(&smem.tensor_address));\n",
+        "    ptx::tcgen05_dealloc<Tr::kTmemColumns>(ptx::ld_shared(&smem.tmem_address));\n",
         "",
         DENSE,
         ("exit", "tensor-memory", "resource"),
@@ -240,7 +241,7 @@ PROTOCOL_MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "lanes of another warp",
-        STORAGE,
+        TMEM,
         "static_cast<uint32_t>(warp % kGroupWarps * kWarpThreads) << 16",
         "static_cast<uint32_t>((warp + 1) % kGroupWarps * kWarpThreads) << 16",
         DENSE,

@@ -14,7 +14,6 @@ import torch
 from skimattn import Params, launch
 from skimattn._cuda import driver
 from skimattn._launch.signature import Bound
-from skimattn._launch.tensormap import _constants
 from skimattn.codegen.params import OFFSETS, TENSOR_MAP_BYTES
 
 HEADS, MOST = (4, 2), 2048
@@ -22,20 +21,23 @@ HEADS, MOST = (4, 2), 2048
 
 def encoded(tensor: torch.Tensor, box_rows: int) -> bytes:
     """The map over ``[rows, heads, 128]`` in bf16, straight from the driver, whose object lives until it was read."""
-    cuda, (elements, layout) = driver.bindings(), _constants()
+    cuda = driver.bindings()
     rows, heads, columns = tensor.shape
     row, head, _ = tensor.stride()
     dims, strides = (columns, rows, heads, 1), (2 * row, 2 * head, 2 * columns)
     kept = driver.call(
         "cuTensorMapEncodeTiled",
-        elements["bf16"],
+        cuda.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         4,
         tensor.data_ptr(),
         [cuda.cuuint64_t(size) for size in dims],
         [cuda.cuuint64_t(size) for size in strides],
         [cuda.cuuint32_t(size) for size in (64, box_rows, 1, 1)],
         [cuda.cuuint32_t(1)] * 4,
-        *layout,
+        cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        cuda.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )
     return ctypes.string_at(int(kept.getPtr()), TENSOR_MAP_BYTES)
 
@@ -44,7 +46,7 @@ def used(params: Params) -> dict[str, bytes]:
     """The maps in the parameter block of the last launch of ``params``."""
     bound = params._prepared
     assert isinstance(bound, Bound)
-    (step,) = bound.prepared._used
+    (step,) = bound.prepared.steps
     start = ctypes.addressof(step.block)
     return {name: ctypes.string_at(start + OFFSETS[name], TENSOR_MAP_BYTES) for name in OFFSETS if name[:4] == "tma_"}
 

@@ -10,7 +10,7 @@ import ctypes
 import struct
 import threading
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from cuda.bindings import driver as real
@@ -18,8 +18,9 @@ from skimattn import launcher
 from skimattn._call.masks import pack_mask
 from skimattn._cuda import device as device_module
 from skimattn._cuda import driver, streams
-from skimattn._launch import buffers, loader, plan, tensormap
+from skimattn._launch import buffers, loader, tensormap
 from skimattn._launch.prepared import PreparedLaunches
+from skimattn._launch.step import LaunchConfig
 from skimattn._select import kernels
 from skimattn.codegen.params import SIZE, TENSOR_MAP_BYTES, ParamsBlock
 from skimattn.params import Params
@@ -44,28 +45,6 @@ class OnOtherGpu(OnGpu):
 
 def on_gpu(tensor: torch.Tensor, ordinal: int = 0) -> torch.Tensor:
     return tensor.as_subclass(OnOtherGpu if ordinal else OnGpu)
-
-
-_POISON = b"\xdd" * TENSOR_MAP_BYTES
-
-
-class EncodedMap:
-    """A ``CUtensorMap`` whose memory is poisoned when nothing holds it any more, as the real one's is reused.
-
-    The memory itself stays, so that whoever reads it too late reads poison and does not crash.
-    """
-
-    _memories: ClassVar[list[Any]] = []
-
-    def __init__(self, contents: bytes) -> None:
-        self._memory = ctypes.create_string_buffer(contents.ljust(TENSOR_MAP_BYTES, b"\0"), TENSOR_MAP_BYTES)
-        self._memories.append(self._memory)
-
-    def getPtr(self) -> int:
-        return ctypes.addressof(self._memory)
-
-    def __del__(self) -> None:
-        ctypes.memmove(self._memory, _POISON, TENSOR_MAP_BYTES)
 
 
 @dataclass
@@ -147,9 +126,6 @@ class FakeDriver:
         }
         return SUCCESS, values[attribute.name]
 
-    def cuCtxGetCurrent(self) -> Any:
-        return SUCCESS, real.CUcontext(self.contexts[-1])
-
     def cuCtxPushCurrent(self, context: Any) -> Any:
         self.contexts.append(int(context))
         return (SUCCESS,)
@@ -201,37 +177,73 @@ class FakeDriver:
     def cuFuncLoad(self, _function: Any) -> Any:
         return (SUCCESS,)
 
-    def cuTensorMapEncodeTiled(self, element: Any, rank: int, address: int, *layout: Any) -> Any:
-        assert rank == 4 and address % 16 == 0
-        sizes = [int(size) for part in layout[:3] for size in part]
-        return SUCCESS, EncodedMap(struct.pack("<Q11QB", address, *sizes, int(element)))
 
-    def cuTensorMapReplaceAddress(self, encoded: Any, address: int) -> Any:
-        ctypes.memmove(int(encoded.getPtr()), struct.pack("<Q", address), 8)
-        return (SUCCESS,)
+def _address(argument: Any) -> int:
+    """Where an argument points that ctypes would pass as a pointer."""
+    if isinstance(argument, ctypes.c_void_p):
+        return argument.value or 0
+    held = getattr(argument, "_obj", argument)  # what byref() was given
+    return ctypes.addressof(held)
 
-    def cuLaunchKernelEx(self, config: Any, function: Any, argv: int, _extra: int) -> Any:
-        start = ctypes.c_void_p.from_address(argv).value
+
+class FakeLibrary:
+    """Stands for the driver's shared library: the functions that ctypes calls, with the arguments it is given."""
+
+    def __init__(self, fake: FakeDriver) -> None:
+        self._fake = fake
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> int:
+            if name in self._fake.failing:
+                return int(self._fake.failing[name])
+            self._fake.calls.append(name)
+            getattr(self, f"_{name}")(*arguments)
+            return 0
+
+        return call
+
+    def _cuCtxGetCurrent(self, found: Any) -> None:
+        ctypes.c_void_p.from_address(_address(found)).value = self._fake.contexts[-1]
+
+    def _cuTensorMapEncodeTiled(self, place: Any, element: Any, rank: int, address: Any, *layout: Any) -> None:
+        assert rank == 4 and address.value % 16 == 0 and address.value
+        dims = struct.unpack("<4Q", ctypes.string_at(_address(layout[0]), 32))
+        strides = struct.unpack("<3Q", ctypes.string_at(_address(layout[1]), 24))
+        box, steps = (struct.unpack("<4I", ctypes.string_at(_address(at), 16)) for at in layout[2:4])
+        assert steps == (1, 1, 1, 1) and len(layout) == 8
+        encoded = struct.pack("<Q11QB", address.value, *dims, *strides, *box, element.value)
+        ctypes.memmove(_address(place), encoded.ljust(TENSOR_MAP_BYTES, b"\0"), TENSOR_MAP_BYTES)
+
+    def _cuTensorMapReplaceAddress(self, place: Any, address: Any) -> None:
+        assert address.value and address.value % 16 == 0
+        ctypes.memmove(_address(place), struct.pack("<Q", address.value), 8)
+
+    def _cuLaunchKernelEx(self, config: Any, function: Any, argv: Any, extra: None) -> None:
+        assert extra is None
+        sent = LaunchConfig.from_buffer_copy(ctypes.string_at(_address(config), ctypes.sizeof(LaunchConfig)))
+        assert (sent.gridDimY, sent.gridDimZ, sent.blockDimY, sent.blockDimZ, sent.numAttrs) == (1, 1, 1, 1, 0)
+        start = ctypes.c_void_p.from_address(_address(argv)).value
         assert start is not None and start % 64 == 0
         block = ParamsBlock.from_buffer_copy(ctypes.string_at(start, SIZE))
-        self.launches.append(
+        fake = self._fake
+        fake.launches.append(
             Launch(
-                int(config.hStream),
-                config.gridDimX,
-                config.blockDimX,
-                config.sharedMemBytes,
-                int(function),
-                self.contexts[-1],
+                sent.hStream or 0,
+                sent.gridDimX,
+                sent.blockDimX,
+                sent.sharedMemBytes,
+                function.value,
+                fake.contexts[-1],
                 block,
             )
         )
-        return (SUCCESS,)
 
 
 def install(monkeypatch: Any, fake: FakeDriver | None = None) -> FakeDriver:
     """Make the runtime use a fake driver, with nothing prepared or loaded, and kernels that need no compiler."""
     fake = fake or FakeDriver()
     monkeypatch.setattr(driver, "_module", fake)
+    monkeypatch.setattr(driver, "_library", FakeLibrary(fake))
     monkeypatch.setattr(device_module, "_devices", {})
     monkeypatch.setattr(loader, "_libraries", {})
     monkeypatch.setattr(loader, "_loaded", {})
@@ -242,7 +254,6 @@ def install(monkeypatch: Any, fake: FakeDriver | None = None) -> FakeDriver:
     monkeypatch.setattr(streams, "current", lambda _ordinal: 0)
     monkeypatch.setattr(buffers, "pack_mask", lambda mask: on_gpu(pack_mask(mask.as_subclass(torch.Tensor))))
     tensormap._constants.cache_clear()
-    plan.map_form.cache_clear()
     return fake
 
 

@@ -158,6 +158,15 @@ SKIM_DEVICE uint32_t pack(ElementFp16, float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
 }
+// Four 8-bit elements, the first in the lowest byte; too large values become the largest one.
+SKIM_DEVICE uint32_t pack(ElementE4m3, float x0, float x1, float x2, float x3) {
+  uint32_t quad;
+  asm("{\n.reg .b16 low, high;\ncvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\ncvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
+      "mov.b32 %0, {low, high};\n}\n"
+      : "=r"(quad)
+      : "f"(x0), "f"(x1), "f"(x2), "f"(x3));
+  return quad;
+}
 
 // ---- global memory
 SKIM_DEVICE uint32_t atomic_add(uint32_t* address, uint32_t value) { return atomicAdd(address, value); }

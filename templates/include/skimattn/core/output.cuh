@@ -19,6 +19,12 @@ SKIM_DEVICE float inverse_of(float sum, float base, float scale_log2, int head, 
 // Note: selected, not multiplied: 0 x NaN would let a value through that the row never saw.
 SKIM_DEVICE float normalised(float o, float inverse) { return inverse == 0.0f ? 0.0f : o * inverse; }
 
+// Two columns of a row as they are stored; the output type is 16-bit whatever the inputs are.
+template <class Out>
+SKIM_DEVICE uint32_t pack_output(float low, float high, float inverse) {
+  return ptx::pack(Out{}, normalised(low, inverse), normalised(high, inverse));
+}
+
 template <class Layout>
 SKIM_DEVICE void store_lse(float sum, float base, float scale_log2, int r, const FragmentPlace<Layout>& at,
                            const Params& p) {

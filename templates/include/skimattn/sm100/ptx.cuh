@@ -101,14 +101,5 @@ SKIM_DEVICE Float2 add2(Float2 a, Float2 b) {
       : "f"(a.x), "f"(a.y), "f"(b.x), "f"(b.y));
   return d;
 }
-// Four 8-bit elements, the first in the lowest byte; too large values become the largest one.
-SKIM_DEVICE uint32_t pack(ElementE4m3, float x0, float x1, float x2, float x3) {
-  uint32_t quad;
-  asm("{\n.reg .b16 low, high;\ncvt.rn.satfinite.e4m3x2.f32 low, %2, %1;\ncvt.rn.satfinite.e4m3x2.f32 high, %4, %3;\n"
-      "mov.b32 %0, {low, high};\n}\n"
-      : "=r"(quad)
-      : "f"(x0), "f"(x1), "f"(x2), "f"(x3));
-  return quad;
-}
 
 }  // namespace skimattn::ptx

@@ -103,6 +103,9 @@ inline float tanh_approx(float x) { return tanhf(x); }
 inline float max_nan(float x, float y) { return x != x ? x : y != y ? y : (x > y ? x : y); }
 inline uint32_t pack(ElementBf16, float low, float high) { return emu::to_bf16(low) | emu::to_bf16(high) << 16; }
 inline uint32_t pack(ElementFp16, float low, float high) { return emu::to_fp16(low) | emu::to_fp16(high) << 16; }
+inline uint32_t pack(ElementE4m3, float x0, float x1, float x2, float x3) {
+  return emu::to_e4m3(x0) | emu::to_e4m3(x1) << 8 | emu::to_e4m3(x2) << 16 | emu::to_e4m3(x3) << 24;
+}
 
 // ---- global memory; fibres switch only inside emulator calls, so a plain read-modify-write is atomic
 template <class T>

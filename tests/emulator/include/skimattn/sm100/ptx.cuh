@@ -41,8 +41,5 @@ struct Float2 {
 };
 inline Float2 fma2(Float2 a, Float2 b, Float2 c) { return {fmaf(a.x, b.x, c.x), fmaf(a.y, b.y, c.y)}; }
 inline Float2 add2(Float2 a, Float2 b) { return {a.x + b.x, a.y + b.y}; }
-inline uint32_t pack(ElementE4m3, float x0, float x1, float x2, float x3) {
-  return emu::to_e4m3(x0) | emu::to_e4m3(x1) << 8 | emu::to_e4m3(x2) << 16 | emu::to_e4m3(x3) << 24;
-}
 
 }  // namespace skimattn::ptx

@@ -3,7 +3,7 @@
 #pragma once
 #include <skimattn/core/output.cuh>
 #include <skimattn/sm100/descriptor.cuh>
-#include <skimattn/sm100/storage.cuh>
+#include <skimattn/sm100/prefill/storage.cuh>
 
 namespace skimattn::sm100 {
 
@@ -47,7 +47,7 @@ struct Epilogue {
     }
 #pragma unroll
     for (int i = 0; i < kChunk / 2; ++i) {
-      words[i] = ptx::pack(typename Tr::Out{}, normalised(o[2 * i], inverse), normalised(o[2 * i + 1], inverse));
+      words[i] = pack_output<typename Tr::Out>(o[2 * i], o[2 * i + 1], inverse);
     }
   }
 

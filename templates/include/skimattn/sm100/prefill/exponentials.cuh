@@ -1,22 +1,16 @@
 // Online softmax of one row, held by one thread, over raw (unscaled) scores. Exponentials are measured from `base`,
 // which follows the running maximum only when it has fallen far behind, so that O rarely has to be rescaled.
 #pragma once
-#include <skimattn/core/platform.cuh>
+#include <skimattn/core/descale.cuh>
+#include <skimattn/core/pack.cuh>
 
 namespace skimattn::sm100 {
 
 constexpr float kNan = __builtin_bit_cast(float, 0x7fffffffu);
 
-// How far, in powers of two, a maximum may rise above the base, and by what power of two probabilities are larger than
-// what the base says. 8-bit elements have too little range for the first, and need the second to use what they have:
-// 2^8 times e^0 lies just below the largest e4m3.
+// How far, in powers of two, a maximum may rise above the base. 8-bit elements have too little range for it.
 template <class Element>
 inline constexpr float kSlack = sizeof(typename Element::Storage) == 1 ? 0.0f : 8.0f;
-template <class Element>
-inline constexpr float kGain = sizeof(typename Element::Storage) == 1 ? 8.0f : 0.0f;
-// What a sum of probabilities counts.
-template <class Element>
-inline constexpr float kSumUnit = sizeof(typename Element::Storage) == 1 ? 0.00390625f : 1.0f;
 
 struct RowState {
   float max = -kInf;   // raw score, over the kept tiles: what the skip rule compares with
@@ -43,7 +37,7 @@ SKIM_DEVICE float row_maximum(const float (&s)[kSize]) {
 // wrote it. A maximum of +inf makes the base NaN: exponentials, sum and output of the row are then NaN, as inf - inf
 // is.
 template <class Element>
-SKIM_DEVICE float raise_maximum(RowState& row, float tile_max, float scale_log2) {
+SKIM_DEVICE float update_row_max(RowState& row, float tile_max, float scale_log2) {
   const float old = row.base;
   row.max = ptx::max_nan(row.max, tile_max);
   const bool stays = (row.max - old) * scale_log2 <= kSlack<Element>;  // false if a NaN is involved
@@ -77,17 +71,12 @@ SKIM_DEVICE constexpr bool avoids_exponential_unit(int column) {
   return column / 2 % 4 == 3 && column < kScores - 32;
 }
 
-SKIM_DEVICE uint32_t pack_word(ElementBf16 element, const float* e) { return ptx::pack(element, e[0], e[1]); }
-SKIM_DEVICE uint32_t pack_word(ElementFp16 element, const float* e) { return ptx::pack(element, e[0], e[1]); }
-SKIM_DEVICE uint32_t pack_word(ElementE4m3 element, const float* e) {
-  return ptx::pack(element, e[0], e[1], e[2], e[3]);
-}
-
 // Turns scores into probabilities and writes them, rounded to the element type, to tensor memory at `address`; adds
-// them, not rounded, to the row's sum, of which `alpha` is what remains.
+// them, not rounded, to the row's sum, of which `acc_scale` is what remains.
 template <class Element, int kScores>
-SKIM_DEVICE void weigh(const float (&s)[kScores], float alpha, float scale_log2, RowState& row, uint32_t address) {
-  constexpr int kWords = 16, kPerWord = 4 / sizeof(typename Element::Storage), kChunk = kWords * kPerWord;
+SKIM_DEVICE void exp_and_pack(const float (&s)[kScores], float acc_scale, float scale_log2, RowState& row,
+                              uint32_t address) {
+  constexpr int kWords = 16, kWordElements = kPerWord<Element>, kChunk = kWords * kWordElements;
   static_assert(kScores % kChunk == 0);
   // A row that has seen no key keeps base = -inf; measured from 0 its exponentials come out as 0, not NaN.
   const float offset = kGain<Element> - (row.base == -kInf ? 0.0f : row.base * scale_log2);
@@ -97,10 +86,10 @@ SKIM_DEVICE void weigh(const float (&s)[kScores], float alpha, float scale_log2,
     uint32_t words[kWords];
 #pragma unroll
     for (int word = 0; word < kWords; ++word) {
-      float e[kPerWord];
+      float e[kWordElements];
 #pragma unroll
-      for (int j = 0; j < kPerWord; j += 2) {
-        const int i = chunk + word * kPerWord + j;
+      for (int j = 0; j < kWordElements; j += 2) {
+        const int i = chunk + word * kWordElements + j;
         const ptx::Float2 x = ptx::fma2({s[i], s[i + 1]}, {scale_log2, scale_log2}, {offset, offset});
         const ptx::Float2 y =
             avoids_exponential_unit<kScores>(i) ? exp2_of_pair(x) : ptx::Float2{ptx::ex2(x.x), ptx::ex2(x.y)};
@@ -110,10 +99,10 @@ SKIM_DEVICE void weigh(const float (&s)[kScores], float alpha, float scale_log2,
       }
       words[word] = pack_word(Element{}, e);
     }
-    ptx::tcgen05_st<kWords>(address + chunk / kPerWord, words);
+    ptx::tcgen05_st<kWords>(address + chunk / kWordElements, words);
   }
   const ptx::Float2 sum = ptx::add2(sums[0], sums[1]);
-  row.sum = fmaf(row.sum, alpha, sum.x + sum.y);
+  row.sum = fmaf(row.sum, acc_scale, sum.x + sum.y);
   ptx::tcgen05_wait_st();
 }
 

@@ -3,8 +3,8 @@
 #pragma once
 #include <skimattn/core/output.cuh>
 #include <skimattn/sm90/descriptor.cuh>
-#include <skimattn/sm90/softmax.cuh>
-#include <skimattn/sm90/storage.cuh>
+#include <skimattn/sm90/prefill/softmax.cuh>
+#include <skimattn/sm90/prefill/storage.cuh>
 
 namespace skimattn::sm90 {
 
@@ -12,7 +12,7 @@ template <class Tr>
 struct Epilogue {
   using Storage = SharedStorage<Tr>;
   using Place = FragmentPlace<Layout>;
-  static constexpr int kOut = Tr::kHeadDimV / 2, kColumns = Storage::kColumns;
+  static constexpr int kOut = Tr::kHeadDimV / 2, kColumns = Storage::kColumnsO;
 
   SKIM_DEVICE static void store(const float (&o)[kOut], const RowState& rows, const Place& at, const WorkItem& item,
                                 const Params& p, Storage& smem, int group, int thread) {
@@ -56,13 +56,12 @@ struct Epilogue {
       // The swizzle of a row repeats every 8 rows, so one address serves both rows and all panels.
       uint8_t* to = tile + swizzled_offset(row, chunk * 8) + lane % 4 * 4;
 #pragma unroll
-      for (int panel = 0; panel < Storage::kPanelsV; ++panel) {
+      for (int panel = 0; panel < Storage::kPanelsO; ++panel) {
 #pragma unroll
         for (int r = 0; r < kThreadRows; ++r) {
           const int i = panel * (kColumns / 2) + chunk * 4 + 2 * r;
-          ptx::st_shared(
-              to + panel * Storage::kQPanelBytes + r * 8 * kPanelRowBytes,
-              ptx::pack(typename Tr::Element{}, normalised(o[i], inverse[r]), normalised(o[i + 1], inverse[r])));
+          ptx::st_shared(to + panel * Storage::kQPanelBytes + r * 8 * kPanelRowBytes,
+                         pack_output<typename Tr::Out>(o[i], o[i + 1], inverse[r]));
         }
       }
     }
@@ -70,7 +69,7 @@ struct Epilogue {
     ptx::bar_sync(bar, kGroupThreads);
     if (thread != 0) return;
 #pragma unroll
-    for (int panel = 0; panel < Storage::kPanelsV; ++panel) {
+    for (int panel = 0; panel < Storage::kPanelsO; ++panel) {
       ptx::tma_store(&p.tma_o, tile + panel * Storage::kQPanelBytes, panel * kColumns,
                      item.q_offset + item.row0 + group * Tr::kGroupRows, item.head,
                      p.cu_seqlens_q == nullptr ? item.batch : 0);
@@ -91,9 +90,8 @@ struct Epilogue {
       for (int i = 2 * r; i < kOut; i += 4) {
         const int column = Layout::column(i);
         if (column >= p.head_dim_v) break;
-        ptx::st_global(
-            reinterpret_cast<uint32_t*>(to + column),
-            ptx::pack(typename Tr::Element{}, normalised(o[i], inverse[r]), normalised(o[i + 1], inverse[r])));
+        ptx::st_global(reinterpret_cast<uint32_t*>(to + column),
+                       pack_output<typename Tr::Out>(o[i], o[i + 1], inverse[r]));
       }
     }
   }

@@ -6,14 +6,16 @@ namespace skimattn::sm90 {
 
 template <class Tr>
 struct SharedStorage {
-  static constexpr int kColumns = kPanelColumns<typename Tr::Element>;
+  static constexpr int kColumns = kPanelColumns<typename Tr::Element>, kColumnsO = kPanelColumns<typename Tr::Out>;
   static constexpr int kPanels = Tr::kHeadDim / kColumns, kPanelsV = Tr::kHeadDimV / kColumns;
+  static constexpr int kPanelsO = Tr::kHeadDimV / kColumnsO;
   static constexpr int kQPanelBytes = Tr::kGroupRows * kPanelRowBytes;  // of Q and O, one warpgroup's rows
   static constexpr int kKvPanelBytes = Tr::kTileN * kPanelRowBytes;
   static constexpr int kKBytes = kPanels * kKvPanelBytes, kVBytes = kPanelsV * kKvPanelBytes;  // of one tile
   static constexpr int kPlanes = Tr::kStagesQ + (Tr::kSeparateO ? 1 : 0);
   static_assert(Tr::kHeadDimV <= Tr::kHeadDim && (!Tr::kSeparateO || Tr::kHeadDimV == Tr::kHeadDim));
   static_assert(Tr::kStagesQ == 1 || Tr::kSeparateO);
+  static_assert(kPanelsO <= kPanels);  // a plane is as large for O as for Q
 
   // The first kStagesQ planes hold Q; the last plane O, which shares Q's where there is no room for both.
   alignas(1024) uint8_t qo[kPlanes][Tr::kConsumers][kPanels * kQPanelBytes];
@@ -30,7 +32,7 @@ struct SharedStorage {
   // has waited for the V of the tile before.
   static constexpr int kVoteSlots = Tr::kStagesV;
   Vote votes[kVoteSlots][Tr::kConsumers];
-  uint32_t tally[Tr::kConsumers][2];  // stat kernels: the first of each group's tiles, and the one past the last
+  uint32_t skip_stats[Tr::kConsumers][2];  // stat kernels: the first of each group's tiles, and the one past the last
 
   SKIM_DEVICE uint8_t* q(int slot, int group) { return qo[slot][group]; }
   SKIM_DEVICE uint8_t* o(int group) { return qo[kPlanes - 1][group]; }
