@@ -58,7 +58,7 @@ def _float(name: str, doc: str) -> Field:
 # Ordered by falling alignment, so that the layout has no padding on any compiler.
 FIELDS: tuple[Field, ...] = (
     _map("tma_q", "(column, row, head, batch); box one panel (128 bytes) x a group's rows"),
-    _map("tma_k", "(column, row, kv head, batch or page); box one panel x tile or page_box_rows rows"),
+    _map("tma_k", "(column, row, kv head, batch or page); box one panel x page_box_rows or kv_box_rows rows"),
     _map("tma_v", "as tma_k, over head_dim_v columns"),
     _map("tma_o", "as tma_q, over head_dim_v columns"),
     _pointer("out", "void", "output, used for the rows that the store of a whole group would not fit"),
@@ -74,6 +74,7 @@ FIELDS: tuple[Field, ...] = (
     _pointer("custom_mask", "const uint8_t", "bits, little-endian in bytes, one row per query"),
     _pointer("cu_seqlens_q", "const int32_t", "[batch + 1] row offsets; null = every request has len_q rows"),
     _pointer("cu_seqlens_k", "const int32_t", "[batch + 1] key offsets; null = every request has len_k keys"),
+    _pointer("seqused_q", "const int32_t", "[batch] rows in use; null = all"),
     _pointer("seqused_k", "const int32_t", "[batch] keys in use; null = all"),
     _pointer("page_table", "const int32_t", "[batch, page_table_stride] page numbers"),
     _pointer("work_counter", "uint32_t", "ticket of the tile scheduler; zero before and after every launch"),
@@ -92,11 +93,12 @@ FIELDS: tuple[Field, ...] = (
     _int32("batch", "requests"),
     _int32("heads_q", "query heads"),
     _int32("heads_kv", "key/value heads; heads_q is a multiple"),
-    _int32("len_q", "rows per request, where cu_seqlens_q is null"),
-    _int32("len_k", "keys per request, where cu_seqlens_k and seqused_k are null; the most that seqused_k may say"),
+    _int32("len_q", "rows per request; the most, where cu_seqlens_q or seqused_q says how many: longer ones are cut"),
+    _int32("len_k", "likewise keys"),
     _int32("head_dim_v", "columns of the output, at most the kernel's"),
     _int32("page_size", "keys per page; paged kernels only"),
     _int32("page_box_rows", "rows of one copy: the largest power of two that divides page_size, at most the tile"),
+    _int32("kv_box_rows", "rows of one copy where there are no pages: the tile, or less that holds len_k keys"),
     _int32("page_table_stride", "entries per request"),
     _int32("window_left", "keys to the left of the diagonal, -1 = unlimited"),
     _int32("window_right", "keys to the right of the diagonal, -1 = unlimited"),
@@ -112,6 +114,7 @@ FIELDS: tuple[Field, ...] = (
     _int32("stats_stride_batch", "pairs"),
     _int32("stats_stride_head", "pairs"),
     _int32("heads_in_l2", "work order: (request, kv head) pairs, or kv heads of a ragged batch, that share L2"),
+    _int32("requests_in_l2", "work order of a ragged batch: requests, at most 32, that share L2 with them"),
     _float("threshold_value", "threshold where the pointer is null"),
     # Without softcap, q_descale * k_descale multiplies scale_log2 and divides bias_scale on the device; with it, it
     # multiplies score_scale.

@@ -80,13 +80,15 @@ class Params:
     k: torch.Tensor = field(
         metadata=_argument(
             Role.INPUT,
-            "``[B, Sk, Hkv, D]``, ``[total_k, Hkv, D]`` with ``cu_seqlens_k``, or pages (see ``kv_layout``).",
+            "``[B, Sk, Hkv, D]``, ``[total_k, Hkv, D]`` with ``cu_seqlens_k``, or pages (see ``kv_layout``); each "
+            "goes with each layout of ``q``.",
             tensor_map="tma_k",
         )
     )
     v: torch.Tensor = field(metadata=_argument(Role.INPUT, "as ``k`` with Dv columns.", tensor_map="tma_v"))
     page_table: torch.Tensor | None = _input(
-        "int32 ``[B, max_pages]`` page numbers; makes ``k`` and ``v`` page pools.", torch.int32
+        "int32 ``[B, max_pages]`` page numbers; makes ``k`` and ``v`` page pools, whose lengths come as ``seqused_k``.",
+        torch.int32,
     )
     kv_layout: str = _option(
         'of pages: ``"NHD"`` = ``[pages, page_size, Hkv, D]``, ``"HND"`` = ``[pages, Hkv, page_size, D]``.', "NHD"
@@ -97,9 +99,16 @@ class Params:
     cu_seqlens_k: torch.Tensor | None = _input(
         "int32 ``[B + 1]`` key offsets of a ragged batch, starting at 0, ending at total_k.", torch.int32
     )
+    seqused_q: torch.Tensor | None = _input(
+        "int32 ``[B]`` rows in use, the first ones of each request; default: all. Nothing is written for the others, "
+        "and masks are aligned to the last one in use.",
+        torch.int32,
+    )
     seqused_k: torch.Tensor | None = _input("int32 ``[B]`` keys in use; default: all.", torch.int32)
     max_seqlen_q: int | None = _size(
-        "the most rows of a request. A hint that must hold: device values are never read back.", None
+        "the most rows of a request, at most what q holds. A hint that must hold, since device values are never read "
+        "back: longer requests count as that long, and their other rows stay unwritten.",
+        None,
     )
     max_seqlen_k: int | None = _size("the most keys of a request, likewise.", None)
     mask: str = _option(

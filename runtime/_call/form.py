@@ -26,7 +26,7 @@ def check_form(params: Params) -> Form:
     q, k, v = (require_tensor(name, getattr(params, name)) for name in "qkv")
     _check_types(q, k, v)
     ragged = _is_ragged(params, q)
-    _check_ranks(params, ragged, k, v)
+    _check_ranks(params, k, v)
     window, chunk_size = options.check_mask(params)
     skip = options.skip_kind(params)
     _check_options_of_tensors(params, DTYPES[q.dtype], skip)
@@ -69,25 +69,23 @@ def _is_ragged(params: Params, q: torch.Tensor) -> bool:
     return q.dim() == 3
 
 
-def _check_ranks(params: Params, ragged: bool, k: torch.Tensor, v: torch.Tensor) -> None:
+def _check_ranks(params: Params, k: torch.Tensor, v: torch.Tensor) -> None:
     one_of("kv_layout", params.kv_layout, ("NHD", "HND"))
     if params.page_table is not None:
-        wanted, rank = "rank 4, pages of keys, since page_table is given", 4
         if params.cu_seqlens_k is not None:
             raise expected("cu_seqlens_k", "None with page_table (use seqused_k for the lengths)", "a tensor")
+        if k.dim() != 4:
+            raise expected("k", "rank 4, pages of keys, since page_table is given", list(k.shape))
     elif params.kv_layout != "NHD":
         raise expected("kv_layout", "'NHD' without page_table", repr(params.kv_layout))
-    elif ragged:
-        wanted, rank = "rank 3 [total_k, Hkv, D], since q is ragged and there is no page_table", 3
-    else:
-        wanted, rank = "rank 4 [B, Sk, Hkv, D], like q", 4
-    for name, tensor in (("k", k), ("v", v)):
-        if tensor.dim() != rank:
-            raise expected(name, wanted, list(tensor.shape))
-    if rank == 3 and params.cu_seqlens_k is None:
+    elif k.dim() not in (3, 4):
+        raise expected("k", "rank 4 [B, Sk, Hkv, D] or rank 3 [total_k, Hkv, D]", list(k.shape))
+    if k.dim() == 3 and params.cu_seqlens_k is None:
         raise expected("cu_seqlens_k", "int32 [B + 1], since k has rank 3 (a ragged batch)", None)
-    if rank == 4 and params.cu_seqlens_k is not None:
+    if k.dim() == 4 and params.cu_seqlens_k is not None:
         raise expected("cu_seqlens_k", "None, since k has rank 4 (no ragged batch)", "a tensor")
+    if v.dim() != k.dim():
+        raise expected("v", f"rank {k.dim()}, like k", list(v.shape))
 
 
 def _check_options_of_tensors(params: Params, dtype: str, skip: str) -> None:

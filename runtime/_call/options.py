@@ -144,11 +144,12 @@ def check_custom_mask(problem: Problem) -> None:
         require_shape(name, tensor, [rows, "max_k"], [heads, rows, "max_k"])
     else:
         require_shape(name, tensor, [rows, "max_k"], [batch, rows, "max_k"], [batch, heads, rows, "max_k"])
-    exact = tensor.dtype == torch.bool and not problem.ragged and not problem.paged
+    loose = problem.ragged or problem.paged or problem.params.cu_seqlens_k is not None
+    exact = tensor.dtype == torch.bool and not loose
     least = keys if tensor.dtype == torch.bool else mask_bytes(keys)
     if tensor.shape[-1] < least or (exact and tensor.shape[-1] != keys):
         unit = "columns" if tensor.dtype == torch.bool else "bytes a row"
-        hint = "; max_seqlen_k bounds the keys" if problem.ragged or problem.paged else ""
+        hint = "; max_seqlen_k bounds the keys" if problem.varlen_k else ""
         raise expected(name, f"{'' if exact else 'at least '}{least} {unit} for {keys} keys{hint}", describe(tensor))
     if tensor.dtype == torch.uint8:
         _check_packed_strides(tensor)

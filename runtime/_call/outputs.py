@@ -79,17 +79,13 @@ def check_skip_map(problem: Problem, kernel: Kernel) -> None:
     if skip_map is None:
         return
     for dim, count, size, items, bounded in (
-        (2, problem.len_q, kernel.group_rows, "groups of {} for {} rows", "max_seqlen_q" if problem.ragged else ""),
-        (3, problem.len_k, kernel.tile_n, "tiles of {} for {} keys", "max_seqlen_k" if _has_lengths(problem) else ""),
+        (2, problem.len_q, kernel.group_rows, "groups of {} for {} rows", "max_seqlen_q" if problem.varlen_q else ""),
+        (3, problem.len_k, kernel.tile_n, "tiles of {} for {} keys", "max_seqlen_k" if problem.varlen_k else ""),
     ):
         least = -(-count // size)
         if skip_map.shape[dim] < least:
             hint = f" ({bounded} bounds them)" if bounded else ""
             raise expected("skip_map", f"at least {least} {items.format(size, count)}{hint}", list(skip_map.shape))
-
-
-def _has_lengths(problem: Problem) -> bool:
-    return problem.ragged or problem.paged
 
 
 def check_overlap(params: Params) -> None:

@@ -70,7 +70,7 @@ class Problem:
 
     @property
     def ragged(self) -> bool:
-        """Whether the requests' rows lie end to end."""
+        """Whether the requests' rows lie end to end; of keys, ``cu_seqlens_k`` says it."""
         return self.form.ragged
 
     @property
@@ -102,6 +102,16 @@ class Problem:
     def skip(self) -> str:
         """``dense``, ``skip`` or ``stat``."""
         return self.form.skip
+
+    @property
+    def varlen_q(self) -> bool:
+        """Whether requests have row counts of their own."""
+        return self.form.ragged or self.params.seqused_q is not None
+
+    @property
+    def varlen_k(self) -> bool:
+        """Whether they may have key counts of their own."""
+        return self.form.paged or self.params.cu_seqlens_k is not None or self.params.seqused_k is not None
 
     @property
     def empty(self) -> bool:

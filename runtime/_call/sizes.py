@@ -38,14 +38,16 @@ def check_sizes(form: Form, params: Params) -> Problem:
     if form.paged and params.kv_layout == "HND":
         heads_kv, keys = keys, heads_kv
     page_size, len_k = (keys, _check_pages(params, batch, keys)) if form.paged else (0, keys)
-    if form.ragged and not form.paged:
+    if params.cu_seqlens_k is not None:
         _check_lengths("cu_seqlens_k", params.cu_seqlens_k, batch + 1, "B + 1")
     elif not form.paged and shape_k[0] != batch:
-        raise expected("k", f"{batch} requests, like q", shape_k[0])
-    if params.seqused_k is not None:
-        _check_lengths("seqused_k", params.seqused_k, batch, "B")
+        raise expected("k", f"{batch} requests, like {'cu_seqlens_q' if form.ragged else 'q'}", shape_k[0])
+    for name, used in (("seqused_q", params.seqused_q), ("seqused_k", params.seqused_k)):
+        if used is not None:
+            _check_lengths(name, used, batch, "B")
     if params.max_seqlen_q is not None:
-        len_q = _hint("max_seqlen_q", params.max_seqlen_q, len_q, known=not form.ragged)
+        given = form.ragged or params.seqused_q is not None
+        len_q = _hint("max_seqlen_q", params.max_seqlen_q, len_q, known=not given)
     if params.max_seqlen_k is not None:
         given = params.cu_seqlens_k is not None or params.seqused_k is not None
         len_k = _hint("max_seqlen_k", params.max_seqlen_k, len_k, known=not given)
@@ -99,15 +101,17 @@ def _refuse_heads(heads_q: int, heads_kv: int) -> NoReturn:
 
 
 def _hint(name: str, value: object, most: int, *, known: bool) -> int:
-    """The longest request, as the caller says; ``known`` = all have the full length, so a smaller number is wrong."""
-    hint = integer(name, value, 0, most)
+    """The longest request, as the caller says, cut to ``most``.
+
+    ``known`` = all have the full length, so a smaller number is wrong.
+    """
+    hint = min(integer(name, value, 0), most)
     if known and hint != most:
-        raise expected(name, f"{most} or None, since every request has that length", hint)
+        raise expected(name, f"at least {most} or None, since every request has that length", hint)
     return hint
 
 
-def _check_lengths(name: str, value: torch.Tensor | None, count: int, label: str) -> None:
-    assert value is not None, name
+def _check_lengths(name: str, value: torch.Tensor, count: int, label: str) -> None:
     if value.dim() != 1 or value.shape[0] != count:
         raise expected(name, f"shape [{count}] ({label})", list(value.shape))
     require_contiguous(name, value)

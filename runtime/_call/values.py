@@ -18,14 +18,22 @@ def check_values(problem: Problem) -> None:
     options.check_values(params)
     _check_offsets("cu_seqlens_q", params.cu_seqlens_q, problem.rows, problem.len_q, "max_seqlen_q")
     _check_offsets("cu_seqlens_k", params.cu_seqlens_k, problem.keys, problem.len_k, "max_seqlen_k")
-    limits = torch.full((problem.batch,), problem.len_k)
-    if params.cu_seqlens_k is not None:
-        limits = params.cu_seqlens_k.diff()
-    used = params.seqused_k
-    if used is not None and bool(((used < 0) | (used > limits)).any()):
-        raise expected("seqused_k", f"lengths from 0 to {limits.tolist()}", used.tolist())
+    _check_used("seqused_q", params.seqused_q, params.cu_seqlens_q, problem.batch, problem.len_q)
+    lengths = _check_used("seqused_k", params.seqused_k, params.cu_seqlens_k, problem.batch, problem.len_k)
     if params.page_table is not None:
-        _check_page_numbers(problem, limits if used is None else used)
+        _check_page_numbers(problem, lengths)
+
+
+def _check_used(
+    name: str, used: torch.Tensor | None, offsets: torch.Tensor | None, batch: int, longest: int
+) -> torch.Tensor:
+    """How many rows or keys each request has, [B]; those in use are no more than there are."""
+    limits = torch.full((batch,), longest) if offsets is None else offsets.diff()
+    if used is None:
+        return limits
+    if bool(((used < 0) | (used > limits)).any()):
+        raise expected(name, f"lengths from 0 to {limits.tolist()}", used.tolist())
+    return used
 
 
 def _check_offsets(name: str, offsets: torch.Tensor | None, total: int, longest: int, hint: str) -> None:

@@ -16,6 +16,8 @@ from .._call.problem import Problem
 from .buffers import Buffers
 
 L2_KV_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
+LEAST_BOX_ROWS = 16  # of one copy from what is not paged; pages have as few
+WARP_THREADS = 32  # each of which knows one request of a ragged batch
 LOG2E = math.log2(math.e)
 _NEW = ("out", "lse", "custom_mask")  # arguments whose tensor a launch may make itself
 Value = int | float
@@ -85,7 +87,9 @@ class Planner:
         if fixed is None:
             fixed = self._fixed[numbers] = _fixed_scalars(problem, self.kernel)
         grid = min(self._sm_count, work_items(problem, self.kernel))
-        launch = KernelLaunch(self.kernel, self._maps(problem, buffers), fixed, _sized_scalars(problem, buffers), grid)
+        launch = KernelLaunch(
+            self.kernel, self._maps(problem, buffers), fixed, _sized_scalars(problem, self.kernel, buffers), grid
+        )
         return LaunchPlan((launch,))
 
     def _maps(self, problem: Problem, buffers: Buffers) -> dict[str, TensorMapSpec]:
@@ -94,6 +98,8 @@ class Planner:
         if problem.page_size:
             box_k = (box_k[0], page_box_rows(problem.page_size, kernel.tile_n), 1, 1)
             hnd = params.kv_layout == "HND"
+        elif problem.len_k < kernel.tile_n:
+            box_k = (box_k[0], kv_box_rows(problem.len_k, kernel.tile_n), 1, 1)
         dtype = kernel.dtype
         # Note: a map cannot be empty. Nothing is ever loaded from an empty tensor, so any address serves.
         fallback = params.q.data_ptr()
@@ -137,17 +143,25 @@ def page_box_rows(page_size: int, tile_n: int) -> int:
     return min(page_size & -page_size, tile_n)
 
 
-def heads_in_l2(problem: Problem) -> int:
-    """How many (request, kv head) pairs, or kv heads of a ragged batch, share L2 in the work order."""
-    columns = problem.head_dim + problem.head_dim_v
-    if not problem.ragged:
-        keys, most = problem.len_k, problem.batch * problem.heads_kv
-    elif problem.paged:
-        pool = problem.params.k.shape[0] * problem.page_size
-        keys, most = min(problem.batch * problem.len_k, pool), problem.heads_kv
-    else:
-        keys, most = problem.keys, problem.heads_kv
-    return max(1, min(most, L2_KV_BYTES // max(1, keys * columns * ELEMENT_BYTES[problem.dtype])))
+def kv_box_rows(len_k: int, tile_n: int) -> int:
+    """Rows of one copy without pages: a tile, or less where no request has as many keys, and others lie behind them."""
+    return min(tile_n, max(LEAST_BOX_ROWS, 1 << max(0, len_k - 1).bit_length()))
+
+
+def shared_in_l2(problem: Problem) -> tuple[int, int]:
+    """What shares L2 in the work order: (request, kv head) pairs and 0, or kv heads and requests of a ragged batch."""
+    batch, heads = problem.batch, problem.heads_kv
+    keys = batch * problem.len_k if problem.params.cu_seqlens_k is None else problem.keys
+    if problem.form.paged:
+        keys = min(keys, problem.params.k.shape[0] * problem.page_size)
+    # Requests of one head, of the mean length: how they differ is not known here.
+    bytes_per_key = (problem.head_dim + problem.head_dim_v) * ELEMENT_BYTES[problem.dtype]
+    fitting = L2_KV_BYTES * batch // max(1, keys * bytes_per_key)
+    if not problem.varlen_q:
+        return max(1, min(fitting, batch * heads)), 0
+    most = max(1, min(fitting, batch, WARP_THREADS))
+    requests = -(-batch // -(-batch // most))  # the same number of sections, the last of which is not small
+    return max(1, min(fitting // requests, heads)), requests
 
 
 def argument(problem: Problem, buffers: Buffers, name: str) -> torch.Tensor | None:
@@ -156,18 +170,20 @@ def argument(problem: Problem, buffers: Buffers, name: str) -> torch.Tensor | No
     return value if isinstance(value, torch.Tensor) else None
 
 
-def _sized_scalars(problem: Problem, buffers: Buffers) -> dict[str, Value]:
+def _sized_scalars(problem: Problem, kernel: Kernel, buffers: Buffers) -> dict[str, Value]:
     """What follows from lengths and strides."""
     form, len_k, out, lse = problem.form, problem.len_k, buffers.out, buffers.lse
     strides = out.stride()
     batch, row, head = (0, *strides[:2]) if form.ragged else strides[:3]
+    heads_in_l2, requests_in_l2 = shared_in_l2(problem)
     scalars: dict[str, Value] = {
         "batch": problem.batch,
         "len_q": problem.len_q,
         "len_k": len_k,
         # A window over all keys shows no less than a wider one, and keeps what kernels add up far from 32 bits.
         "window_left": min(form.window[0], len_k),
-        "heads_in_l2": heads_in_l2(problem),
+        "heads_in_l2": heads_in_l2,
+        "requests_in_l2": requests_in_l2,
         "threshold_value": problem.threshold,
         "out_stride_batch": batch,
         "out_stride_row": row,
@@ -180,6 +196,8 @@ def _sized_scalars(problem: Problem, buffers: Buffers) -> dict[str, Value]:
     if form.paged:
         assert problem.params.page_table is not None
         scalars["page_table_stride"] = problem.params.page_table.stride(0)
+    else:
+        scalars["kv_box_rows"] = kv_box_rows(len_k, kernel.tile_n)
     if form.checks:
         _add_strides_of_options(scalars, problem, buffers)
     return scalars

@@ -91,7 +91,9 @@ def _explain_call(params: Params) -> Explanation:
 
 
 def _summary(problem: Problem) -> str:
-    layout = "paged" if problem.paged else "ragged" if problem.ragged else "batched"
+    of_q = "ragged" if problem.ragged else "batched"
+    of_k = "paged" if problem.paged else "batched" if problem.params.cu_seqlens_k is None else "ragged"
+    layout = of_q if of_q == of_k else f"{of_q} q, {of_k} k"
     heads = f"{problem.heads_q} query heads on {problem.heads_kv}"
     return f"{layout}, {problem.batch} requests, {heads}, {problem.dtype}, mask {problem.mask} on {problem.device}"
 

@@ -61,9 +61,8 @@ class _Request:
 
 def _requests(problem: Problem, buffers: Buffers) -> Iterator[_Request]:
     params = problem.params
-    offsets = None if params.cu_seqlens_q is None else params.cu_seqlens_q.tolist()
     for index in range(problem.batch):
-        rows = slice(offsets[index], offsets[index + 1]) if offsets else index
+        rows = _rows(problem, index)
         keys, values = _keys_and_values(problem, index)
         yield _Request(
             index=index,
@@ -74,6 +73,19 @@ def _requests(problem: Problem, buffers: Buffers) -> Iterator[_Request]:
             out=buffers.out[rows],
             lse=None if buffers.lse is None else buffers.lse[rows],
         )
+
+
+def _rows(problem: Problem, index: int) -> slice | tuple[int, slice]:
+    """Where one request's rows lie in q and in what is laid out like it."""
+    params = problem.params
+    start, length = 0, problem.len_q
+    if params.cu_seqlens_q is not None:
+        start, end = params.cu_seqlens_q[index : index + 2].tolist()
+        length = end - start
+    if params.seqused_q is not None:
+        length = int(params.seqused_q[index])
+    rows = slice(start, start + length)
+    return rows if problem.ragged else (index, rows)
 
 
 def _keys_and_values(problem: Problem, index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,15 +108,16 @@ def _keys_and_values(problem: Problem, index: int) -> tuple[torch.Tensor, torch.
     return params.k[index, :length], params.v[index, :length]
 
 
-def _packed_rows(problem: Problem, mask: torch.Tensor | None, index: int, rows: slice | int) -> torch.Tensor | None:
+def _packed_rows(
+    problem: Problem, mask: torch.Tensor | None, index: int, rows: slice | tuple[int, slice]
+) -> torch.Tensor | None:
     if mask is None:
         return None
-    if problem.ragged:
-        assert isinstance(rows, slice)
+    if isinstance(rows, slice):
         return mask[rows].unsqueeze(0) if mask.dim() == 2 else mask[:, rows]
     if mask.dim() == 4:
-        return mask[index]
-    return (mask[index] if mask.dim() == 3 else mask).unsqueeze(0)
+        return mask[index][:, rows[1]]
+    return (mask[rows] if mask.dim() == 3 else mask[rows[1]]).unsqueeze(0)
 
 
 def _visible(problem: Problem, request: _Request, rows: torch.Tensor) -> torch.Tensor:

@@ -67,7 +67,7 @@ def test_every_field_of_the_block_is_planned() -> None:
     named.clear()
     plan, *_ = plan_of(**batched(**counted, **heads, **mask), skip_map=skip_map, return_lse=True)
     plan_of(**paged)
-    plan_of(**ragged())
+    plan_of(**ragged(seqused_q=ints(1, 2)))
     plan_of(arch="sm100", **eight, **descales)
     assert named == {field.name for field in FIELDS if field.kind != "tensor_map"}
     assert {field.name for field in FIELDS if field.kind == "tensor_map"} == set(plan.maps)
@@ -308,3 +308,38 @@ def test_heads_in_l2_is_what_fits() -> None:
     offsets = ints(0, 1 << 14, 1 << 15)
     call = {"q": bf16(2, 4, 128), "k": keys, "v": keys, "cu_seqlens_q": ints(0, 1, 2), "cu_seqlens_k": offsets}
     assert plan_of(**call)[0].scalars["heads_in_l2"] == 2
+
+
+@pytest.mark.parametrize(
+    ("batch", "len_k", "heads_kv", "heads_in_l2", "requests"),
+    [
+        (1000, 16, 8, 8, 32),  # all heads of a warp's requests
+        (40, 512, 8, 6, 20),  # 32 would leave 8 of 40: two times 20, 6 of whose heads are 30 MiB
+        (64, 8192, 4, 1, 8),  # 8 x 4 MiB: one head of 8 requests
+        (3, 1 << 17, 4, 1, 1),  # 64 MiB each
+        (5, 0, 4, 4, 5),
+    ],
+)
+def test_requests_of_a_ragged_batch_share_l2_before_heads_do(
+    batch: int, len_k: int, heads_kv: int, heads_in_l2: int, requests: int
+) -> None:
+    """One head of a request of ``len_k`` keys at D = Dv = 128 is 512 bytes times that; 32 MiB are shared."""
+    call = shaped(batch, len_k, heads_kv)
+    plans = [plan_of(**call, seqused_q=torch.ones(batch, dtype=torch.int32))[0]]
+    steps = torch.arange(batch + 1, dtype=torch.int32)
+    flat = {"q": call["q"][:, 0], "cu_seqlens_q": steps}
+    keys = bf16(1, 1, 128).expand(batch * len_k, heads_kv, 128)
+    plans.append(plan_of(**flat, k=call["k"], v=call["v"])[0])
+    plans.append(plan_of(**flat, k=keys, v=keys, cu_seqlens_k=steps * len_k)[0])
+    for plan in plans:
+        assert (plan.scalars["heads_in_l2"], plan.scalars["requests_in_l2"]) == (heads_in_l2, requests)
+
+
+@pytest.mark.parametrize(("hint", "rows"), [(0, 16), (1, 16), (16, 16), (17, 32), (64, 64), (65, 128), (129, 128)])
+def test_a_copy_takes_no_more_keys_than_a_request_can_have(hint: int, rows: int) -> None:
+    """Behind the last key of a short request in a ragged batch lie its neighbours': 112 of 128 for one of 16."""
+    total = 2 * hint
+    keys = {"k": bf16(total, 2, 128), "v": bf16(total, 2, 128), "cu_seqlens_k": ints(0, hint, total)}
+    plan, *_ = plan_of(**{**ragged(), **keys}, max_seqlen_k=hint)
+    assert plan.scalars["kv_box_rows"] == rows
+    assert plan.maps["tma_k"].box[1] == plan.maps["tma_v"].box[1] == rows

@@ -21,7 +21,11 @@ from tests.helpers.run import run_case
 SCHEDULES = ("late", "early", "random")
 TARGETS = (Target("emulator", "sm100"), Target("emulator", "sm100", "e4m3"))
 PATTERNS = pattern_cases("sm100")[::3]
-SHAPES = [case for case in shape_cases("sm100") if case.name.startswith(("tall", "deep-skip", "deep-causal", "many-r"))]
+SHAPES = [
+    case
+    for case in shape_cases("sm100")
+    if case.name.startswith(("tall", "deep-skip", "deep-causal", "many-r", "uneven"))
+]
 
 
 def name(value: Case | Boundary) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from skimattn import ArgumentError, Params, launch, pack_mask
 from skimattn._call.checks import require_near
+from skimattn._call.validate import validate
 
 from tests.helpers.wrong_calls import (
     Call,
@@ -48,8 +49,9 @@ TENSORS = [
     wrong("sinks_grad", batched, "sinks", "no backward", "requires_grad", sinks=torch.zeros(4, requires_grad=True)),
     wrong("q_rank2", batched, "q", "rank 4", r"\[70, 64\]", q=bf16(70, 64)),
     wrong("q_rank5", batched, "q", "rank 4", r"\[1, 2, 70, 4, 64\]", q=bf16(1, 2, 70, 4, 64)),
-    wrong("k_rank3", batched, "k", r"rank 4 \[B, Sk, Hkv, D\]", r"\[200, 2, 64\]", k=bf16(200, 2, 64)),
-    wrong("v_rank3", batched, "v", r"rank 4 \[B, Sk, Hkv, D\]", r"\[200, 2, 64\]", v=bf16(200, 2, 64)),
+    wrong("k_rank2", batched, "k", r"rank 4 \[B, Sk, Hkv, D\] or rank 3", r"\[200, 64\]", k=bf16(200, 64)),
+    wrong("k_rank3", batched, "cu_seqlens_k", r"int32 \[B \+ 1\], since k has rank 3", "None", k=bf16(200, 2, 64)),
+    wrong("v_rank3", batched, "v", "rank 4, like k", r"\[200, 2, 64\]", v=bf16(200, 2, 64)),
     wrong("head_dim_12", batched, "q", "multiple of 8", "12", q=bf16(2, 70, 4, 12)),
     wrong("head_dim_264", batched, "q", "from 8 to 256", "264", q=bf16(2, 70, 4, 264)),
     wrong("head_dim_0", batched, "q", "from 8", "0", q=bf16(2, 70, 4, 0)),
@@ -72,7 +74,17 @@ LENGTHS = [
     wrong("no_cu_k", ragged, "cu_seqlens_k", r"int32 \[B \+ 1\]", "None", cu_seqlens_k=None),
     wrong("cu_q_batched", batched, "cu_seqlens_q", "None, since q has rank 4", "a tensor", cu_seqlens_q=ints(0, 70)),
     wrong("cu_k_batched", batched, "cu_seqlens_k", "None, since k has rank 4", "a tensor", cu_seqlens_k=ints(0, 70)),
-    wrong("ragged_q_batched_k", ragged, "k", "rank 3", r"\[2, 200, 2, 64\]", k=bf16(2, 200, 2, 64)),
+    wrong("cu_k_batched_k", ragged, "cu_seqlens_k", "None, since k has rank 4", "a tensor", k=bf16(2, 200, 2, 64)),
+    wrong(
+        "requests_of_ragged_q",
+        ragged,
+        "k",
+        "2 requests, like cu_seqlens_q",
+        "3",
+        k=bf16(3, 200, 2, 64),
+        v=bf16(3, 200, 2, 64),
+        cu_seqlens_k=None,
+    ),
     wrong("cu_q_int64", ragged, "cu_seqlens_q", "int32", "int64", cu_seqlens_q=lambda c: c["cu_seqlens_q"].long()),
     wrong("cu_q_list", ragged, "cu_seqlens_q", "torch.Tensor", "list", cu_seqlens_q=lambda _: [0, 30, 70]),
     wrong("cu_q_rank", ragged, "cu_seqlens_q", "rank 1", r"\[1, 3\]", cu_seqlens_q=ints(0, 30, 70).view(1, 3)),
@@ -89,13 +101,21 @@ LENGTHS = [
     wrong("used_beyond", batched, "seqused_k", r"lengths from 0 to \[200, 200\]", "201", seqused_k=ints(1, 201)),
     wrong("used_negative", batched, "seqused_k", "lengths from 0", "-1", seqused_k=ints(-1, 5)),
     wrong("used_ragged", ragged, "seqused_k", r"lengths from 0 to \[90, 110\]", "91", seqused_k=ints(91, 110)),
+    wrong("used_q_shape", batched, "seqused_q", r"shape \[2\]", r"\[3\]", seqused_q=ints(1, 2, 3)),
+    wrong("used_q_int64", ragged, "seqused_q", "int32", "int64", seqused_q=torch.tensor([1, 2])),
+    wrong("used_q_beyond", batched, "seqused_q", r"lengths from 0 to \[70, 70\]", "71", seqused_q=ints(1, 71)),
+    wrong("used_q_negative", batched, "seqused_q", "lengths from 0", "-1", seqused_q=ints(-1, 5)),
+    wrong("used_q_ragged", ragged, "seqused_q", r"lengths from 0 to \[30, 40\]", "31", seqused_q=ints(31, 40)),
+    wrong(
+        "used_q_hint", batched, "seqused_q", r"lengths from 0 to \[9, 9\]", "10", seqused_q=ints(1, 10), max_seqlen_q=9
+    ),
     wrong("max_q_float", batched, "max_seqlen_q", "an int", "float 7.0", max_seqlen_q=7.0),
-    wrong("max_q_beyond", batched, "max_seqlen_q", "from 0 to 70", "71", max_seqlen_q=71),
+    wrong("max_q_negative", ragged, "max_seqlen_q", "an int from 0", "-1", max_seqlen_q=-1),
     wrong("max_q_short", ragged, "max_seqlen_q", "at least 40", "39", max_seqlen_q=39),
-    wrong("max_k_beyond", batched, "max_seqlen_k", "from 0 to 200", "201", max_seqlen_k=201),
-    wrong("max_q_untrue", batched, "max_seqlen_q", "70 or None", "69", max_seqlen_q=69),
-    wrong("max_k_untrue", batched, "max_seqlen_k", "200 or None", "199", max_seqlen_k=199),
-    wrong("max_k_untrue_paged", paged, "max_seqlen_k", "128 or None", "100", max_seqlen_k=100, seqused_k=None),
+    wrong("max_k_huge", batched, "max_seqlen_k", "to 2147483647", "2147483648", max_seqlen_k=1 << 31),
+    wrong("max_q_untrue", batched, "max_seqlen_q", "at least 70 or None", "69", max_seqlen_q=69),
+    wrong("max_k_untrue", batched, "max_seqlen_k", "at least 200 or None", "199", max_seqlen_k=199),
+    wrong("max_k_untrue_paged", paged, "max_seqlen_k", "at least 128 or None", "100", max_seqlen_k=100, seqused_k=None),
     wrong("max_k_short", ragged, "max_seqlen_k", "at least 110", "100", max_seqlen_k=100),
     wrong("max_k_used", paged, "seqused_k", "lengths from 0", "128", max_seqlen_k=120),
 ]
@@ -127,6 +147,7 @@ PAGES = [
     wrong("used_paged", paged, "seqused_k", r"\[128, 128\]", "129", seqused_k=ints(1, 129)),
 ]
 CASES = TENSORS + LENGTHS + PAGES
+HUGE_HINTS: Call = {"max_seqlen_q": (1 << 31) - 1, "max_seqlen_k": (1 << 31) - 1}
 
 
 def test_there_is_one_test_per_way_to_call_it_wrong() -> None:
@@ -144,6 +165,12 @@ def test_the_base_calls_are_right(base: Callable[[], Call]) -> None:
     fill(call)
     assert launch(Params(**call)) is call["out"]
     assert (call["out"] == 0).all() and (call["stats"] > 7).any() and (call["skip_map"] != 7).any()
+
+
+@pytest.mark.parametrize("base", [batched, ragged, paged])
+def test_hints_above_what_there_is_are_cut(base: Callable[[], Call]) -> None:
+    plain, hinted = (validate(Params(**base(), **hints)) for hints in ({}, HUGE_HINTS))
+    assert (hinted.len_q, hinted.len_k) == (plain.len_q, plain.len_k)
 
 
 def test_params_itself() -> None:

@@ -128,10 +128,18 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "expect_tx of half a tile",
         PRODUCER,
-        "mbarrier_arrive_expect_tx(full, kPanels * Storage::kKvPanelBytes)",
-        "mbarrier_arrive_expect_tx(full, kPanels * Storage::kKvPanelBytes / 2)",
+        "mbarrier_arrive_expect_tx(full, p_.kv_box_rows * ",
+        "mbarrier_arrive_expect_tx(full, p_.kv_box_rows / 2 * ",
         DENSE,
         ("barrier", "early-read"),
+    ),
+    Mutation(
+        "rows of a group that has none are awaited",
+        PRODUCER,
+        "ptx::mbarrier_arrive(full);  // all its rows",
+        "// all its rows",
+        STAT,
+        ("deadlock",),
     ),
     Mutation(
         "expect_tx of a box too many",

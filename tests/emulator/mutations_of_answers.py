@@ -95,4 +95,5 @@ WRONG_ANSWERS: tuple[Mutation, ...] = (
     ),
     Mutation("skipped tiles not counted", SKIP_STATS, "skipped_ += kept ? 0 : 1;", "", STAT, (RESULT,)),
     Mutation("work counter not reset", SCHEDULER, "ptx::st_global(counter_, 0u)", "", DENSE, (RESULT,)),
+    Mutation("work counter reset too early", SCHEDULER, "count + 2 * ptx::grid_size()", "count + 1", STAT, (RESULT,)),
 )

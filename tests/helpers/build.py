@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from .cases import DTYPES, Case, Content, sinks_of, slopes_of
+from .layout import longest_keys, longest_rows, rows_of, sequence, spare
 
 MAP_SENTINEL = 99
 UNCOUNTED = 7  # between pairs of counts
 BAD_PAGE = 0x7FFFFFF0
-SPARE_KEYS = 40
 Tensors = dict[str, torch.Tensor]
 
 
@@ -57,14 +57,6 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage())
 
 
-def rows_of(case: Case, tensor: torch.Tensor, index: int) -> torch.Tensor:
-    """The rows of request ``index`` in a tensor laid out like q."""
-    if case.q_layout == "batched":
-        return tensor[index]
-    first = sum(len_q for len_q, _ in case.lens[:index])
-    return tensor[first : first + case.lens[index][0]]
-
-
 def _full(shape: tuple[int, ...], dtype: torch.dtype, fill: float) -> torch.Tensor:
     """A filled tensor amid more of the same: 8 further rows (or one further request or page) on either side."""
     spare = 8 if len(shape) == 3 else 1
@@ -82,15 +74,6 @@ def _empty(case: Case, shape: tuple[int, ...], dtype: torch.dtype, fill: float) 
     return _full(shape, dtype, fill)
 
 
-def _sequence(case: Case, side: int) -> tuple[int, ...]:
-    """Leading shape of an unpaged q (side 0) or k and v (side 1)."""
-    lens = [pair[side] for pair in case.lens]
-    spare = SPARE_KEYS if side == 1 and case.seqused else 0  # keys that the request does not use
-    if (case.q_layout, case.kv_layout)[side] == "ragged":
-        return (sum(lens) + (case.extra_rows if side == 0 else spare * len(lens)),)
-    return (len(lens), max(lens) + spare)
-
-
 def fill_of(case: Case) -> float:
     """What memory that no request owns holds; e4m3 has no Inf."""
     return math.nan if case.dtype == "e4m3" else case.fill
@@ -98,7 +81,7 @@ def fill_of(case: Case) -> float:
 
 def _allocate(case: Case) -> Tensors:
     dtype, fill = DTYPES[case.dtype], fill_of(case)
-    q_shape, kv_shape = _sequence(case, 0), _sequence(case, 1)
+    q_shape, kv_shape = sequence(case, 0), sequence(case, 1)
     hq, hkv, d, dv = case.heads_q, case.heads_kv, case.head_dim, case.head_dim_v
     if case.memory == "packed_qkv":
         assert q_shape == kv_shape and d == dv, "packed qkv wants equal shapes"
@@ -126,7 +109,7 @@ def _place(case: Case, tensors: Tensors, held: list[Content]) -> None:
         for name, source in (("k", one.k), ("v", one.v)):
             rows = tensors[name][at_k:] if case.kv_layout == "ragged" else tensors[name][index]
             rows[: len(source)].copy_(source)
-        at_k += len(one.k) + SPARE_KEYS * case.seqused
+        at_k += len(one.k) + spare(case, 1)
 
 
 def _pages(case: Case, held: list[Content]) -> Tensors:
@@ -160,26 +143,30 @@ def _lengths(case: Case) -> Tensors:
     tensors: Tensors = {}
     for side, layout, name in ((0, case.q_layout, "cu_seqlens_q"), (1, case.kv_layout, "cu_seqlens_k")):
         if layout == "ragged":
-            spare = SPARE_KEYS if side == 1 and case.seqused else 0
-            ends = np.cumsum([0] + [pair[side] + spare for pair in case.lens])
+            ends = np.cumsum([0] + [pair[side] + spare(case, side) for pair in case.lens])
             tensors[name] = torch.tensor(ends, dtype=torch.int32)
-    if case.seqused or case.paged:
-        tensors["seqused_k"] = torch.tensor([pair[1] for pair in case.lens], dtype=torch.int32)
+    for side, given, name in ((0, case.seqused_q, "seqused_q"), (1, case.seqused or case.paged, "seqused_k")):
+        if given:
+            tensors[name] = torch.tensor([pair[side] for pair in case.lens], dtype=torch.int32)
     return tensors
 
 
 def mask_tensor(case: Case, held: list[Content]) -> torch.Tensor:
-    """The custom mask in the case's form; bits at keys that a request does not have are set."""
-    keys = longest_keys(case)
-    padded = [np.pad(_bits(one), ((0, 0), (0, 0), (0, keys - len(one.k))), constant_values=True) for one in held]
-    if case.q_layout == "ragged":
+    """The custom mask in the case's form; bits at rows and keys that a request does not have are set."""
+    keys, ragged = longest_keys(case), case.q_layout == "ragged"
+    rows = [len(one.q) + spare(case, 0) if ragged else sequence(case, 0)[1] for one in held]
+    padded = [
+        np.pad(_bits(one), ((0, 0), (0, have - len(one.q)), (0, keys - len(one.k))), constant_values=True)
+        for one, have in zip(held, rows, strict=True)
+    ]
+    if ragged:
         bits = np.concatenate(padded, axis=1)
         bits = np.pad(bits, ((0, 0), (0, case.extra_rows), (0, 0)), constant_values=True)
         bits = bits if case.custom.endswith("3") else bits[0]
     else:
         bits = np.stack(padded)
-        longest = max(range(len(held)), key=lambda index: len(held[index].k))  # holds every bit of a shared mask
-        bits = {"2": bits[longest, 0], "3": bits[:, 0], "4": bits}[case.custom[-1]]
+        shared = bits[:, 0].all(axis=0)  # requests that have a bit of it agree
+        bits = {"2": shared, "3": bits[:, 0], "4": bits}[case.custom[-1]]
     if case.custom.startswith("bool"):
         return torch.from_numpy(np.ascontiguousarray(bits))
     width = 32 * -(-keys // 32) + 64  # rows longer than they need be, hostile at the end
@@ -195,7 +182,7 @@ def _bits(one: Content) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
 def _results(case: Case) -> Tensors:
     """Outputs full of sentinels, statistics that already hold something."""
     tensors: Tensors = {}
-    rows = _sequence(case, 0)
+    rows = sequence(case, 0)
     if case.give_out:
         dtype = DTYPES[case.dtype_out]
         tensors["out"] = _empty(case, (*rows, case.heads_q, case.head_dim_v), dtype, sentinel(dtype))
@@ -273,12 +260,6 @@ def build(case: Case, held: list[Content]) -> Built:
     return Built(case, tensors, values)
 
 
-def longest_keys(case: Case) -> int:
-    """What max_seqlen_k must say: it bounds cu_seqlens_k, whatever seqused_k says."""
-    spare = SPARE_KEYS if case.kv_layout == "ragged" and case.seqused else 0
-    return max(len_k for _, len_k in case.lens) + spare
-
-
 def _plain(case: Case) -> dict[str, object]:
     longest = longest_keys(case)
     return {
@@ -287,7 +268,7 @@ def _plain(case: Case) -> dict[str, object]:
         "softmax_scale": case.scale,
         "softcap": case.softcap or None,
         "kv_layout": case.kv_layout.upper() if case.paged else None,
-        "max_seqlen_q": max(pair[0] for pair in case.lens) + case.extra_rows if case.q_layout == "ragged" else None,
+        "max_seqlen_q": longest_rows(case),
         "max_seqlen_k": longest if case.kv_layout != "batched" or case.seqused else None,
         "return_lse": True if case.lse and not case.give_out else None,
     }

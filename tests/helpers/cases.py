@@ -29,7 +29,7 @@ _DESCALES = {"q_descale": (0.75, 1.5, 1.0), "k_descale": (1.25, 0.8), "v_descale
 
 @dataclass(frozen=True)
 class Case:
-    """One call. ``lens`` holds (len_q, len_k) per request; batched layouts want them uniform."""
+    """One call. ``lens`` holds (len_q, len_k) per request; batched layouts without seqused want them uniform."""
 
     name: str
     arch: str = "sm90"
@@ -43,7 +43,8 @@ class Case:
     chunk: int = 0
     custom: str = ""  # "bool2", "bool3", "bool4", "packed2", "packed3", "packed4"; ragged q: 2 and 3 only
     q_layout: str = "batched"  # batched, ragged
-    kv_layout: str = "batched"  # batched (with a batched q), ragged (with a ragged q), nhd, hnd
+    kv_layout: str = "batched"  # batched, ragged, nhd, hnd
+    seqused_q: bool = False  # lengths in seqused_q, and rows that no request uses
     seqused: bool = False  # lengths in seqused_k, and keys that no request uses; pages always have it
     page_size: int = 64
     memory: str = "plain"  # plain, gaps, transposed, packed_kv, packed_qkv

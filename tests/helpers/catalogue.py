@@ -112,7 +112,8 @@ def covering_cases(count: int, arch: str = "sm90") -> tuple[Case, ...]:
 
 def _traits(case: Case) -> set[tuple[str, Any]]:
     names = ("dtype", "mask", "kv_layout", "q_layout", "skip", "lens", "memory", "softcap", "alibi", "seqused", "sinks")
-    single = {(name, getattr(case, name)) for name in (*names, "out_dtype", "descales", "pattern", "threshold_kind")}
+    more = ("out_dtype", "descales", "pattern", "threshold_kind", "seqused_q")
+    single = {(name, getattr(case, name)) for name in (*names, *more)}
     return single | {("dims", (case.spec.head_dim, case.mask, case.skip))}
 
 
@@ -148,7 +149,8 @@ def fuzz_case(seed: int, arch: str = "sm90") -> Case:
     keys = [(rng.choice((0, 1, 64, 128, 256)) if rng.random() < 0.3 else rng.randrange(1, 450)) for _ in case.lens]
     if case.q_layout == "batched":
         lens = [max(1, lens[0])] * len(lens)
-        keys = keys if case.paged or case.seqused else keys[:1] * len(keys)
+    if case.kv_layout == "batched" and not case.seqused:
+        keys = keys[:1] * len(keys)
     if case.memory == "packed_qkv":
         keys = lens
     return replace(case, name=f"fuzz{seed}", lens=tuple(zip(lens, keys, strict=True)))
@@ -176,6 +178,16 @@ def runtime_factors(dtypes: tuple[str, ...] = _SIXTEEN_BIT) -> dict[str, Any]:
     }
 
 
+def _kv_layout(row: Row, index: int) -> str:
+    """Pages, or as q, or now and then not as q."""
+    if row["paged"]:
+        return ("nhd", "hnd")[index % 2]
+    uneven = len({len_k for _, len_k in LENS[row["lens"]]}) > 1
+    if index % 3 or row["memory"] == "packed_qkv" or (row["q_ragged"] and uneven and not row["seqused"]):
+        return "ragged" if row["q_ragged"] else "batched"
+    return "batched" if row["q_ragged"] else "ragged"
+
+
 def case_of(row: Row, index: int, arch: str = "sm90") -> Case:
     """The case of a row of factors; ``index`` deals out what is not a factor."""
     packed = row["memory"].startswith("packed")
@@ -199,7 +211,8 @@ def case_of(row: Row, index: int, arch: str = "sm90") -> Case:
         chunk=CHUNKS[index % len(CHUNKS)] if row["mask"] == "chunked" else 0,
         custom=forms[index % len(forms)] if row["mask"] == "custom" else "",
         q_layout="ragged" if row["q_ragged"] else "batched",
-        kv_layout=("nhd", "hnd")[index % 2] if row["paged"] else "ragged" if row["q_ragged"] else "batched",
+        kv_layout=_kv_layout(row, index),
+        seqused_q=index % 4 == 1 and row["memory"] != "packed_qkv",
         seqused=row["seqused"],
         page_size=(64, 16, 128, 48, 256, 80)[index % 6],
         memory=row["memory"],

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .build import MAP_SENTINEL, UNCOUNTED, Built, rows_of, sentinel, stats_before, whole
+from .build import MAP_SENTINEL, UNCOUNTED, Built, sentinel, stats_before, whole
 from .cases import DTYPES, Case, Content, answers, rules_of
+from .layout import rows_of
 from .oracle import Answer
 from .oracle_e4m3 import EXP2_ERROR, FACTOR
 

@@ -24,12 +24,12 @@ class Producer {
   // The scheduler and loader of K: a whole warp.
   SKIM_DEVICE void run_keys(int lane) {
     TileScheduler<Tr::kTileM> scheduler(p_);
-    const TileCounter counter(p_.work_counter, scheduler.items(p_));
-    for (int ticket = counter.first(); ticket < counter.count();) {
+    const TileCounter counter(p_.work_counter);
+    for (int ticket = counter.first();;) {
+      // Drawn early: its latency hides behind this item's lookup and loads.
+      const int next = lane == 0 ? counter.next() : 0;
       const WorkItem item = scheduler.decode(p_, ticket);
-      int next = 0;
       if (lane == 0) {
-        next = counter.next();  // drawn early: its latency hides behind this item's loads
         publish(item);
         const TileRange range = cta_range<Tr>(item, p_);
         const Keys keys = keys_of(item);
@@ -38,11 +38,12 @@ class Producer {
           load_k(keys, visited_tile<Tr::kSinkFirst>(range.first, range.last, i));
         }
         work_.advance();
+        if (!item.valid) counter.finish(next, scheduler.items(p_));
       }
+      if (!item.valid) break;
       ptx::warp_sync();
       ticket = ptx::shfl(next, 0);
     }
-    if (lane == 0) publish(WorkItem{});
   }
 
   // One lane.
@@ -120,6 +121,10 @@ class Producer {
     for (int group = 0; group < Tr::kConsumers; ++group) {
       uint64_t* full = &smem_.q_full[q.slot][group];
       ptx::mbarrier_wait_parity(&smem_.q_empty[q.slot][group], q.phase ^ 1);
+      if (item.row0 + group * Tr::kGroupRows >= item.len_q) {
+        ptx::mbarrier_arrive(full);  // all its rows are a neighbour's or nobody's: whatever lies there, none is stored
+        continue;
+      }
       ptx::mbarrier_arrive_expect_tx(full, Storage::kPanels * Storage::kQPanelBytes);
 #pragma unroll
       for (int panel = 0; panel < Storage::kPanels; ++panel) {
@@ -175,8 +180,9 @@ class Producer {
                              page);
       }
     } else {
+      // One box, which is less than a tile where no request has more keys: what lies behind them is a neighbour's.
       const bool ragged = p_.cu_seqlens_k != nullptr;
-      ptx::mbarrier_arrive_expect_tx(full, kPanels * Storage::kKvPanelBytes);
+      ptx::mbarrier_arrive_expect_tx(full, p_.kv_box_rows * kPanelRowBytes * kPanels);
       load_panels<kPanels>(to, map, full, keys.offset + key0, keys.head, ragged ? 0 : keys.batch);
     }
   }

@@ -1,5 +1,6 @@
 // Work order of the persistent grid: tickets -> (query tile, head, request), longest tiles first inside a section of
-// heads whose keys and values fit L2 together. Tickets rise, so each CTA walks the order once, front to back.
+// heads (and, of a ragged batch, requests) whose keys and values fit L2 together. TileCounter rise, so each CTA walks
+// the order once, front to back.
 #pragma once
 #include <skimattn/core/platform.cuh>
 #include <skimattn/params.cuh>
@@ -12,17 +13,19 @@ struct WorkItem {
 };
 constexpr int kWorkWords = sizeof(WorkItem) / 4;
 
-SKIM_DEVICE int request_rows(const Params& p, int batch) {
-  if (p.cu_seqlens_q == nullptr) return p.len_q;
-  return ptx::ld_global(p.cu_seqlens_q + batch + 1) - ptx::ld_global(p.cu_seqlens_q + batch);
+// Lengths that lie on the device were never checked: each is cut to what the host said is there, since skip_map, the
+// page table and the mask end there. `offsets` and `used` may be null.
+SKIM_DEVICE int request_length(const int32_t* offsets, const int32_t* used, int most, int batch) {
+  int length = most;
+  if (offsets != nullptr) length = imin(length, ptx::ld_global(offsets + batch + 1) - ptx::ld_global(offsets + batch));
+  if (used != nullptr) length = imin(length, ptx::ld_global(used + batch));
+  return imax(length, 0);
 }
-
-// Lengths that lie on the device were never checked: seqused_k is cut to what the host said is there, since the page
-// table, the mask and skip_map end there.
+SKIM_DEVICE int request_rows(const Params& p, int batch) {
+  return request_length(p.cu_seqlens_q, p.seqused_q, p.len_q, batch);
+}
 SKIM_DEVICE int request_keys(const Params& p, int batch) {
-  if (p.seqused_k != nullptr) return imax(imin(ptx::ld_global(p.seqused_k + batch), p.len_k), 0);
-  if (p.cu_seqlens_k == nullptr) return p.len_k;
-  return ptx::ld_global(p.cu_seqlens_k + batch + 1) - ptx::ld_global(p.cu_seqlens_k + batch);
+  return request_length(p.cu_seqlens_k, p.seqused_k, p.len_k, batch);
 }
 
 SKIM_DEVICE WorkItem make_item(const Params& p, int batch, int head, int row0) {
@@ -32,24 +35,22 @@ SKIM_DEVICE WorkItem make_item(const Params& p, int batch, int head, int row0) {
   return item;
 }
 
-// Tickets 0 .. count - 1. The counter starts at 0 and the last draw of the whole grid sets it back.
+// TileCounter 0, 1, ... The counter starts at 0, and the last draw of the whole grid sets it back.
 class TileCounter {
  public:
-  SKIM_DEVICE TileCounter(uint32_t* counter, int count) : counter_(counter), count_(count) {}
-  SKIM_DEVICE int count() const { return count_; }
+  SKIM_DEVICE explicit TileCounter(uint32_t* counter) : counter_(counter) {}
   SKIM_DEVICE int first() const { return ptx::block_index(); }
-  // Call from one lane, once for every ticket below count() that this CTA holds.
-  SKIM_DEVICE int next() const {
-    const int drawn = static_cast<int>(ptx::atomic_add(counter_, 1u));
-    // Note: the first grid_size() tickets are not drawn, but every CTA that had one draws one past the end: `count_`
-    // draws in all, however many CTAs there are. Nobody draws after the last of them.
-    if (drawn + 1 == count_) ptx::st_global(counter_, 0u);
-    return drawn + ptx::grid_size();
+  // Call from one lane, once for every ticket that this CTA holds, the one past the end included.
+  SKIM_DEVICE int next() const { return static_cast<int>(ptx::atomic_add(counter_, 1u)) + ptx::grid_size(); }
+  // `drawn` is what next() gave for the ticket past the end of `count` items.
+  // Note: one draw follows each of the `count` tickets, and one each CTA's ticket past the end: the last of them all
+  // gives count - 1 + 2 * grid_size(), and nobody draws after it.
+  SKIM_DEVICE void finish(int drawn, int count) const {
+    if (drawn + 1 == count + 2 * ptx::grid_size()) ptx::st_global(counter_, 0u);
   }
 
  private:
   uint32_t* counter_;
-  int count_;
 };
 
 // Every request has len_q rows: the order is arithmetic. Sections of `p.heads_in_l2` (request, kv head) pairs.
@@ -57,6 +58,7 @@ template <int kTileM>
 struct UniformTileScheduler {
   SKIM_DEVICE static int items(const Params& p) { return ceil_div(p.len_q, kTileM) * p.heads_q * p.batch; }
   SKIM_DEVICE static WorkItem decode(const Params& p, int ticket) {
+    if (ticket >= items(p)) return {};
     const int tiles = ceil_div(p.len_q, kTileM), qheads_per_kv = p.heads_q / p.heads_kv;
     const int per_section = p.heads_in_l2 * tiles * qheads_per_kv;
     const int first_pair = ticket / per_section * p.heads_in_l2;
@@ -69,77 +71,69 @@ struct UniformTileScheduler {
   }
 };
 
-// Ragged batches: a level holds tile number `level` of every request that long, so the longest tiles of all requests
-// come first. All 32 lanes call together; the walk only moves forward, one pass over the lengths per level.
-// Note: the producer has few registers, so what a pass can find again is not kept.
+// Requests of their own lengths, a section of `p.requests_in_l2` of them and `p.heads_in_l2` kv heads after the other.
+// A level holds tile number `level` of every request of the section that is so long, so its longest tiles come first.
+// Each of the 32 lanes, which all call together, knows one request, so an item costs a few instructions, and the walk,
+// which only moves forward, loads every length once: how many requests there are does not show.
 template <int kTileM>
 class VarlenTileScheduler {
  public:
-  SKIM_DEVICE static int items(const Params& p) {
-    int tiles = 0;
-#pragma unroll 1
-    for (int b = lane(); b < p.batch; b += kWarpThreads) tiles += request_tiles(p, b);
-    return warp_sum(tiles) * p.heads_q;
-  }
   SKIM_DEVICE explicit VarlenTileScheduler(const Params& p) {
-    if (p.cu_seqlens_q != nullptr) start_section(p);
+    if (is_ragged(p)) start_requests(p, 0);
   }
+  SKIM_DEVICE static bool is_ragged(const Params& p) { return p.cu_seqlens_q != nullptr || p.seqused_q != nullptr; }
+
+  // Not valid past the end.
   SKIM_DEVICE WorkItem decode(const Params& p, int ticket) {
-    const int qheads_per_kv = p.heads_q / p.heads_kv;
-    int heads = imin(p.heads_in_l2 * qheads_per_kv, p.heads_q - first_head_);
-    while (ticket >= before_ + requests_ * heads) {
-      before_ += requests_ * heads;
-      if (level_ > 0) {
-        start_level(p, level_ - 1);
-      } else {
-        first_head_ += p.heads_in_l2 * qheads_per_kv;
-        heads = imin(p.heads_in_l2 * qheads_per_kv, p.heads_q - first_head_);
-        start_section(p);
-      }
+    int per_level = level_items(p);
+#pragma unroll 1
+    for (int last = last_level(); ticket >= before_ + (level_ - last + 1) * per_level; last = last_level()) {
+      before_ += (level_ - last + 1) * per_level;
+      if (!advance(p, last)) return {};
+      per_level = level_items(p);
     }
-    const int slot = ticket - before_;
-    return make_item(p, find_request(p, slot / heads), first_head_ + slot % heads, level_ * kTileM);
+    const int rest = ticket - before_, slot = rest % per_level, heads = section_heads(p);
+    const int request = first_request_ + find_lane(slot / heads);
+    return make_item(p, request, first_head_ + slot % heads, (level_ - rest / per_level) * kTileM);
   }
+  // Once decode() was past the end.
+  SKIM_DEVICE int items() const { return before_; }
 
  private:
   SKIM_DEVICE static int lane() { return ptx::thread_index() % kWarpThreads; }
-  SKIM_DEVICE static int request_tiles(const Params& p, int batch) { return ceil_div(request_rows(p, batch), kTileM); }
-  SKIM_DEVICE static int warp_sum(int x) {
-#pragma unroll
-    for (int lanes = kWarpThreads / 2; lanes > 0; lanes /= 2) x += ptx::shfl_xor(x, lanes);
-    return x;
-  }
-  SKIM_DEVICE void start_section(const Params& p) {
-    int most = 1;
-#pragma unroll 1
-    for (int b = lane(); b < p.batch; b += kWarpThreads) most = imax(most, request_tiles(p, b));
-#pragma unroll
-    for (int lanes = kWarpThreads / 2; lanes > 0; lanes /= 2) most = imax(most, ptx::shfl_xor(most, lanes));
-    start_level(p, most - 1);
-  }
-  SKIM_DEVICE void start_level(const Params& p, int level) {
-    level_ = level;
-    int count = 0;
-#pragma unroll 1
-    for (int b = lane(); b < p.batch; b += kWarpThreads) count += request_tiles(p, b) > level;
-    requests_ = warp_sum(count);
-  }
-  // The `rank`-th request that reaches this level.
-  SKIM_DEVICE int find_request(const Params& p, int rank) const {
-    for (int base = 0;; base += kWarpThreads) {
-      const int b = base + lane();
-      uint32_t reaching = ptx::ballot(b < p.batch && request_tiles(p, b) > level_);
-      const int count = ptx::popcount(reaching);
-      if (rank >= count) {
-        rank -= count;
-        continue;
-      }
-      while (rank-- > 0) reaching &= reaching - 1;
-      return base + ptx::lowest_bit(reaching);
-    }
-  }
+  SKIM_DEVICE static int heads_step(const Params& p) { return p.heads_in_l2 * (p.heads_q / p.heads_kv); }
+  SKIM_DEVICE int section_heads(const Params& p) const { return imin(heads_step(p), p.heads_q - first_head_); }
+  SKIM_DEVICE uint32_t reaching() const { return ptx::ballot(tiles_ > level_); }
+  SKIM_DEVICE int level_items(const Params& p) const { return ptx::popcount(reaching()) * section_heads(p); }
 
-  int before_ = 0, first_head_ = 0, level_ = 0, requests_ = 0;
+  // The `rank`-th request that reaches these levels.
+  SKIM_DEVICE int find_lane(int rank) const {
+    const uint32_t before = reaching() & ((1u << lane()) - 1);
+    return ptx::lowest_bit(ptx::ballot(tiles_ > level_ && ptx::popcount(before) == rank));
+  }
+  // On to the next levels, heads or requests; false where there are none.
+  SKIM_DEVICE bool advance(const Params& p, int last) {
+    if (last > 0) {
+      level_ = last - 1;
+      return true;
+    }
+    first_head_ += heads_step(p);
+    if (level_ < 0 || first_head_ >= p.heads_q) return start_requests(p, first_request_ + p.requests_in_l2);
+    level_ = ptx::redux_max(tiles_) - 1;
+    return true;
+  }
+  SKIM_DEVICE bool start_requests(const Params& p, int first) {
+    if (first >= p.batch) return false;
+    first_request_ = first;
+    first_head_ = tiles_ = 0;
+    if (lane() < imin(p.requests_in_l2, p.batch - first)) tiles_ = ceil_div(request_rows(p, first + lane()), kTileM);
+    level_ = ptx::redux_max(tiles_) - 1;
+    return true;
+  }
+  SKIM_DEVICE int last_level() const { return ptx::redux_max(tiles_ > level_ ? 0 : tiles_); }
+
+  int tiles_ = 0;  // of this lane's request
+  int first_request_ = 0, first_head_ = 0, before_ = 0, level_ = -1;
 };
 
 // The order that the call's layout asks for.
@@ -147,11 +141,14 @@ template <int kTileM>
 class TileScheduler {
  public:
   SKIM_DEVICE explicit TileScheduler(const Params& p) : ragged_(p) {}
-  SKIM_DEVICE static int items(const Params& p) {
-    return p.cu_seqlens_q != nullptr ? VarlenTileScheduler<kTileM>::items(p) : UniformTileScheduler<kTileM>::items(p);
-  }
+  // TileCounter must rise. Not valid past the end.
   SKIM_DEVICE WorkItem decode(const Params& p, int ticket) {
-    return p.cu_seqlens_q != nullptr ? ragged_.decode(p, ticket) : UniformTileScheduler<kTileM>::decode(p, ticket);
+    return VarlenTileScheduler<kTileM>::is_ragged(p) ? ragged_.decode(p, ticket)
+                                                     : UniformTileScheduler<kTileM>::decode(p, ticket);
+  }
+  // How many there were, once decode() was past the end.
+  SKIM_DEVICE int items(const Params& p) const {
+    return VarlenTileScheduler<kTileM>::is_ragged(p) ? ragged_.items() : UniformTileScheduler<kTileM>::items(p);
   }
 
  private:
