@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import threading
 
-from . import driver
+from . import driver, streams
 
 CHUNK = 1 << 16
 _BYTES = 4
+_LEGACY_ID = -1  # of the default stream, which has no other handle
 
 
 class WorkCounters:
@@ -27,6 +28,21 @@ class WorkCounters:
         self._lock = threading.Lock()
         self._by_stream: dict[int, int] = {}
         self._next = self._end = 0
+
+    def of_launch(self, stream: int) -> int:
+        """Address of the counter for a launch on the stream with this handle: its own, or a fresh one in a capture."""
+        if stream == streams.LEGACY:  # cannot be captured
+            return self.of_stream(_LEGACY_ID)
+        cuda = driver.bindings()
+        status, capturing = cuda.cuStreamIsCapturing(stream)
+        if status:
+            driver.raise_for("cuStreamIsCapturing", status)
+        if int(capturing):
+            return self.of_captured_launch()
+        status, stream_id = cuda.cuStreamGetId(stream)
+        if status:
+            driver.raise_for("cuStreamGetId", status)
+        return self.of_stream(int(stream_id))
 
     def of_stream(self, stream_id: int) -> int:
         """Address of the counter that all launches on one stream share."""

@@ -21,6 +21,7 @@ WARP_THREADS = 32  # each of which knows one request of a ragged batch
 LOG2E = math.log2(math.e)
 _NEW = ("out", "lse", "custom_mask")  # arguments whose tensor a launch may make itself
 Value = int | float
+Box = tuple[int, int, int, int]
 
 
 class TensorMapSpec(NamedTuple):
@@ -78,17 +79,18 @@ class Planner:
     def plan(self, problem: Problem, buffers: Buffers) -> LaunchPlan:
         """The plan of one launch, all but the addresses of pointers and the work counter.
 
+
         Args:
             problem: a validated call with at least one row.
             buffers: outputs and packed custom mask.
         """
-        numbers = (problem.heads_q, problem.heads_kv, problem.head_dim, problem.head_dim_v, problem.page_size)
+        numbers = numbers_of(problem)
         fixed = self._fixed.get(numbers)
         if fixed is None:
             fixed = self._fixed[numbers] = _fixed_scalars(problem, self.kernel)
         grid = min(self._sm_count, work_items(problem, self.kernel))
         launch = KernelLaunch(
-            self.kernel, self._maps(problem, buffers), fixed, _sized_scalars(problem, self.kernel, buffers), grid
+            self.kernel, self._maps(problem, buffers), fixed, sized_scalars(problem, self.kernel, buffers), grid
         )
         return LaunchPlan((launch,))
 
@@ -131,6 +133,11 @@ def make_plan(
     return plan
 
 
+def numbers_of(problem: Problem) -> tuple[int, int, int, int, int]:
+    """What calls of one form have to agree on for the fixed half of their plans to be the same."""
+    return problem.heads_q, problem.heads_kv, problem.head_dim, problem.head_dim_v, problem.page_size
+
+
 def work_items(problem: Problem, kernel: Kernel) -> int:
     """Query tiles over all heads and requests; ragged batches: an upper bound that needs no lengths."""
     if problem.ragged:
@@ -170,7 +177,7 @@ def argument(problem: Problem, buffers: Buffers, name: str) -> torch.Tensor | No
     return value if isinstance(value, torch.Tensor) else None
 
 
-def _sized_scalars(problem: Problem, kernel: Kernel, buffers: Buffers) -> dict[str, Value]:
+def sized_scalars(problem: Problem, kernel: Kernel, buffers: Buffers) -> dict[str, Value]:
     """What follows from lengths and strides."""
     form, len_k, out, lse = problem.form, problem.len_k, buffers.out, buffers.lse
     strides = out.stride()
@@ -253,9 +260,12 @@ def _fixed_scalars(problem: Problem, kernel: Kernel) -> dict[str, Value]:
     }
 
 
-def _map(tensor: torch.Tensor, dtype: str, box: tuple[int, int, int, int], hnd: bool, fallback: int) -> TensorMapSpec:
-    """The map over ``[rows, heads, columns]``, ``[outer, rows, heads, columns]`` or ``[outer, heads, rows, columns]``
-    (``hnd``); any legal stride where a dimension has only one index.
+Extent = tuple[int, int, int, int, int, int, int]  # of a map: its four dims, then its three strides in bytes
+
+
+def extent_of(tensor: torch.Tensor, size: int, hnd: bool = False) -> Extent:
+    """Dims and strides of the map over ``[rows, heads, columns]``, ``[outer, rows, heads, columns]`` or, with ``hnd``,
+    ``[outer, heads, rows, columns]``, of elements of ``size`` bytes; any legal stride where there is only one index.
     """
     shape, strides = tensor.shape, tensor.stride()
     if len(shape) == 3:
@@ -264,11 +274,18 @@ def _map(tensor: torch.Tensor, dtype: str, box: tuple[int, int, int, int], hnd: 
         (outer, heads, rows, columns), (request, head, row, _) = shape, strides
     else:
         (outer, rows, heads, columns), (request, row, head, _) = shape, strides
-    size = ELEMENT_BYTES[dtype]
     legal = columns * size
-    steps = (
+    return (
+        columns,
+        rows or 1,
+        heads or 1,
+        outer or 1,
         row * size if rows > 1 else legal,
         head * size if heads > 1 else legal,
         request * size if outer > 1 else legal,
     )
-    return TensorMapSpec(tensor.data_ptr() or fallback, dtype, (columns, rows or 1, heads or 1, outer or 1), steps, box)
+
+
+def _map(tensor: torch.Tensor, dtype: str, box: Box, hnd: bool, fallback: int) -> TensorMapSpec:
+    extent = extent_of(tensor, ELEMENT_BYTES[dtype], hnd)
+    return TensorMapSpec(tensor.data_ptr() or fallback, dtype, extent[:4], extent[4:], box)

@@ -16,7 +16,7 @@ from .._call.checks import TMA_BYTES, span_bytes
 from .._call.dtypes import default_out_dtype
 from .._call.options import multiple_of
 from .._call.problem import Problem
-from .._cuda import driver, streams
+from .._cuda import driver
 from .._cuda.device import Device
 from .buffers import Buffers
 from .loader import Loaded
@@ -24,7 +24,6 @@ from .plan import Planner
 from .step import Step
 
 MAX_PREPARED = 256  # signatures kept, a few KB each; the one that was not used for longest goes first
-_LEGACY_ID = -1  # of the default stream, which cannot be captured and has no other handle
 _TMA = ("q", "k", "v", "out")
 _FIELDS_OF: dict[str, tuple[list[str], list[str]]] = {  # argument -> (tensor maps, pointers) that hold its address
     name: (
@@ -43,7 +42,6 @@ class Prepared:
 
     def __init__(self) -> None:
         """Nothing is prepared yet."""
-        cuda = driver.bindings()
         self.token: object = None
         self._lock = threading.Lock()
         self._steps: list[Step] = []
@@ -51,7 +49,6 @@ class Prepared:
         self._launch, self._current = driver.raw("cuLaunchKernelEx"), driver.raw("cuCtxGetCurrent")
         self._found = ctypes.c_void_p(0)
         self._found_at = ctypes.byref(self._found)
-        self._is_capturing, self._stream_id = cuda.cuStreamIsCapturing, cuda.cuStreamGetId
 
     def fill(
         self,
@@ -151,7 +148,7 @@ class Prepared:
         return True
 
     def _enqueue(self, addresses: Sequence[int], made: Sequence[int], threshold: float, stream: int) -> None:
-        counter = self._counters.of_stream(_LEGACY_ID) if stream == streams.LEGACY else self._counter_for(stream)
+        counter = self._counters.of_launch(stream)
         if addresses is not self._last:
             self._move(addresses, 0)
             self._last = addresses
@@ -183,18 +180,6 @@ class Prepared:
                 for field in pointers:
                     setattr(step.block, field, address)
             known[index] = address
-
-    def _counter_for(self, stream: int) -> int:
-        """Address of the work counter: the stream's own, or a fresh one in a capture (see :mod:`.counters`)."""
-        status, capturing = self._is_capturing(stream)
-        if status:
-            driver.raise_for("cuStreamIsCapturing", status)
-        if int(capturing):
-            return self._counters.of_captured_launch()
-        status, stream_id = self._stream_id(stream)
-        if status:
-            driver.raise_for("cuStreamGetId", status)
-        return self._counters.of_stream(int(stream_id))
 
 
 class PreparedLaunches:

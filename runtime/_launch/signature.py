@@ -1,4 +1,4 @@
-"""What a call looks like: which form it has, and its sizes; and what a call object was bound to.
+"""What a call looks like: its outline, its form, its sizes; and what a call object was bound to.
 
 This runs in every launch, so fields are fetched in one go by ``attrgetter``, and looped over only where they are given.
 """
@@ -14,6 +14,7 @@ import torch
 from .._call.arguments import OPTIONS, SIZES, TENSORS
 from ..params import UNLIMITED, Params
 from .prepared import Prepared
+from .shortcut import Shortcut
 
 MAX_OUTLINES = 1024  # kept; there are as many as a program has ways to write a call
 _NAMES = (*OPTIONS, *SIZES, *TENSORS)
@@ -21,12 +22,13 @@ _FIELDS = attrgetter(*_NAMES)
 _SIZES_AT, _TENSORS_AT, _WINDOW_AT = len(OPTIONS), len(OPTIONS) + len(SIZES), OPTIONS.index("window_size")
 
 
-class _Outline:
+class Outline:
     """What calls have in common whose options are the same and which have the same tensors, if not their types."""
 
-    __slots__ = ("names", "pick")
+    __slots__ = ("names", "pick", "shortcut")
 
     def __init__(self, values: tuple[object, ...]) -> None:
+        self.shortcut: Shortcut | None = None  # of the form that calls like this had last
         places = [index for index, value in enumerate(values) if isinstance(value, torch.Tensor)]
         self.names = tuple(_NAMES[index] for index in places)
         if self.names[:3] != ("q", "k", "v"):
@@ -34,36 +36,25 @@ class _Outline:
         self.pick: Callable[[tuple[object, ...]], tuple[torch.Tensor, ...]] = itemgetter(*places)
 
 
-_outlines: dict[Hashable, _Outline] = {}
+_outlines: dict[Hashable, Outline] = {}
 
 
 class Scan:
-    """One pass over a call: its form, its sizes, and its tensors with their addresses.
+    """What the tensors of a call add to its outline: its form, its sizes, and their addresses.
 
     ``form`` holds everything that :func:`check_form` looks at: options, which tensors there are, and of each its type,
     device and rank. ``sizes`` holds all else that validation, dispatch and the plan look at: shapes, strides and hints
     about lengths. Neither holds addresses, device values or the value of a threshold.
 
-    Numbers are keys together with their types: ``True`` equals 1, and is no number of keys.
-
     Raises:
-        AttributeError: q, k, v or an optional tensor is not a tensor; validation says which.
         RuntimeError: a tensor has no memory of its own (it is sparse, for one); validation says which.
-        TypeError: likewise, or an option cannot be hashed.
     """
 
-    __slots__ = ("addresses", "form", "names", "sizes", "tensors")
+    __slots__ = ("addresses", "form", "outline", "sizes", "tensors")
 
-    def __init__(self, params: Params) -> None:
-        """Looks at every field of ``params`` once."""
-        values = _FIELDS(params)
-        key: tuple[Any, ...] = (values[:_SIZES_AT], *map(type, values))
-        if values[_WINDOW_AT] is not UNLIMITED:
-            key += (*map(type, params.window_size),)
-        outline = _outlines.get(key)
-        if outline is None:
-            outline = _new_outline(key, values)
-        self.names, self.tensors = outline.names, outline.pick(values)
+    def __init__(self, outline: Outline, values: tuple[Any, ...], tensors: tuple[torch.Tensor, ...]) -> None:
+        """Looks at every tensor once; the arguments are what :func:`outline_of` and ``outline.pick`` returned."""
+        self.outline, self.tensors = outline, tensors
         form: list[object] = [outline]
         sizes: list[object] = [values[_SIZES_AT:_TENSORS_AT]]
         self.addresses: list[int] = []
@@ -79,10 +70,25 @@ class Scan:
         return torch.is_grad_enabled() and any([x.requires_grad for x in self.tensors])
 
 
-def _new_outline(key: Hashable, values: tuple[object, ...]) -> _Outline:
+def outline_of(params: Params) -> tuple[Outline, tuple[Any, ...]]:
+    """What a call looks like but for its tensors, and the values of its fields.
+
+    Numbers are keys together with their types: ``True`` equals 1, and is no number of keys.
+
+    Raises:
+        TypeError: q, k or v is not a tensor, or an option cannot be hashed; validation says which.
+    """
+    values = _FIELDS(params)
+    key: tuple[Any, ...] = (values[:_SIZES_AT], *map(type, values))
+    if values[_WINDOW_AT] is not UNLIMITED:
+        key += (*map(type, params.window_size),)
+    return _outlines.get(key) or _new_outline(key, values), values
+
+
+def _new_outline(key: Hashable, values: tuple[object, ...]) -> Outline:
     if len(_outlines) >= MAX_OUTLINES:
         _outlines.clear()
-    return _outlines.setdefault(key, _Outline(values))
+    return _outlines.setdefault(key, Outline(values))
 
 
 class Bound:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .._cuda import driver
 from ..errors import CudaError
-from .plan import TensorMapSpec
+from .plan import Extent, TensorMapSpec
 
 _pack_sizes = struct.Struct("=7Q").pack_into  # dims, then strides
 _STRIDES_AT = 4 * 8
@@ -79,18 +79,22 @@ class MapWriter:
     def write(self, spec: TensorMapSpec) -> None:
         """Write the whole map; :class:`CudaError` repeats the description that the driver refused."""
         address, dtype, dims, strides, box = spec
-        _pack_sizes(self._sizes, 0, *dims, *strides)
         if box is not self._last_box or dtype is not self._last_dtype:
             _BOX.pack_into(self._box, 0, *box)
             self._type.value = self._elements[dtype]
             self._last_box, self._last_dtype = box, dtype
+        try:
+            self.rewrite(address, (*dims, *strides))
+        except CudaError as error:
+            raise CudaError(f"{error}; the map was {spec}") from error
+
+    def rewrite(self, address: int, extent: Extent) -> None:
+        """Write a map of the element type and box of the last one, over another tensor."""
+        _pack_sizes(self._sizes, 0, *extent)
         self._address.value = address
         status = self._encode(*self._arguments)
         if status:
-            try:
-                driver.raise_for("cuTensorMapEncodeTiled", status)
-            except CudaError as error:
-                raise CudaError(f"{error}; the map was {spec}") from error
+            driver.raise_for("cuTensorMapEncodeTiled", status)
 
     def move(self, address: int) -> None:
         """Point the map to another address."""

@@ -13,11 +13,10 @@ from skimattn._launch.buffers import make_buffers
 from skimattn._launch.loader import Loaded
 from skimattn._launch.plan import Planner
 from skimattn._launch.prepared import Prepared
-from skimattn._launch.signature import Scan
 from skimattn._select import kernels
 from skimattn._select.dispatch import spec_of
 
-from tests.helpers.fake_driver import install, on_gpu
+from tests.helpers.fake_driver import install, on_gpu, scan_of
 
 BYTES = 1 << 17
 
@@ -67,9 +66,9 @@ def test_quick_checks_agree_with_those_that_explain(monkeypatch: pytest.MonkeyPa
     problem = validate(params)
     spec = spec_of(problem, "sm90")
     prepared, loaded = Prepared(), Loaded(kernels.describe(spec), 1)
-    scan = Scan(params)
+    scan = scan_of(params)
     buffers, planner = make_buffers(params, problem.out_shape), Planner(loaded.kernel, 132)
-    prepared.fill(scan.names, problem, buffers, planner, device(0), loaded)
+    prepared.fill(scan.outline.names, problem, buffers, planner, device(0), loaded)
     assert prepared.accepts(scan.addresses)
     choose = random.Random(0)
     verdicts = []
@@ -85,6 +84,6 @@ def test_quick_checks_agree_with_those_that_explain(monkeypatch: pytest.MonkeyPa
             wanted = True
         except ArgumentError:
             wanted = False
-        assert prepared.accepts(Scan(moved).addresses) is wanted, (name, starts)
+        assert prepared.accepts(scan_of(moved).addresses) is wanted, (name, starts)
         verdicts.append(wanted)
     assert 50 < sum(verdicts) < 350

@@ -9,11 +9,10 @@ import pytest
 import torch
 from skimattn import ArgumentError, Params, launch, launcher
 from skimattn._call.arguments import ARGUMENTS, INPUTS, OPTIONS, OUTPUTS, POINTERS, SIZES, TENSOR_MAPS, TENSORS
-from skimattn._launch.signature import Scan
 from skimattn.codegen.params import FIELDS
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.helpers.fake_driver import FakeDriver, install, on_gpu, small_call
+from tests.helpers.fake_driver import FakeDriver, install, on_gpu, scan_of, small_call
 
 NAMES = [item.name for item in fields(Params) if item.init]
 _OTHERS: dict[str, Any] = {  # a value that is not the default, for arguments that are no tensors
@@ -53,7 +52,7 @@ def test_every_argument_is_part_of_the_signature(name: str) -> None:
         calls = [replace(base, **{name: value}) for value in variants]
     else:
         calls = [base, replace(base, **{name: _OTHERS[name]})]
-    scans = [Scan(params) for params in calls]
+    scans = [scan_of(params) for params in calls]
     signatures = [(scan.form, scan.sizes) for scan in scans]
     assert len({*signatures}) == len(signatures), name
 
@@ -62,7 +61,7 @@ def test_every_argument_is_part_of_the_signature(name: str) -> None:
 def test_values_that_compare_equal_are_not_one_signature(name: str) -> None:
     base = Params(tensor_for("q"), tensor_for("k"), tensor_for("v"))
     ones = [(1, True), (True, 1)] if name == "window_size" else [1, True]
-    first, second = (Scan(replace(base, **{name: value})) for value in ones)
+    first, second = (scan_of(replace(base, **{name: value})) for value in ones)
     assert (first.form, first.sizes) != (second.form, second.sizes)
 
 

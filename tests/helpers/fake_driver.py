@@ -18,7 +18,7 @@ from skimattn import launcher
 from skimattn._call.masks import pack_mask
 from skimattn._cuda import device as device_module
 from skimattn._cuda import driver, streams
-from skimattn._launch import buffers, loader, tensormap
+from skimattn._launch import buffers, loader, signature, tensormap
 from skimattn._launch.prepared import PreparedLaunches
 from skimattn._launch.step import LaunchConfig
 from skimattn._select import kernels
@@ -253,12 +253,19 @@ def install(monkeypatch: Any, fake: FakeDriver | None = None) -> FakeDriver:
     monkeypatch.setattr(loader, "_loaded", {})
     monkeypatch.setattr(launcher, "_forms", {})
     monkeypatch.setattr(launcher, "_prepared", PreparedLaunches())
+    monkeypatch.setattr(signature, "_outlines", {})
     monkeypatch.setattr(kernels, "built", dict)  # whatever this checkout has built, or built long ago
     monkeypatch.setattr(kernels, "obtain", lambda spec: (kernels.describe(spec), spec.name.encode()))
     monkeypatch.setattr(streams, "current", lambda _ordinal: 0)
     monkeypatch.setattr(buffers, "pack_mask", lambda mask: on_gpu(pack_mask(mask.as_subclass(torch.Tensor))))
     tensormap._constants.cache_clear()
     return fake
+
+
+def scan_of(params: Params) -> signature.Scan:
+    """What a launch sees of a call."""
+    outline, values = signature.outline_of(params)
+    return signature.Scan(outline, values, outline.pick(values))
 
 
 def small_call(ordinal: int = 0, batch: int = 1, **arguments: Any) -> Params:
