@@ -23,7 +23,7 @@ from ._launch import loader
 from ._launch.buffers import Buffers, make_buffers
 from ._launch.plan import Planner
 from ._launch.prepared import PreparedLaunches
-from ._launch.shortcut import SERVED, Shortcut
+from ._launch.shortcut import SERVED, Elsewhere, Shortcut
 from ._launch.signature import Bound, Scan, outline_of
 from ._select.dispatch import arch_of, reference_arch, spec_of
 from ._select.kernels import describe
@@ -121,8 +121,11 @@ def _first_launch(params: Params, stream: Any) -> Result:
         outline, values = outline_of(params)
         tensors = outline.pick(values)
         if outline.shortcut is not None and stream is None and type(params) is Params:  # a new object
-            out = outline.shortcut.launch(params, tensors)
-            if out is not None:
+            try:
+                out = outline.shortcut.launch(params, tensors)
+            except Elsewhere:
+                pass
+            else:
                 forbid_changes(params)
                 return out
         scan = Scan(outline, values, tensors)

@@ -11,7 +11,7 @@ import torch
 from ..errors import ArgumentError, expected
 
 TMA_BYTES = 16  # of addresses and strides that a tensor map describes
-_MAX_STRIDE = 1 << 40  # bytes, of a tensor map
+MAX_STRIDE = 1 << 40  # bytes, of a tensor map
 MAX_DIM = 1 << 30  # rows, heads, pages and keys, whose sums and differences are 32-bit on the device
 _MAX_INT = (1 << 31) - 1
 
@@ -67,7 +67,7 @@ def require_tma_strides(name: str, tensor: torch.Tensor) -> None:
         raise expected(name, "a contiguous last dimension (stride 1)", f"strides {list(tensor.stride())}")
     for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True):
         step = stride * tensor.element_size()
-        if size > 1 and (step % TMA_BYTES or step >= _MAX_STRIDE):
+        if size > 1 and (step % TMA_BYTES or step >= MAX_STRIDE):
             raise expected(name, "strides that are multiples of 16 bytes, below 2**40", f"{step} bytes")
         if size >= MAX_DIM:
             raise expected(name, "dimensions below 2**30", list(tensor.shape))

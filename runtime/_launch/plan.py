@@ -157,18 +157,25 @@ def kv_box_rows(len_k: int, tile_n: int) -> int:
 
 def shared_in_l2(problem: Problem) -> tuple[int, int]:
     """What shares L2 in the work order: (request, kv head) pairs and 0, or kv heads and requests of a ragged batch."""
-    batch, heads = problem.batch, problem.heads_kv
+    batch = problem.batch
     keys = batch * problem.len_k if problem.params.cu_seqlens_k is None else problem.keys
     if problem.form.paged:
         keys = min(keys, problem.params.k.shape[0] * problem.page_size)
-    # Requests of one head, of the mean length: how they differ is not known here.
     bytes_per_key = (problem.head_dim + problem.head_dim_v) * ELEMENT_BYTES[problem.dtype]
-    fitting = L2_KV_BYTES * batch // max(1, keys * bytes_per_key)
-    if not problem.varlen_q:
-        return max(1, min(fitting, batch * heads)), 0
+    return l2_sections(batch, problem.heads_kv, keys * bytes_per_key, problem.varlen_q)
+
+
+def l2_sections(batch: int, heads_kv: int, head_bytes: int, varlen_q: bool) -> tuple[int, int]:
+    """See :func:`shared_in_l2`; ``head_bytes`` are those of one kv head's keys and values over all requests.
+
+    All requests count as equally long: how they differ is not known here.
+    """
+    fitting = L2_KV_BYTES * batch // max(1, head_bytes)
+    if not varlen_q:
+        return max(1, min(fitting, batch * heads_kv)), 0
     most = max(1, min(fitting, batch, WARP_THREADS))
     requests = -(-batch // -(-batch // most))  # the same number of sections, the last of which is not small
-    return max(1, min(fitting // requests, heads)), requests
+    return max(1, min(fitting // requests, heads_kv)), requests
 
 
 def argument(problem: Problem, buffers: Buffers, name: str) -> torch.Tensor | None:
@@ -263,11 +270,10 @@ def _fixed_scalars(problem: Problem, kernel: Kernel) -> dict[str, Value]:
 Extent = tuple[int, int, int, int, int, int, int]  # of a map: its four dims, then its three strides in bytes
 
 
-def extent_of(tensor: torch.Tensor, size: int, hnd: bool = False) -> Extent:
+def extent_of(shape: tuple[int, ...], strides: tuple[int, ...], size: int, hnd: bool = False) -> Extent:
     """Dims and strides of the map over ``[rows, heads, columns]``, ``[outer, rows, heads, columns]`` or, with ``hnd``,
     ``[outer, heads, rows, columns]``, of elements of ``size`` bytes; any legal stride where there is only one index.
     """
-    shape, strides = tensor.shape, tensor.stride()
     if len(shape) == 3:
         (rows, heads, columns), outer, (row, head, _), request = shape, 1, strides, 0
     elif hnd:
@@ -287,5 +293,5 @@ def extent_of(tensor: torch.Tensor, size: int, hnd: bool = False) -> Extent:
 
 
 def _map(tensor: torch.Tensor, dtype: str, box: Box, hnd: bool, fallback: int) -> TensorMapSpec:
-    extent = extent_of(tensor, ELEMENT_BYTES[dtype], hnd)
+    extent = extent_of(tensor.shape, tensor.stride(), ELEMENT_BYTES[dtype], hnd)
     return TensorMapSpec(tensor.data_ptr() or fallback, dtype, extent[:4], extent[4:], box)

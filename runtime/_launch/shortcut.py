@@ -1,116 +1,213 @@
-"""The launch of a new call object whose form is known: its sizes are filled into what stands ready for that form.
+"""The launch of a new call object whose form is known, in one pass: its sizes are filled into what stands ready.
 
-A serving engine makes a new call in every layer and step, most of them in sizes not seen before, and it waits for the
-host wherever that takes longer than a kernel. What is out of the ordinary, or would be refused for where its tensors
-lie, is left to :mod:`.prepared`, which sends the driver the same: a test compares the bytes.
+A serving engine makes a new call in every layer and step, most of them in sizes not seen before, and waits for the host
+wherever that takes longer than a kernel. So what stands here in one piece stands elsewhere in parts that explain
+themselves (:mod:`skimattn._call.sizes`, :mod:`.plan`, :mod:`.prepared`), and a test compares what both send to the
+driver byte by byte. Whatever is out of the ordinary, or would be refused, is left to them (:class:`Elsewhere`).
 """
 
 from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from skimattn.codegen.tile import ELEMENT_BYTES
 
 from .._call.arguments import POINTERS
-from .._call.checks import TMA_BYTES
+from .._call.checks import MAX_DIM, MAX_STRIDE, TMA_BYTES
+from .._call.options import threshold_value
 from .._call.problem import Problem
-from .._call.sizes import check_sizes
 from .._cuda import driver, streams
 from .._cuda.device import Device
 from ..params import Params
 from .buffers import Buffers
 from .loader import Loaded
-from .plan import Planner, extent_of, kv_box_rows, numbers_of, sized_scalars, work_items
+from .plan import Extent, Planner, extent_of, kv_box_rows, l2_sections
 from .step import Step
 
 # The tensors that a call may have here, q, k and v first.
-SERVED = frozenset(("q", "k", "v", "page_table", "cu_seqlens_q", "cu_seqlens_k", "seqused_q", "seqused_k", "sinks"))
+SERVED = frozenset(("q", "k", "v", "page_table", "cu_seqlens_q", "cu_seqlens_k", "seqused_k"))
 _POINTER_OF = {name: field for field, name in POINTERS.items()}
+_NEAR = 1 << 31  # entries of a page table
+_ROWS = {"cu_seqlens_q": 1, "cu_seqlens_k": 1, "seqused_k": 0}  # how many more they have than there are requests
+
+
+class Elsewhere(Exception):
+    """This call is for others to launch, or to refuse; nothing happened yet."""
 
 
 class Shortcut:
-    """Launches calls of one form, with one set of heads and columns, on one device. Launches take turns."""
+    """Launches calls of one form, with one set of heads, columns and page size, on one device, one after the other."""
 
     def __init__(
         self, names: tuple[str, ...], problem: Problem, buffers: Buffers, planner: Planner, gpu: Device, loaded: Loaded
     ) -> None:
         """``problem`` is a call of that form, whose tensors are called ``names``."""
-        plan = planner.plan(problem, buffers)
-        self._form, self._numbers = problem.form, numbers_of(problem)
-        self._planner, self._gpu, self._kernel = planner, gpu, loaded.kernel
-        tensors = [getattr(problem.params, name) for name in names]
-        self._traits = [(tensor.dtype, tensor.device, tensor.dim()) for tensor in tensors]
-        self._pointers = [(index, _POINTER_OF[name]) for index, name in enumerate(names) if name in _POINTER_OF]
-        self._size, self._out_size = ELEMENT_BYTES[loaded.kernel.dtype], ELEMENT_BYTES[loaded.kernel.out_dtype]
-        self._out_dtype = buffers.out.dtype
-        self._hnd = problem.form.paged and problem.params.kv_layout == "HND"
-        (planned,) = plan.kernels
+        (planned,) = planner.plan(problem, buffers).kernels
+        form, params, kernel = problem.form, problem.params, loaded.kernel
+        self._gpu, self._ordinal, self._sm_count, self._context = gpu, gpu.ordinal, gpu.sm_count, gpu.context
+        self._tile_m, self._tile_n, self._window_left = kernel.tile_m, kernel.tile_n, form.window[0]
+        self._page_size = problem.page_size
+        self._columns_and_heads = (problem.head_dim, problem.head_dim, problem.heads_q, problem.heads_kv)
+        self._head_dim_v = problem.head_dim_v
+        self._size, self._out_size = ELEMENT_BYTES[kernel.dtype], ELEMENT_BYTES[kernel.out_dtype]
+        self._key_bytes = (problem.head_dim + problem.head_dim_v) * self._size
+        self._paged, self._hnd = form.paged, form.paged and params.kv_layout == "HND"
+        self._ragged_q, self._ragged_k = form.ragged, params.cu_seqlens_k is not None
+        self._lengths_k = self._ragged_k or params.seqused_k is not None
+        self._host_threshold = form.skip != "dense" and not isinstance(params.skip_softmax_threshold, torch.Tensor)
+        self._dtype, self._ranks = params.q.dtype, (params.q.dim(), params.k.dim())
+        others = names[3:]
+        self._others = [(_POINTER_OF[x], getattr(params, x).dtype, x, _ROWS.get(x)) for x in others]
+        self._offsets_q = others.index("cu_seqlens_q") if form.ragged else -1
+        self._table = others.index("page_table") if form.paged else -1
+        self._v_like_k = problem.head_dim == problem.head_dim_v
+        self._out_dtype, self._out_like_q = buffers.out.dtype, self._v_like_k and buffers.out.dtype == params.q.dtype
         self._box_rows = planned.maps["tma_k"].box[1]
-        self._step = Step()
+        self._step, self._lock = Step(), threading.Lock()
         self._step.fill(planned, loaded)
-        self._maps = [self._step.maps[name] for name in ("tma_q", "tma_k", "tma_v", "tma_o")]
-        self._lock = threading.Lock()
-        self._launch, self._current = driver.raw("cuLaunchKernelEx"), driver.raw("cuCtxGetCurrent")
+        maps = self._step.maps
+        self._to_q, self._to_k, self._to_v, self._to_o = maps["tma_q"], maps["tma_k"], maps["tma_v"], maps["tma_o"]
+        self._start, self._current = driver.raw("cuLaunchKernelEx"), driver.raw("cuCtxGetCurrent")
         self._found = ctypes.c_void_p(0)
         self._found_at = ctypes.byref(self._found)
 
-    def launch(self, params: Params, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor | None:
-        """Enqueue on torch's current stream; the output. None, and nothing happened, for a call of another kind.
+    def launch(self, params: Params, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Enqueue on torch's current stream; the output.
 
         Raises:
-            ArgumentError: the sizes are not acceptable.
+            Elsewhere: it is not for here.
         """
-        gradients, addresses = torch.is_grad_enabled(), []
-        for tensor, (dtype, device, rank) in zip(tensors, self._traits, strict=True):
-            address = tensor.data_ptr()
-            if tensor.dtype is not dtype or tensor.device != device or tensor.dim() != rank or not address:
-                return None
-            if tensor.is_neg() or (gradients and tensor.requires_grad):
-                return None
-            addresses.append(address)
-        if (addresses[0] | addresses[1] | addresses[2]) % TMA_BYTES:
-            return None
-        problem = check_sizes(self._form, params)
-        box_rows = self._box_rows if problem.page_size else kv_box_rows(problem.len_k, self._kernel.tile_n)
-        if numbers_of(problem) != self._numbers or box_rows != self._box_rows or problem.empty:
-            return None
-        out = params.q.new_empty(problem.out_shape, dtype=self._out_dtype)
-        scalars = sized_scalars(problem, self._kernel, Buffers(out))
-        for index, field in self._pointers:
-            scalars[field] = addresses[index]
-        scalars["out"] = addresses_of_out = out.data_ptr()
-        stream = streams.current(self._gpu.ordinal)
-        scalars["work_counter"] = self._gpu.counters.of_launch(stream)
+        # Note: long and plain on purpose. Half a microsecond here is one on the hosts of GPUs, and a call for each of
+        # these steps made them twice as slow.
+        q, k, v, *others = tensors
+        dtype, ordinal = self._dtype, self._ordinal
+        if q.dtype is not dtype or k.dtype is not dtype or v.dtype is not dtype:
+            raise Elsewhere
+        if q.is_neg() or k.is_neg() or v.is_neg():
+            raise Elsewhere
+        if q.get_device() != ordinal or k.get_device() != ordinal or v.get_device() != ordinal:
+            raise Elsewhere
+        if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors]):
+            raise Elsewhere
+        shape_q, shape_k, strides_q, strides_k = q.shape, k.shape, q.stride(), k.stride()
+        if (len(shape_q), len(shape_k)) != self._ranks or 0 in shape_q or 0 in shape_k:
+            raise Elsewhere
+        size = self._size
+        extent_q, extent_k = extent_of(shape_q, strides_q, size), extent_of(shape_k, strides_k, size, self._hnd)
+        columns_q, rows, heads_q, batch, a, b, c = extent_q
+        columns_k, keys, heads_k, outer, d, e, f = extent_k
+        alike = self._v_like_k and v.shape == shape_k and v.stride() == strides_k
+        extent_v = extent_k if alike else self._extent_v(v, k)
+        at_q, at_k, at_v = q.data_ptr(), k.data_ptr(), v.data_ptr()
+        bits = a | b | c | d | e | f
+        if (columns_q, columns_k, heads_q, heads_k) != self._columns_and_heads:
+            raise Elsewhere
+        if (bits | at_q | at_k | at_v) % TMA_BYTES or bits >= MAX_STRIDE or (rows | batch | keys | outer) >= MAX_DIM:
+            raise Elsewhere
+        if strides_q[-1] != 1 or strides_k[-1] != 1 or not (at_q and at_k and at_v):
+            raise Elsewhere
+        batch, len_q, len_k, total = self._lengths(params, others, rows, batch, keys, outer)
+        like_q = self._out_like_q and q.is_contiguous()
+        out = torch.empty_like(q) if like_q else q.new_empty((*shape_q[:-1], self._head_dim_v), dtype=self._out_dtype)
+        address, strides, stream = out.data_ptr(), strides_q if like_q else out.stride(), streams.current(ordinal)
+        counter, step, tiles = self._gpu.counters.of_launch(stream), self._step, -(-rows // self._tile_m)
         with self._lock:
-            self._fill(tensors, addresses, out, addresses_of_out)
-            block, config = self._step.block, self._step.config
-            for name, value in scalars.items():
-                setattr(block, name, value)
-            config.gridDimX, config.hStream = min(self._gpu.sm_count, work_items(problem, self._kernel)), stream
+            self._to_q.rewrite(at_q, extent_q)
+            self._to_k.rewrite(at_k, extent_k)
+            if alike:
+                self._to_v.copy(self._to_k, at_v)
+            else:
+                self._to_v.rewrite(at_v, extent_v)
+            if like_q:
+                self._to_o.copy(self._to_q, address)
+            else:
+                self._to_o.rewrite(address, extent_of(out.shape, strides, self._out_size))
+            block, config = step.block, step.config
+            block.out, block.work_counter, block.batch, block.len_q, block.len_k = address, counter, batch, len_q, len_k
+            sections = l2_sections(batch, heads_k, total * self._key_bytes, self._ragged_q)
+            block.heads_in_l2, block.requests_in_l2 = sections
+            block.window_left = min(self._window_left, len_k)
+            block.out_stride_row, block.out_stride_head = strides[-3], strides[-2]
+            block.out_stride_batch = 0 if self._ragged_q else strides[0]
+            if others:
+                self._point(block, others)
+            if self._host_threshold:
+                block.threshold_value = threshold_value(params)
+            config.gridDimX = min(self._sm_count, (tiles + batch if self._ragged_q else tiles * batch) * heads_q)
+            config.hStream = stream
             self._enqueue()
         return out
 
-    def _fill(
-        self, tensors: tuple[torch.Tensor, ...], addresses: list[int], out: torch.Tensor, address_of_out: int
-    ) -> None:
-        """Write the tensor maps."""
-        q, k, v = tensors[:3]
-        to_q, to_k, to_v, to_o = self._maps
-        to_q.rewrite(addresses[0], extent_of(q, self._size))
-        extent = extent_of(k, self._size, self._hnd)
-        to_k.rewrite(addresses[1], extent)
-        same = v.shape == k.shape and v.stride() == k.stride()
-        to_v.rewrite(addresses[2], extent if same else extent_of(v, self._size, self._hnd))
-        to_o.rewrite(address_of_out, extent_of(out, self._out_size))
+    def _extent_v(self, v: torch.Tensor, k: torch.Tensor) -> Extent:
+        """What V's map covers where it looks unlike K's."""
+        shape, strides = v.shape, v.stride()
+        if shape[:-1] != k.shape[:-1] or shape[-1] != self._head_dim_v or strides[-1] != 1:
+            raise Elsewhere
+        extent = extent_of(shape, strides, self._size, self._hnd)
+        bits = extent[4] | extent[5] | extent[6]
+        if bits % TMA_BYTES or bits >= MAX_STRIDE:
+            raise Elsewhere
+        return extent
+
+    def _point(self, block: Any, others: Sequence[torch.Tensor]) -> None:
+        """Write the addresses of all tensors but q, k and v."""
+        for (field, *_), tensor in zip(self._others, others, strict=True):
+            setattr(block, field, tensor.data_ptr())
+        if self._paged:
+            block.page_table_stride = others[self._table].shape[1]
+
+    def _lengths(
+        self, params: Params, others: Sequence[torch.Tensor], rows: int, batch: int, keys: int, outer: int
+    ) -> tuple[int, int, int, int]:
+        """Requests, the most rows and keys of one, and keys of all, if all tensors agree on them."""
+        len_q, len_k, page_size = rows, keys, self._page_size
+        if others:
+            if self._ragged_q:
+                batch = others[self._offsets_q].shape[0] - 1
+            for (_, dtype, _, extra), tensor in zip(self._others, others, strict=True):
+                if tensor.dtype is not dtype or tensor.get_device() != self._ordinal or not tensor.is_contiguous():
+                    raise Elsewhere
+                if (extra is not None and tensor.shape != (batch + extra,)) or tensor.is_neg() or not tensor.data_ptr():
+                    raise Elsewhere
+        if page_size:
+            table = others[self._table].shape
+            len_k = table[-1] * page_size
+            if (
+                len(table) != 2
+                or table[0] != batch
+                or keys != page_size
+                or len_k >= MAX_DIM
+                or batch * table[-1] >= _NEAR
+            ):
+                raise Elsewhere
+        elif not self._ragged_k and outer != batch:
+            raise Elsewhere
+        if params.max_seqlen_q is not None:
+            len_q = _cut(params.max_seqlen_q, rows, known=not self._ragged_q)
+        if params.max_seqlen_k is not None:
+            len_k = _cut(params.max_seqlen_k, len_k, known=not self._lengths_k)
+        if batch < 1 or (not page_size and kv_box_rows(len_k, self._tile_n) != self._box_rows):
+            raise Elsewhere
+        total = keys if self._ragged_k else batch * len_k
+        return batch, len_q, len_k, min(total, outer * page_size) if page_size else total
 
     def _enqueue(self) -> None:
         self._current(self._found_at)
-        if self._found.value == self._gpu.context:
-            status = self._launch(*self._step.arguments)
+        if self._found.value == self._context:
+            status = self._start(*self._step.arguments)
         else:
-            with driver.current_context(self._gpu.context):
-                status = self._launch(*self._step.arguments)
+            with driver.current_context(self._context):
+                status = self._start(*self._step.arguments)
         if status:
             driver.raise_for(f"cuLaunchKernelEx of {self._step.name}", status)
+
+
+def _cut(hint: object, most: int, *, known: bool) -> int:
+    """The longest request, as the caller says, cut to ``most``; ``known`` = all have that length."""
+    if type(hint) is not int or hint < 0 or (known and hint < most):
+        raise Elsewhere
+    return min(hint, most)

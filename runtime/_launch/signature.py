@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .._call.arguments import OPTIONS, SIZES, TENSORS
-from ..params import UNLIMITED, Params
+from ..params import Params
 from .prepared import Prepared
 from .shortcut import Shortcut
 
@@ -25,9 +25,10 @@ _SIZES_AT, _TENSORS_AT, _WINDOW_AT = len(OPTIONS), len(OPTIONS) + len(SIZES), OP
 class Outline:
     """What calls have in common whose options are the same and which have the same tensors, if not their types."""
 
-    __slots__ = ("names", "pick", "shortcut")
+    __slots__ = ("names", "pick", "shortcut", "types", "window")
 
-    def __init__(self, values: tuple[object, ...]) -> None:
+    def __init__(self, types: tuple[type, ...], window: object, values: tuple[object, ...]) -> None:
+        self.types, self.window = types, window
         self.shortcut: Shortcut | None = None  # of the form that calls like this had last
         places = [index for index, value in enumerate(values) if isinstance(value, torch.Tensor)]
         self.names = tuple(_NAMES[index] for index in places)
@@ -36,7 +37,8 @@ class Outline:
         self.pick: Callable[[tuple[object, ...]], tuple[torch.Tensor, ...]] = itemgetter(*places)
 
 
-_outlines: dict[Hashable, Outline] = {}
+_all_outlines: dict[Hashable, Outline] = {}
+_outlines: dict[Hashable, Outline] = {}  # by options alone, the one that came last
 
 
 class Scan:
@@ -79,16 +81,28 @@ def outline_of(params: Params) -> tuple[Outline, tuple[Any, ...]]:
         TypeError: q, k or v is not a tensor, or an option cannot be hashed; validation says which.
     """
     values = _FIELDS(params)
-    key: tuple[Any, ...] = (values[:_SIZES_AT], *map(type, values))
-    if values[_WINDOW_AT] is not UNLIMITED:
-        key += (*map(type, params.window_size),)
-    return _outlines.get(key) or _new_outline(key, values), values
+    options, types = values[:_SIZES_AT], tuple(map(type, values))
+    outline = _outlines.get(options)
+    if outline is None or outline.types != types or options[_WINDOW_AT] is not outline.window:
+        outline = _other_outline(options, types, values)
+    return outline, values
 
 
-def _new_outline(key: Hashable, values: tuple[object, ...]) -> Outline:
-    if len(_outlines) >= MAX_OUTLINES:
-        _outlines.clear()
-    return _outlines.setdefault(key, Outline(values))
+def _other_outline(options: tuple[object, ...], types: tuple[type, ...], values: tuple[object, ...]) -> Outline:
+    """The outline of calls with these options, if it was not the one that came last, made if need be."""
+    window = options[_WINDOW_AT]
+    key = (options, types, *map(type, window))  # type: ignore[call-overload]
+    outline = _all_outlines.get(key)
+    if outline is None:
+        outline = Outline(types, window, values)
+        if len(_all_outlines) >= MAX_OUTLINES:
+            _all_outlines.clear()
+            _outlines.clear()
+        outline = _all_outlines.setdefault(key, outline)
+    if type(window) is tuple and window is not outline.window:
+        return outline  # equal to that of the outline, and of the same types, but another object: looked up every time
+    _outlines[options] = outline
+    return outline
 
 
 class Bound:

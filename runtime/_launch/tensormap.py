@@ -7,6 +7,8 @@ import struct
 from functools import cache
 from typing import Any
 
+from skimattn.codegen.params import TENSOR_MAP_BYTES
+
 from .._cuda import driver
 from ..errors import CudaError
 from .plan import Extent, TensorMapSpec
@@ -95,6 +97,11 @@ class MapWriter:
         status = self._encode(*self._arguments)
         if status:
             driver.raise_for("cuTensorMapEncodeTiled", status)
+
+    def copy(self, other: MapWriter, address: int) -> None:
+        """Write a map that covers at ``address`` what ``other`` covers elsewhere, in the same type and box."""
+        ctypes.memmove(self._place, other._place, TENSOR_MAP_BYTES)
+        self.move(address)
 
     def move(self, address: int) -> None:
         """Point the map to another address."""

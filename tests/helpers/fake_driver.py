@@ -38,6 +38,9 @@ class OnGpu(torch.Tensor):
     def device(self) -> torch.device:
         return torch.device("cuda", self.ordinal)
 
+    def get_device(self) -> int:
+        return self.ordinal
+
 
 class OnOtherGpu(OnGpu):
     ordinal = 1
@@ -254,6 +257,7 @@ def install(monkeypatch: Any, fake: FakeDriver | None = None) -> FakeDriver:
     monkeypatch.setattr(launcher, "_forms", {})
     monkeypatch.setattr(launcher, "_prepared", PreparedLaunches())
     monkeypatch.setattr(signature, "_outlines", {})
+    monkeypatch.setattr(signature, "_all_outlines", {})
     monkeypatch.setattr(kernels, "built", dict)  # whatever this checkout has built, or built long ago
     monkeypatch.setattr(kernels, "obtain", lambda spec: (kernels.describe(spec), spec.name.encode()))
     monkeypatch.setattr(streams, "current", lambda _ordinal: 0)
