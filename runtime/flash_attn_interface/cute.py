@@ -184,7 +184,7 @@ def _compute(
     sinks = None if learnable_sink is None else _sinks(learnable_sink)
     out, lse = compute(tensors, mask, with_lse=with_lse, sinks=sinks, **arguments)
     if lse is not None and sinks is not None and lse_with_sink:
-        torch.logaddexp(lse, sinks.to(torch.float32).unsqueeze(-1), out=lse)
+        torch.logaddexp(lse, sinks.unsqueeze(-1), out=lse)
     return out, lse
 
 

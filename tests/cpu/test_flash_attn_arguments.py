@@ -153,6 +153,30 @@ def test_max_seqlen_is_not_looked_at_where_a_shape_says_it() -> None:
     assert torch.equal(cute.flash_attn_varlen_func(*given, max_seqlen_q=1, max_seqlen_k=1)[0], flash_attn_func(*given))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "mask"),
+    [
+        ({}, "full"),
+        ({"causal": True, "window_size": (-1, 3)}, "causal"),
+        ({"window_size": (-1, 0)}, "causal"),
+        ({"causal": True, "window_size": (9, -1)}, "window"),
+        ({"causal": True, "attention_chunk": 8}, "chunked"),
+    ],
+)
+def test_the_kernel_for_the_mask_computes_it(
+    arguments: dict[str, Any], mask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def recording(*tensors: torch.Tensor, mask: str, **others: Any) -> Any:
+        asked.append(mask)
+        return attention(*tensors, mask=mask, **others)
+
+    monkeypatch.setattr(_shared, "attention", recording)
+    flash_attn_func(*tensors(), **arguments)
+    assert asked == [mask]
+
+
 def test_results_without_log_sum_exp() -> None:
     q, k, v = tensors()
     out = flash_attn_func(q, k, v)
