@@ -7,7 +7,8 @@ and meaning are those of ``hopper/flash_attn_interface.py`` (version 3.0.0, as o
     q, k, v: bf16, fp16 or (on SM100) e4m3; copied where the last dimension has gaps, or the address or another stride
         is no multiple of 16 bytes.
     cu_seqlens_q, cu_seqlens_k: int32 ``[B + 1]`` offsets of a ragged q, or k and v; None with batched ones.
-    max_seqlen_q, max_seqlen_k: the most rows and keys of a request, beside ``cu_seqlens_*``; otherwise not looked at.
+    max_seqlen_q, max_seqlen_k: the most rows and keys of a request, beside ``cu_seqlens_*``; otherwise not looked at,
+        and as a tensor neither, which would be read back from the GPU.
     seqused_q, seqused_k: int32 ``[B]`` rows and keys in use, to which masks are aligned; other rows are not written.
     softmax_scale: default ``D ** -0.5``.
     causal: row i sees keys up to its own, which is i + len_k - len_q.
@@ -39,7 +40,7 @@ import torch
 from .._call.checks import integer, require_tensor
 from ..errors import expected
 from ..params import UNLIMITED
-from ._shared import LOWEST, Threshold, absent, cap, compute, dense, hint, mask_arguments, refuse, sides
+from ._shared import LOWEST, Length, Threshold, absent, cap, compute, dense, hint, mask_arguments, refuse, sides
 
 __all__ = ["flash_attn_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func"]
 
@@ -97,8 +98,8 @@ def flash_attn_varlen_func(
     v: torch.Tensor,
     cu_seqlens_q: torch.Tensor | None,
     cu_seqlens_k: torch.Tensor | None,
-    max_seqlen_q: int | None,
-    max_seqlen_k: int | None,
+    max_seqlen_q: Length,
+    max_seqlen_k: Length,
     seqused_q: torch.Tensor | None = None,
     seqused_k: torch.Tensor | None = None,
     softmax_scale: float | None = None,

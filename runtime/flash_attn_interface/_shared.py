@@ -14,6 +14,7 @@ from ..errors import expected
 
 LOWEST = -(1 << 31)  # that a side of a window may be: flash-attn has meanings for what is below 0
 Threshold = float | torch.Tensor | None
+Length = int | torch.Tensor | None
 _ABSENT_NAMES = {
     "flash_attn_combine": "states are merged inside a launch",
     "flash_attn_with_kvcache": "it comes with decode (flash_attn_varlen_func of .cute takes a page_table)",
@@ -99,12 +100,15 @@ def dense(value: Any) -> Any:
     return value.contiguous() if isinstance(value, torch.Tensor) and value.layout is torch.strided else value
 
 
-def hint(max_seqlen: int | None, cu_seqlens: torch.Tensor | None, seqused: torch.Tensor | None) -> int | None:
+def hint(max_seqlen: Length, cu_seqlens: torch.Tensor | None, seqused: torch.Tensor | None) -> Length:
     """``max_seqlen_*`` where it bounds what ``cu_seqlens_*`` says, as ours does.
 
-    flash-attn's means what is in use if that is given, and nothing if a shape says the length.
+    flash-attn's means what is in use if that is given, and nothing if a shape says the length. It may be a tensor
+    there, such as ``lengths.max()``; a hint is not worth waiting for the GPU, so this one is left out.
     """
-    return max_seqlen if cu_seqlens is not None and seqused is None else None
+    if cu_seqlens is None or seqused is not None or isinstance(max_seqlen, torch.Tensor):
+        return None
+    return max_seqlen
 
 
 def compute(

@@ -29,9 +29,9 @@ from typing import Any
 import torch
 
 from .._call.arguments import ARGUMENTS
-from .._call.checks import integer, require_dtype, require_tensor
+from .._call.checks import integer, require_device, require_dtype, require_shape, require_tensor
 from ..errors import expected
-from ._shared import LOWEST, Threshold, absent, cap, compute, dense, hint, mask_arguments, refuse, sides
+from ._shared import LOWEST, Length, Threshold, absent, cap, compute, dense, hint, mask_arguments, refuse, sides
 
 __all__ = ["flash_attn_func", "flash_attn_varlen_func"]
 
@@ -105,8 +105,8 @@ def flash_attn_varlen_func(
     qv: None = None,
     cu_seqlens_q: torch.Tensor | None = None,
     cu_seqlens_k: torch.Tensor | None = None,
-    max_seqlen_q: int | None = None,
-    max_seqlen_k: int | None = None,
+    max_seqlen_q: Length = None,
+    max_seqlen_k: Length = None,
     min_seqlen_k: int | None = None,
     seqused_q: torch.Tensor | None = None,
     seqused_k: torch.Tensor | None = None,
@@ -181,22 +181,20 @@ def _compute(
     **arguments: Any,
 ) -> Result:
     """Launch a call, and add the sink to its log-sum-exp."""
-    sinks = None if learnable_sink is None else _sinks(learnable_sink)
+    sinks = None if learnable_sink is None else _sinks(learnable_sink, require_tensor("q", tensors["q"]))
     out, lse = compute(tensors, mask, with_lse=with_lse, sinks=sinks, **arguments)
     if lse is not None and sinks is not None and lse_with_sink:
         torch.logaddexp(lse, sinks.unsqueeze(-1), out=lse)
     return out, lse
 
 
-def _sinks(learnable_sink: torch.Tensor) -> torch.Tensor:
+def _sinks(learnable_sink: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """The sinks in a type that kernels read."""
-    require_tensor("learnable_sink", learnable_sink)
-    require_dtype("learnable_sink", learnable_sink, *_SINK_DTYPES)
-    if learnable_sink.dim() != 1:
-        raise expected("learnable_sink", "shape [Hq]", list(learnable_sink.shape))
-    known = ARGUMENTS["sinks"].dtypes
-    sinks = learnable_sink if learnable_sink.dtype in known else learnable_sink.to(torch.float32)
-    return sinks.contiguous()
+    sink = require_tensor("learnable_sink", learnable_sink)
+    require_dtype("learnable_sink", sink, *_SINK_DTYPES)
+    require_device("learnable_sink", sink, q.device)
+    require_shape("learnable_sink", sink, q.shape[-2:-1])
+    return (sink if sink.dtype in ARGUMENTS["sinks"].dtypes else sink.to(torch.float32)).contiguous()
 
 
 def _mask(causal: bool, window_size: object) -> dict[str, Any]:

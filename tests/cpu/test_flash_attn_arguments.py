@@ -147,6 +147,15 @@ def test_max_seqlen_of_what_is_in_use() -> None:
         assert torch.equal(got[first : first + rows], wanted[first : first + rows])
 
 
+def test_max_seqlen_in_a_tensor_is_left_out() -> None:
+    q, k, v = (x.flatten(0, 1) for x in tensors())
+    offsets = [torch.tensor([0, n, 2 * n], dtype=torch.int32) for n in (40, 70)]
+    longest = [torch.empty((), dtype=torch.int32, device="meta")] * 2  # whose value cannot be read
+    wanted = varlen(q, k, v, *offsets, 40, 70, causal=True)
+    assert torch.equal(varlen(q, k, v, *offsets, *longest, causal=True), wanted)
+    assert torch.equal(cute.flash_attn_varlen_func(q, k, v, None, *offsets, *longest, causal=True)[0], wanted)
+
+
 def test_max_seqlen_is_not_looked_at_where_a_shape_says_it() -> None:
     given = tensors()
     assert torch.equal(varlen(*given, None, None, 1, 1), flash_attn_func(*given))

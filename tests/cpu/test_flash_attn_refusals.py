@@ -54,7 +54,13 @@ CAUSES = [
     (FA4, {"window_size": (-1, 3)}, f"window_size: expected {AT_LEAST_0} (got (-1, 3))"),
     (FA4, {"window_size": (3, -1)}, f"window_size: expected {AT_LEAST_0} (got (3, -1))"),
     (FA4, {"learnable_sink": 1.0}, "learnable_sink: expected a torch.Tensor (got float)"),
-    (FA4, {"learnable_sink": torch.zeros(1, 2)}, "learnable_sink: expected shape [Hq] (got [1, 2])"),
+    (FA4, {"learnable_sink": torch.zeros(1, 2)}, "learnable_sink: expected shape [2] (got [1, 2])"),
+    (FA4, {"learnable_sink": torch.zeros(3)}, "learnable_sink: expected shape [2] (got [3])"),
+    (
+        FA4,
+        {"learnable_sink": torch.zeros(2, device="meta")},
+        "learnable_sink: expected a tensor on cpu, like q (got meta)",
+    ),
     (
         FA4,
         {"learnable_sink": torch.zeros(2).double()},
