@@ -1,6 +1,7 @@
 """``python -m bench accept FILE...``: result files beside what must be reached. Needs no GPU; exit status 1 on a miss.
 
-Give one file of ``bench prefill`` (its figures belong to one run), and those of ``bench host`` and ``bench build``.
+Give one file of ``bench prefill`` (its figures belong to one run), and those of ``bench ragged``, ``bench host`` and
+``bench build``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import results
-from .names import DENSE, REPEATED, SKIP_NOTHING, THRESHOLD, skip_name, stat_name
+from .names import DENSE, RAGGED, REPEATED, SKIP_NOTHING, THRESHOLD, UNIFORM, skip_name, stat_name
 from .table import columns
 
 Document = dict[str, Any]
@@ -23,6 +24,7 @@ DENSE_OVER_FA4 = 0.95
 NOTHING_SKIPPED = 0.96
 PLANTED = {0.5: 1.22, 0.75: 1.45, 0.9: 1.65}
 STAT_OVER_SKIP = 0.97
+RAGGED_OVER_UNIFORM = 1 / 1.3
 COMPILE_SECONDS = 3.0
 COMPILE_MB = 1e9 / 2**20  # 1 GB in the MB (2**20 bytes) of the build log
 SET_SECONDS = 12 * 60.0
@@ -109,6 +111,16 @@ def _stat_over_skip(document: Document, mask: str, seqlen: int) -> Iterator[tupl
         yield f"planted {share:.0%}", speed(case, stat_name(THRESHOLD), skip_name(THRESHOLD))
 
 
+def ragged_rows(document: Document) -> Iterator[Row]:
+    """The rows about ragged batches that uniform ones could replace, and that everything that was timed was right."""
+    speeds = [(case["case"], speed(case, RAGGED, UNIFORM)) for case in document["cases"]]
+    value, where = worst(pair for pair in speeds if pair[1] is not None)
+    yield Row("ragged over uniform", RAGGED_OVER_UNIFORM, value, note=where)
+    checks = [check for case in document["cases"] for check in case["checks"]]
+    failed = sum(not check["passed"] for check in checks)
+    yield Row("ragged outputs that are wrong", 0, failed if checks else None, False, f"{len(checks)} checks")
+
+
 def host_rows(document: Document) -> Iterator[Row]:
     """The row about host time."""
     found = (row["us"]["median"] for row in document["rows"] if row["name"] == REPEATED)
@@ -132,12 +144,12 @@ def rows_of(documents: Sequence[Document], partial: bool = False) -> list[Row]:
     """All rows. Without ``partial``, those of a kind of file that was not given count as not measured.
 
     Raises:
-        ValueError: more than one prefill or host file, or a prefill run that did not finish.
+        ValueError: more than one prefill, ragged or host file, or a prefill run that did not finish.
     """
     kinds: dict[str, list[Document]] = {kind: [] for kind in results.KINDS}
     for document in documents:
         kinds[document["kind"]].append(document)
-    for kind in ("prefill", "host"):
+    for kind in ("prefill", "ragged", "host"):
         if len(kinds[kind]) > 1:
             raise ValueError(f"{kind}: expected one file, its figures belong to one run (got {len(kinds[kind])})")
     unfinished = [item["kind"] for item in documents if not item["finished"]]
@@ -146,6 +158,8 @@ def rows_of(documents: Sequence[Document], partial: bool = False) -> list[Row]:
     rows: list[Row] = []
     if kinds["prefill"] or not partial:
         rows += prefill_rows(next(iter(kinds["prefill"]), {"cases": []}))
+    if kinds["ragged"] or not partial:
+        rows += ragged_rows(next(iter(kinds["ragged"]), {"cases": []}))
     if kinds["host"] or not partial:
         rows += host_rows(next(iter(kinds["host"]), {"rows": []}))
     if kinds["build"] or not partial:

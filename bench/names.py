@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 DENSE = "ours dense"
+RAGGED, UNIFORM = "ours ragged", "ours uniform"  # in ``bench ragged``
 REPEATED = "launch(params), out given"  # in ``bench host``: the row that must stay within the bound
 SKIP_NOTHING = (0.0, 1e-30)  # thresholds on N(0,1): never skip, and vote on every tile without ever agreeing
 THRESHOLD = 1e-3  # on planted inputs

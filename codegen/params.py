@@ -58,7 +58,7 @@ def _float(name: str, doc: str) -> Field:
 # Ordered by falling alignment, so that the layout has no padding on any compiler.
 FIELDS: tuple[Field, ...] = (
     _map("tma_q", "(column, row, head, batch); box one panel (128 bytes) x a group's rows"),
-    _map("tma_k", "(column, row, kv head, batch or page); box one panel x tile or page_box_rows rows"),
+    _map("tma_k", "(column, row, kv head, batch or page); box one panel x page_box_rows or kv_box_rows rows"),
     _map("tma_v", "as tma_k, over head_dim_v columns"),
     _map("tma_o", "as tma_q, over head_dim_v columns"),
     _pointer("out", "void", "output, used for the rows that the store of a whole group would not fit"),
@@ -98,6 +98,7 @@ FIELDS: tuple[Field, ...] = (
     _int32("head_dim_v", "columns of the output, at most the kernel's"),
     _int32("page_size", "keys per page; paged kernels only"),
     _int32("page_box_rows", "rows of one copy: the largest power of two that divides page_size, at most the tile"),
+    _int32("kv_box_rows", "rows of one copy where there are no pages: the tile, or less that holds len_k keys"),
     _int32("page_table_stride", "entries per request"),
     _int32("window_left", "keys to the left of the diagonal, -1 = unlimited"),
     _int32("window_right", "keys to the right of the diagonal, -1 = unlimited"),

@@ -18,6 +18,7 @@ from .buffers import Buffers
 
 L2_SECTION_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
 KEPT_MAPS = 1024  # forms of maps that are kept, with their encoding: pools never change, k and v look the same
+LEAST_BOX_ROWS = 16  # of one copy from what is not paged; pages have as few
 WARP_THREADS = 32  # each of which knows one request of a ragged batch
 LOG2E = math.log2(math.e)
 _NEW = ("out", "lse", "custom_mask")  # arguments whose tensor a launch may make itself
@@ -119,6 +120,11 @@ def page_box_rows(page_size: int, tile_n: int) -> int:
     return min(page_size & -page_size, tile_n)
 
 
+def kv_box_rows(len_k: int, tile_n: int) -> int:
+    """Rows of one copy without pages: a tile, or less where no request has as many keys, and others lie behind them."""
+    return min(tile_n, max(LEAST_BOX_ROWS, 1 << max(0, len_k - 1).bit_length()))
+
+
 def sections(problem: Problem) -> tuple[int, int]:
     """What shares L2 in the work order: (request, kv head) pairs and 0, or kv heads and requests of a ragged batch."""
     batch, heads = problem.batch, problem.heads_kv
@@ -196,6 +202,8 @@ def _add_sizes(scalars: dict[str, Value], problem: Problem, kernel: Kernel) -> N
         scalars["page_size"] = problem.page_size
         scalars["page_box_rows"] = page_box_rows(problem.page_size, kernel.tile_n)
         scalars["page_table_stride"] = problem.params.page_table.stride(0)
+    else:
+        scalars["kv_box_rows"] = kv_box_rows(len_k, kernel.tile_n)
     # A window over all keys shows no less than a wider one, and keeps what kernels add up far from 32 bits.
     scalars["window_left"] = min(form.window[0], len_k)
     scalars["window_right"] = form.window[1]
@@ -215,7 +223,7 @@ def _add_numbers(scalars: dict[str, Value], problem: Problem) -> None:
 
 def _maps(problem: Problem, kernel: Kernel, buffers: Buffers) -> dict[str, TensorMapSpec]:
     params, paged = problem.params, problem.form.paged
-    rows_k = page_box_rows(problem.page_size, kernel.tile_n) if paged else kernel.tile_n
+    rows_k = page_box_rows(problem.page_size, kernel.tile_n) if paged else kv_box_rows(problem.len_k, kernel.tile_n)
     hnd = paged and params.kv_layout == "HND"
     dtype, out_dtype, rows_q = kernel.dtype, kernel.out_dtype, kernel.group_rows
     q, k, v, out = params.q, params.k, params.v, buffers.out

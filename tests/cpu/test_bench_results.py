@@ -15,7 +15,7 @@ from skimattn.codegen import matrix
 
 from bench import __main__ as command
 from bench import accept, build, machine, plot, results
-from bench.names import DENSE, REPEATED
+from bench.names import DENSE, RAGGED, REPEATED, UNIFORM
 
 SPEED = {"n": 20, "min": 0.9, "max": 1.1, "p10": 0.95, "p90": 1.05}
 GOOD = {None: 1.0, 0.0: 0.97, 0.5: 1.25, 0.75: 1.5, 0.9: 1.7}
@@ -42,8 +42,18 @@ def case(mask: str, seqlen: int, planted: float | None) -> dict[str, Any]:
     }
 
 
+def ragged() -> dict[str, Any]:
+    """Of the two batches one is uniform too."""
+    document = results.new_document("ragged", [])
+    checks = [{"of": RAGGED, "against": "float64", "value": 0.002, "limit": 0.01, "passed": True}]
+    short = {"case": "short", "comparisons": [comparison(RAGGED, UNIFORM, 0.9), comparison(RAGGED, "fa3", 0.5)]}
+    mixed = {"case": "mixed", "comparisons": [comparison(RAGGED, "fa3", 0.5)]}
+    document |= {"cases": [{**short, "checks": checks}, {**mixed, "checks": checks}], "gpu": "NVIDIA H200"}
+    return document
+
+
 def good() -> list[dict[str, Any]]:
-    """Result files of all three kinds in which everything is reached."""
+    """Result files of all kinds in which everything is reached."""
     prefill, host = results.new_document("prefill", []), results.new_document("host", [])
     prefill["cases"] = [case(*shape, planted) for shape in accept.SHAPES for planted in GOOD]
     prefill["gpu"] = host["gpu"] = "NVIDIA H200"
@@ -52,7 +62,7 @@ def good() -> list[dict[str, Any]]:
     for cores, document in enumerate(builds, start=1):
         document |= {"cores": cores, "kernels": 192, "set_size": 192, "median_seconds": 2.0, "max_peak_mb": 400}
         document |= {"wall_seconds": 500.0 / cores, "machine": "a processor"}
-    documents = [prefill, host, *builds]
+    documents = [prefill, host, *builds, ragged()]
     for document in documents:
         document["commit"] = "0123"
         results.finish(document)
@@ -65,7 +75,7 @@ def all_rows() -> list[accept.Row]:
 
 def test_everything_reached() -> None:
     rows = all_rows()
-    assert len(rows) == 3 + 3 + 9 + 3 + 1 + 1 + 3 and all(row.passed for row in rows)
+    assert len(rows) == 3 + 3 + 9 + 3 + 1 + 2 + 1 + 3 and all(row.passed for row in rows)
     assert len({row.name for row in rows}) == len(rows)
 
 
@@ -100,6 +110,9 @@ def damages() -> Iterator[tuple[str, Any]]:
     yield "compile seconds, one core, median", put(2, "median_seconds", 3.01)
     yield "compile peak MB, largest", put(2, "max_peak_mb", 954)
     yield "default set on 2 cores, seconds", put(3, "wall_seconds", 721.0)
+    cases = lambda documents: documents[4]["cases"]  # noqa: E731
+    yield "ragged over uniform", lambda documents: cases(documents)[0]["comparisons"][0]["speed"].update(median=0.769)
+    yield "ragged outputs that are wrong", lambda documents: cases(documents)[1]["checks"][0].update(passed=False)
     wrong = lambda documents: documents[0]["cases"][4]["checks"][0].update(passed=False)  # noqa: E731
     yield "outputs and counts that are wrong", wrong
 
@@ -118,10 +131,10 @@ def test_every_row_was_made_to_miss() -> None:
 def test_what_was_not_measured_is_a_miss() -> None:
     assert not any(row.passed for row in accept.rows_of([]))
     assert accept.rows_of([], partial=True) == []
-    prefill, host, single, pair = good()
+    prefill, host, single, pair, batches = good()
     assert len(accept.rows_of([host], partial=True)) == 1
     del prefill["cases"][0]  # N(0,1), causal, 16k
-    missed = [row.name for row in accept.rows_of([prefill, host, single, pair]) if not row.passed]
+    missed = [row.name for row in accept.rows_of([prefill, host, single, pair, batches]) if not row.passed]
     names = ["dense causal 16k over fa4", "skip nothing causal 16k over dense", "stat causal 16k over skip"]
     assert missed == names
     sampled = {**pair, "kernels": 20}  # a part of the set says nothing about the whole
@@ -158,7 +171,7 @@ def test_accept_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     for document, file in zip(documents, files, strict=True):
         results.save(document, Path(file))
     assert command.main(["accept", *files]) == 0
-    assert "23 of 23 reached" in capsys.readouterr().out
+    assert "25 of 25 reached" in capsys.readouterr().out
     assert command.main(["accept", files[0]]) == 1
     assert "not measured" in capsys.readouterr().out
     assert command.main(["accept", "--partial", files[0]]) == 0

@@ -68,7 +68,7 @@ def test_warp_exchange(schedule: str, seed: int) -> None:
     lane, warp = thread % 32, thread // 32
     every_third = sum(1 << i for i in range(0, 32, 3))
     assert (got[:, 0] == warp * 32 + 5).all()
-    assert (got[:, 1] == (thread ^ 9)).all()
+    assert (got[:, 1] == 31 - 100 * warp).all()
     assert (got[:, 2] == every_third).all()
     assert (got[:, 3] == (warp == 1)).all()
     assert (got[:, 4] == lane ^ 1).all()

@@ -333,3 +333,13 @@ def test_requests_of_a_ragged_batch_share_l2_before_heads_do(
     plans.append(plan_of(**flat, k=keys, v=keys, cu_seqlens_k=steps * len_k)[0])
     for plan in plans:
         assert (plan.scalars["section"], plan.scalars["requests_in_l2"]) == (section, requests)
+
+
+@pytest.mark.parametrize(("hint", "rows"), [(0, 16), (1, 16), (16, 16), (17, 32), (64, 64), (65, 128), (129, 128)])
+def test_a_copy_takes_no_more_keys_than_a_request_can_have(hint: int, rows: int) -> None:
+    """Behind the last key of a short request in a ragged batch lie its neighbours': 112 of 128 for one of 16."""
+    total = 2 * hint
+    keys = {"k": bf16(total, 2, 128), "v": bf16(total, 2, 128), "cu_seqlens_k": ints(0, hint, total)}
+    plan, *_ = plan_of(**{**ragged(), **keys}, max_seqlen_k=hint)
+    assert plan.scalars["kv_box_rows"] == rows
+    assert plan.maps["tma_k"].box[1] == plan.maps["tma_v"].box[1] == rows

@@ -75,6 +75,8 @@ def _shapes() -> tuple[Case, ...]:
 
 def _uneven_shapes() -> tuple[Case, ...]:
     """Rows in use, and q and keys in layouts of their own."""
+    short, whole = ((16, 16), (5, 9), (0, 3), (16, 1), (3, 16)) * 3, {"seqused": False, "seqused_q": False}
+    wide = {"head_dim": 256, "head_dim_v": 256}
     rows = replace(_PLAIN, lens=((70, 300), (1, 300), (0, 300), (200, 37)), seqused_q=True, seqused=True)
     return (
         replace(rows, name="uneven-rows"),
@@ -82,6 +84,8 @@ def _uneven_shapes() -> tuple[Case, ...]:
         replace(rows, name="uneven-rows-of-pages", mask="window", window=(150, 20), kv_layout="nhd", seqused=False),
         replace(rows, name="uneven-rows-in-ragged", q_layout="ragged", kv_layout="ragged", memory="gaps"),
         replace(rows, name="uneven-q-batched-k", q_layout="ragged", seqused_q=False),
+        replace(rows, name="uneven-short", mask="full", lens=short, q_layout="ragged", kv_layout="ragged", **whole),
+        replace(rows, name="uneven-short-d256", lens=short, q_layout="ragged", kv_layout="ragged", **whole, **wide),
         replace(_PLAIN, name="uneven-k-batched-q", kv_layout="ragged", lens=((130, 40), (130, 300), (130, 0))),
     )
 

@@ -16,7 +16,7 @@ SKIM_DEVICE void cta_sync() { __syncthreads(); }
 SKIM_DEVICE void warp_sync() { __syncwarp(); }
 SKIM_DEVICE int shfl(int value, int lane) { return __shfl_sync(~0u, value, lane); }
 SKIM_DEVICE float shfl_xor(float value, int lanes) { return __shfl_xor_sync(~0u, value, lanes); }
-SKIM_DEVICE int shfl_xor(int value, int lanes) { return __shfl_xor_sync(~0u, value, lanes); }
+SKIM_DEVICE int redux_max(int value) { return __reduce_max_sync(~0u, value); }
 SKIM_DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(~0u, predicate); }
 SKIM_DEVICE int popcount(uint32_t bits) { return __popc(bits); }
 SKIM_DEVICE int lowest_bit(uint32_t bits) { return __ffs(bits) - 1; }

@@ -154,7 +154,7 @@ KERNEL(warp_exchange) {
   uint32_t* out = static_cast<uint32_t*>(p.out) + thread() * 5;
   const int lane = thread() % 32;
   ptx::st_global(out + 0, static_cast<uint32_t>(ptx::shfl(thread(), 5)));
-  ptx::st_global(out + 1, static_cast<uint32_t>(ptx::shfl_xor(thread(), 9)));
+  ptx::st_global(out + 1, static_cast<uint32_t>(ptx::redux_max((lane * 7 + 3) % 32 - thread() / 32 * 100)));
   ptx::st_global(out + 2, ptx::ballot(lane % 3 == 0));
   ptx::st_global(out + 3, static_cast<uint32_t>(ptx::warp_any(thread() == 37)));
   ptx::st_global(out + 4, static_cast<uint32_t>(ptx::shfl_xor(static_cast<float>(lane), 1)));

@@ -121,6 +121,10 @@ class Producer {
     for (int group = 0; group < Tr::kConsumers; ++group) {
       uint64_t* full = &smem_.q_full[q.slot][group];
       ptx::mbarrier_wait_parity(&smem_.q_empty[q.slot][group], q.phase ^ 1);
+      if (item.row0 + group * Tr::kGroupRows >= item.len_q) {
+        ptx::mbarrier_arrive(full);  // all its rows are a neighbour's or nobody's: whatever lies there, none is stored
+        continue;
+      }
       ptx::mbarrier_arrive_expect_tx(full, Storage::kPanels * Storage::kQPanelBytes);
 #pragma unroll
       for (int panel = 0; panel < Storage::kPanels; ++panel) {
@@ -176,8 +180,9 @@ class Producer {
                              page);
       }
     } else {
+      // One box, which is less than a tile where no request has more keys: what lies behind them is a neighbour's.
       const bool ragged = p_.cu_seqlens_k != nullptr;
-      ptx::mbarrier_arrive_expect_tx(full, kPanels * Storage::kKvPanelBytes);
+      ptx::mbarrier_arrive_expect_tx(full, p_.kv_box_rows * kPanelRowBytes * kPanels);
       load_panels<kPanels>(to, map, full, keys.offset + key0, keys.head, ragged ? 0 : keys.batch);
     }
   }

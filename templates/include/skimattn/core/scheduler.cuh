@@ -100,11 +100,6 @@ class RaggedOrder {
 
  private:
   SKIM_DEVICE static int lane() { return ptx::thread_index() % kWarpThreads; }
-  SKIM_DEVICE static int warp_max(int x) {
-#pragma unroll
-    for (int lanes = kWarpThreads / 2; lanes > 0; lanes /= 2) x = imax(x, ptx::shfl_xor(x, lanes));
-    return x;
-  }
   SKIM_DEVICE static int heads_step(const Params& p) { return p.section * (p.heads_q / p.heads_kv); }
   SKIM_DEVICE int section_heads(const Params& p) const { return imin(heads_step(p), p.heads_q - first_head_); }
   SKIM_DEVICE uint32_t reaching() const { return ptx::ballot(tiles_ > level_); }
@@ -123,7 +118,7 @@ class RaggedOrder {
     }
     first_head_ += heads_step(p);
     if (level_ < 0 || first_head_ >= p.heads_q) return start_requests(p, first_request_ + p.requests_in_l2);
-    level_ = warp_max(tiles_) - 1;
+    level_ = ptx::redux_max(tiles_) - 1;
     return true;
   }
   SKIM_DEVICE bool start_requests(const Params& p, int first) {
@@ -131,10 +126,10 @@ class RaggedOrder {
     first_request_ = first;
     first_head_ = tiles_ = 0;
     if (lane() < imin(p.requests_in_l2, p.batch - first)) tiles_ = ceil_div(request_rows(p, first + lane()), kTileM);
-    level_ = warp_max(tiles_) - 1;
+    level_ = ptx::redux_max(tiles_) - 1;
     return true;
   }
-  SKIM_DEVICE int last_level() const { return warp_max(tiles_ > level_ ? 0 : tiles_); }
+  SKIM_DEVICE int last_level() const { return ptx::redux_max(tiles_ > level_ ? 0 : tiles_); }
 
   int tiles_ = 0;  // of this lane's request
   int first_request_ = 0, first_head_ = 0, before_ = 0, level_ = -1;

@@ -19,7 +19,13 @@ inline uint32_t shuffle_bits(uint32_t value, int lane) {
   return emu::warp_collective(emu::Collective::kShuffle, value, lane);
 }
 inline int shfl(int value, int lane) { return static_cast<int>(shuffle_bits(value, lane & 31)); }
-inline int shfl_xor(int value, int lanes) { return static_cast<int>(shuffle_bits(value, lane_index() ^ lanes)); }
+inline int redux_max(int value) {
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    const int other = static_cast<int>(shuffle_bits(value, lane_index() ^ lanes));
+    value = value < other ? other : value;
+  }
+  return value;
+}
 inline float shfl_xor(float value, int lanes) {
   return __builtin_bit_cast(float, shuffle_bits(__builtin_bit_cast(uint32_t, value), lane_index() ^ lanes));
 }
