@@ -184,7 +184,7 @@ def check(call: Call, inputs: Inputs, out: torch.Tensor, lse: torch.Tensor) -> N
         blind = wanted_lse == -math.inf
         assert torch.equal(blind, got_lse == -math.inf), f"request {index}: rows that see nothing"
         error = (got_lse - wanted_lse).masked_fill(blind, 0.0).abs()
-        assert not len(error) or error.max() < 1e-4 + call.softcap * 2.0**-9, f"request {index}: lse {error.max()}"
+        assert not len(error) or error.max() < 2e-4 + call.softcap * 2.0**-9, f"request {index}: lse {error.max()}"
         unit, p_unit = _UNIT[out_dtype(call)], _P_UNIT[call.dtype]
         bound = (p_unit + call.softcap * 2.0**-8) * spread + unit * wanted_out.abs() + 1e-5
         excess = (got_out - wanted_out).abs() - bound
