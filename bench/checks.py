@@ -49,10 +49,10 @@ def truth(inputs: Inputs, shape: Shape) -> torch.Tensor:
     """The sampled rows in float64, [B, rows, Hq, D], from the definition of attention."""
     rows = torch.tensor(sampled_rows(shape.seqlen), device=inputs.q.device)
     hidden = torch.arange(shape.seqlen, device=inputs.q.device) > rows[:, None]
-    group = shape.heads_q // shape.heads_kv
+    qheads_per_kv = shape.heads_q // shape.heads_kv
     heads = []
     for head in range(shape.heads_q):
-        k, v = (x[:, :, head // group].double() for x in (inputs.k, inputs.v))
+        k, v = (x[:, :, head // qheads_per_kv].double() for x in (inputs.k, inputs.v))
         scores = inputs.q[:, rows, head].double() @ k.transpose(1, 2) * shape.head_dim**-0.5
         if shape.causal:
             scores = scores.masked_fill(hidden, float("-inf"))

@@ -113,7 +113,7 @@ FIELDS: tuple[Field, ...] = (
     _int32("v_descale_stride_head", "elements"),
     _int32("stats_stride_batch", "pairs"),
     _int32("stats_stride_head", "pairs"),
-    _int32("section", "work order: (request, kv head) pairs, or kv heads of a ragged batch, that share L2"),
+    _int32("heads_in_l2", "work order: (request, kv head) pairs, or kv heads of a ragged batch, that share L2"),
     _int32("requests_in_l2", "work order of a ragged batch: requests, at most 32, that share L2 with them"),
     _float("threshold_value", "threshold where the pointer is null"),
     # Without softcap, q_descale * k_descale multiplies scale_log2 and divides bias_scale on the device; with it, it

@@ -16,7 +16,7 @@ from .._call.checks import TMA_BYTES
 from .._call.problem import Problem
 from .buffers import Buffers
 
-L2_SECTION_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
+L2_KV_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
 KEPT_MAPS = 1024  # forms of maps that are kept, with their encoding: pools never change, k and v look the same
 LEAST_BOX_ROWS = 16  # of one copy from what is not paged; pages have as few
 WARP_THREADS = 32  # each of which knows one request of a ragged batch
@@ -133,7 +133,7 @@ def sections(problem: Problem) -> tuple[int, int]:
         keys = min(keys, problem.params.k.shape[0] * problem.page_size)
     # Requests of one head, of the mean length: how they differ is not known here.
     bytes_per_key = (problem.head_dim + problem.head_dim_v) * ELEMENT_BYTES[problem.dtype]
-    fitting = L2_SECTION_BYTES * batch // max(1, keys * bytes_per_key)
+    fitting = L2_KV_BYTES * batch // max(1, keys * bytes_per_key)
     if not problem.varlen_q:
         return max(1, min(fitting, batch * heads)), 0
     most = max(1, min(fitting, batch, WARP_THREADS))
@@ -208,7 +208,7 @@ def _add_sizes(scalars: dict[str, Value], problem: Problem, kernel: Kernel) -> N
     scalars["window_left"] = min(form.window[0], len_k)
     scalars["window_right"] = form.window[1]
     scalars["chunk_size"] = form.chunk_size
-    scalars["section"], scalars["requests_in_l2"] = sections(problem)
+    scalars["heads_in_l2"], scalars["requests_in_l2"] = sections(problem)
 
 
 def _add_numbers(scalars: dict[str, Value], problem: Problem) -> None:

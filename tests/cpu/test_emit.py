@@ -67,7 +67,7 @@ def test_headers_hold_every_field_and_value() -> None:
 
 
 def test_tensor_memory_is_moved_in_the_widths_that_kernels_use() -> None:
-    kernels = "".join(path.read_text() for path in (emit.templates_root() / "include/skimattn/sm100").glob("*.cuh"))
+    kernels = "".join(path.read_text() for path in (emit.templates_root() / "include/skimattn/sm100").rglob("*.cuh"))
     moved = re.findall(r"tcgen05_(?:ld|st)<(\w+)>\(", kernels)
     used = {value for name in moved for value in re.findall(rf"int {name} = (\d+)", kernels)}
     rendered = set(re.findall(r"void tcgen05_ld<(\d+)>", emit.render_header("tcgen05.cuh")))

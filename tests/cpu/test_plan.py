@@ -295,23 +295,23 @@ def shaped(batch: int, len_k: int, heads_kv: int) -> dict[str, torch.Tensor]:
     return {"q": bf16(batch, 1, heads_kv, 128), "k": keys, "v": keys}
 
 
-def test_section_is_what_fits_l2() -> None:
+def test_heads_in_l2_is_what_fits() -> None:
     """One (request, kv head) of 16384 keys at D = Dv = 128 is 8 MiB: four of them fit 32 MiB."""
-    assert plan_of(**shaped(3, 16384, 4))[0].scalars["section"] == 4
-    assert plan_of(**shaped(1, 16384, 2))[0].scalars["section"] == 2
-    assert plan_of(**shaped(1, 1 << 20, 2))[0].scalars["section"] == 1
+    assert plan_of(**shaped(3, 16384, 4))[0].scalars["heads_in_l2"] == 4
+    assert plan_of(**shaped(1, 16384, 2))[0].scalars["heads_in_l2"] == 2
+    assert plan_of(**shaped(1, 1 << 20, 2))[0].scalars["heads_in_l2"] == 1
     bytewise = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in shaped(1, 1, 9).items()}
     keys = bytewise["k"].expand(3, 16384, 9, 128)
     bytewise = {"q": e4m3(3, 1, 9, 128), "k": keys, "v": keys}
-    assert plan_of(arch="sm100", **bytewise)[0].scalars["section"] == 8
+    assert plan_of(arch="sm100", **bytewise)[0].scalars["heads_in_l2"] == 8
     keys = bf16(1, 1, 128).expand(1 << 15, 4, 128)
     offsets = ints(0, 1 << 14, 1 << 15)
     call = {"q": bf16(2, 4, 128), "k": keys, "v": keys, "cu_seqlens_q": ints(0, 1, 2), "cu_seqlens_k": offsets}
-    assert plan_of(**call)[0].scalars["section"] == 2
+    assert plan_of(**call)[0].scalars["heads_in_l2"] == 2
 
 
 @pytest.mark.parametrize(
-    ("batch", "len_k", "heads_kv", "section", "requests"),
+    ("batch", "len_k", "heads_kv", "heads_in_l2", "requests"),
     [
         (1000, 16, 8, 8, 32),  # all heads of a warp's requests
         (40, 512, 8, 6, 20),  # 32 would leave 8 of 40: two times 20, 6 of whose heads are 30 MiB
@@ -332,7 +332,7 @@ def test_requests_of_a_ragged_batch_share_l2_before_heads_do(
     plans.append(plan_of(**flat, k=call["k"], v=call["v"])[0])
     plans.append(plan_of(**flat, k=keys, v=keys, cu_seqlens_k=steps * len_k)[0])
     for plan in plans:
-        assert (plan.scalars["section"], plan.scalars["requests_in_l2"]) == (section, requests)
+        assert (plan.scalars["heads_in_l2"], plan.scalars["requests_in_l2"]) == (section, requests)
 
 
 @pytest.mark.parametrize(("hint", "rows"), [(0, 16), (1, 16), (16, 16), (17, 32), (64, 64), (65, 128), (129, 128)])

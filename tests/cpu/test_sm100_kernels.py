@@ -70,4 +70,4 @@ def test_property(target: Target, holds: Callable[[Target], None]) -> None:
 
 def test_schedules_seeds_and_grids_do_not_matter() -> None:
     schedules = [{"schedule": schedule, "seed": seed} for schedule in ("early", "random") for seed in (0, 1)]
-    repeated_runs(TARGETS[0], [*schedules, {"sms": 1}, {"sms": 132}, {"section": 1}])
+    repeated_runs(TARGETS[0], [*schedules, {"sms": 1}, {"sms": 132}, {"heads_in_l2": 1}])

@@ -23,7 +23,7 @@ from tests.helpers.placement import Operand
 from tests.helpers.run import run_case
 
 MOST, TILES, ROW_BYTES = 4096, 3, 128
-HEADER = "skimattn/sm100/product.cuh"
+HEADER = "skimattn/sm100/prefill/mma_warp.cuh"
 NOTE = f"""
 namespace skimattn::sm100::noted {{
 extern "C" {{

@@ -76,7 +76,7 @@ def hand_out(batch: Batch) -> NDArray[np.int32]:
     for name, tensor in (*tensors.items(), ("out", out), ("work_counter", counter)):
         setattr(block, name, tensor.data_ptr())
     block.batch, block.heads_q, block.heads_kv = len(batch.lens_q), batch.heads_q, batch.heads_kv
-    block.section, block.requests_in_l2 = batch.section, batch.requests
+    block.heads_in_l2, block.requests_in_l2 = batch.section, batch.requests
     block.len_q = batch.most_q if batch.ragged_q else batch.lens_q[0]
     block.len_k = batch.most_k
     ranges = [(tensor.data_ptr(), 4 * tensor.numel()) for tensor in (*tensors.values(), out, counter)]

@@ -33,7 +33,7 @@ extern "C" void skim_emulator_entry(const void* block) {{
 
 _INCLUDE = re.compile(r"^\s*#\s*include\s*<(skimattn/[^>]+)>", re.MULTILINE)
 
-HeaderPatch = Callable[[str, str], str]  # (include name such as "skimattn/sm90/consumer.cuh", text) -> text
+HeaderPatch = Callable[[str, str], str]  # (include name such as "skimattn/sm90/prefill/consumer.cuh", text) -> text
 
 
 class EmulatorBuildError(Exception):

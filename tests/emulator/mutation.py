@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from tests.helpers.cases import Case
 
 RESULT = "result"
-CONSUMER, PRODUCER = "skimattn/sm90/consumer.cuh", "skimattn/core/producer.cuh"
-EPILOGUE, STORAGE = "skimattn/sm90/epilogue.cuh", "skimattn/sm90/storage.cuh"
+CONSUMER, PRODUCER = "skimattn/sm90/prefill/consumer.cuh", "skimattn/core/producer.cuh"
+EPILOGUE, STORAGE = "skimattn/sm90/prefill/epilogue.cuh", "skimattn/sm90/prefill/storage.cuh"
 DESCRIPTOR, SKIP = "skimattn/sm90/descriptor.cuh", "skimattn/core/skip.cuh"
-MASK, SOFTMAX, SCHEDULER = "skimattn/core/mask.cuh", "skimattn/sm90/softmax.cuh", "skimattn/core/scheduler.cuh"
+MASK, SOFTMAX, SCHEDULER = "skimattn/core/mask.cuh", "skimattn/sm90/prefill/softmax.cuh", "skimattn/core/scheduler.cuh"
 TILES = "skimattn/core/tile_range.cuh"
-TALLY = "skimattn/core/tally.cuh"
+SKIP_STATS = "skimattn/core/skip_stats.cuh"
 
 DENSE = Case(
     "mutation-dense", head_dim=128, head_dim_v=128, skip="dense", lens=((200, 500),), pattern="none", mask="causal"

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from tests.helpers.cases import Case
 
-FOLDER = "skimattn/sm100"
-PRODUCT, SOFTMAX, CORRECTION = f"{FOLDER}/product.cuh", f"{FOLDER}/softmax.cuh", f"{FOLDER}/correction.cuh"
-STORAGE, DESCRIPTOR, EPILOGUE = f"{FOLDER}/storage.cuh", f"{FOLDER}/descriptor.cuh", f"{FOLDER}/epilogue.cuh"
+FOLDER = "skimattn/sm100/prefill"
+MMA_WARP, SOFTMAX, CORRECTION = f"{FOLDER}/mma_warp.cuh", f"{FOLDER}/softmax.cuh", f"{FOLDER}/correction.cuh"
+STORAGE, DESCRIPTOR, EPILOGUE = f"{FOLDER}/storage.cuh", "skimattn/sm100/descriptor.cuh", f"{FOLDER}/epilogue.cuh"
 EXPONENTIALS, KERNEL = f"{FOLDER}/exponentials.cuh", f"{FOLDER}/kernel.cuh"
 
 DENSE = Case(

@@ -14,25 +14,27 @@ from .mutation import (
     RESULT,
     SCHEDULER,
     SKIP,
+    SKIP_STATS,
     SOFTMAX,
     STAT,
-    TALLY,
     TILES,
     WINDOW,
     Mutation,
 )
 
 WRONG_ANSWERS: tuple[Mutation, ...] = (
-    Mutation("output not rescaled", SOFTMAX, "o[i] *= scale.alpha[Layout::row(i)];", "o[i] *= 1.0f;", STAT, (RESULT,)),
+    Mutation(
+        "output not rescaled", SOFTMAX, "o[i] *= update.acc_scale[Layout::row(i)];", "o[i] *= 1.0f;", STAT, (RESULT,)
+    ),
     Mutation(
         "exponentials ahead of the vote measured from the other row's maximum",
         CONSUMER,
-        "ahead.compute(s, scale.base[0],",
-        "ahead.compute(s, scale.base[1],",
+        "ahead.compute(s, update.base[0],",
+        "ahead.compute(s, update.base[1],",
         RANDOM,
         (RESULT,),
     ),
-    Mutation("invalid rows vote", CONSUMER, "!at_.valid(r) | agrees(", "agrees(", RAGGED, (RESULT,)),
+    Mutation("invalid rows vote", CONSUMER, "!at_.valid(r) | row_can_skip(", "row_can_skip(", RAGGED, (RESULT,)),
     Mutation(
         "causal mask one key too far",
         MASK,
@@ -82,14 +84,16 @@ WRONG_ANSWERS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a group's count takes in its neighbour's tiles",
-        TALLY,
+        SKIP_STATS,
         "        if (n < first(group) || n >= last(group)) continue;\n",
         "",
         CAUSAL,
         (RESULT,),
     ),
-    Mutation("kept and skipped swapped in the skip map", TALLY, "(kept ? 1 : 2)", "(kept ? 2 : 1)", STAT, (RESULT,)),
-    Mutation("skipped tiles not counted", TALLY, "skipped_ += kept ? 0 : 1;", "", STAT, (RESULT,)),
+    Mutation(
+        "kept and skipped swapped in the skip map", SKIP_STATS, "(kept ? 1 : 2)", "(kept ? 2 : 1)", STAT, (RESULT,)
+    ),
+    Mutation("skipped tiles not counted", SKIP_STATS, "skipped_ += kept ? 0 : 1;", "", STAT, (RESULT,)),
     Mutation("work counter not reset", SCHEDULER, "ptx::st_global(counter_, 0u)", "", DENSE, (RESULT,)),
     Mutation("work counter reset too early", SCHEDULER, "count + 2 * ptx::grid_size()", "count + 1", STAT, (RESULT,)),
 )

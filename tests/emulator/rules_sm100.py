@@ -78,7 +78,7 @@ class Bench:
         )
         control[6 : 6 + 4 * len(self.steps)] = np.array(self.steps, np.uint64).reshape(-1).view(np.uint32)
         block, owner = aligned_block()
-        block.batch, block.out, block.section = names().index(name), self.d.ctypes.data, commit_each
+        block.batch, block.out, block.heads_in_l2 = names().index(name), self.d.ctypes.data, commit_each
         block.tma_q[:] = encode_map(map_of(self.tile), "tma_q")
         block.page_table, block.custom_mask = control.ctypes.data, self.image.ctypes.data
         if self.a is not None:

@@ -82,7 +82,7 @@ def run_on_emulator(
     schedule: str = "late",
     seed: int = 0,
     sms: int = DEFAULT_SMS,
-    section: int = 0,
+    heads_in_l2: int = 0,
     kernel: Any = None,
     strict_products: bool = False,
 ) -> Result:
@@ -93,7 +93,7 @@ def run_on_emulator(
         schedule: when asynchronous work takes effect, see the emulator.
         seed: of the order in which threads take turns.
         sms: multiprocessors of the emulated device.
-        section: replaces the plan's choice of how the work is ordered; 0 = leave it.
+        heads_in_l2: replaces the plan's choice of how the work is ordered; 0 = leave it.
         kernel: replaces the compiled kernel.
         strict_products: whether products count as ordered only where the ISA says so; see the emulator.
     """
@@ -114,8 +114,8 @@ def run_on_emulator(
                 _scribble(tensor, value)
         row = kernels.describe(spec)
         (plan,) = make_plan(problem, row, buffers, sm_count=sms, work_counter_address=counter.data_ptr()).kernels
-    if section:
-        plan.scalars["section"] = section
+    if heads_in_l2:
+        plan.scalars["heads_in_l2"] = heads_in_l2
     owned = [
         *built.tensors.values(),
         counter,

@@ -20,13 +20,13 @@ SKIM_DEVICE void write_down(uint32_t* row, const WorkItem& item) {
 SKIM_DEVICE void hand_out(const Params& p) {
   const int lane = ptx::thread_index();
   if (lane >= kWarpThreads) return;
-  WorkOrder<kTileM> order(p);
-  const Tickets tickets(p.work_counter);
-  for (int ticket = tickets.first();;) {
-    const int next = lane == 0 ? tickets.next() : 0;
-    const WorkItem item = order.decode(p, ticket);
+  TileScheduler<kTileM> scheduler(p);
+  const TileCounter counter(p.work_counter);
+  for (int ticket = counter.first();;) {
+    const int next = lane == 0 ? counter.next() : 0;
+    const WorkItem item = scheduler.decode(p, ticket);
     if (lane == 0 && item.valid) write_down(static_cast<uint32_t*>(p.out) + ticket * kWorkWords, item);
-    if (lane == 0 && !item.valid) tickets.finish(next, order.items(p));
+    if (lane == 0 && !item.valid) counter.finish(next, scheduler.items(p));
     if (!item.valid) break;
     ticket = ptx::shfl(next, 0);
   }

@@ -11,7 +11,7 @@ constexpr int kGroupWarps = kGroupThreads / kWarpThreads;
 
 // A position in a ring of kSlots buffers; `phase` is the parity that a reader waits for.
 template <int kSlots>
-struct Ring {
+struct PipelineState {
   int slot = 0;
   uint32_t phase = 0;
   SKIM_DEVICE void advance() {
@@ -20,7 +20,9 @@ struct Ring {
       phase ^= 1;
     }
   }
-  SKIM_DEVICE Ring previous() const { return slot == 0 ? Ring{kSlots - 1, phase ^ 1} : Ring{slot - 1, phase}; }
+  SKIM_DEVICE PipelineState previous() const {
+    return slot == 0 ? PipelineState{kSlots - 1, phase ^ 1} : PipelineState{slot - 1, phase};
+  }
 };
 
 // Skip kernels: what a row group decides about a tile. All its warps arrive on `voted`; `kept` is the number of the

@@ -1,7 +1,7 @@
 // The warps that feed a CTA: one draws work, tells everybody, and loads K; one loads V, one Q. Each runs ahead as far
 // as its own buffers allow, and none has to keep another's place in the few registers it has.
 #pragma once
-#include <skimattn/core/tally.cuh>
+#include <skimattn/core/skip_stats.cuh>
 
 namespace skimattn {
 
@@ -23,12 +23,12 @@ class Producer {
 
   // The scheduler and loader of K: a whole warp.
   SKIM_DEVICE void run_keys(int lane) {
-    WorkOrder<Tr::kTileM> order(p_);
-    const Tickets tickets(p_.work_counter);
-    for (int ticket = tickets.first();;) {
+    TileScheduler<Tr::kTileM> scheduler(p_);
+    const TileCounter counter(p_.work_counter);
+    for (int ticket = counter.first();;) {
       // Drawn early: its latency hides behind this item's lookup and loads.
-      const int next = lane == 0 ? tickets.next() : 0;
-      const WorkItem item = order.decode(p_, ticket);
+      const int next = lane == 0 ? counter.next() : 0;
+      const WorkItem item = scheduler.decode(p_, ticket);
       if (lane == 0) {
         publish(item);
         const TileRange range = cta_range<Tr>(item, p_);
@@ -38,7 +38,7 @@ class Producer {
           load_k(keys, visited_tile<Tr::kSinkFirst>(range.first, range.last, i));
         }
         work_.advance();
-        if (!item.valid) tickets.finish(next, order.items(p_));
+        if (!item.valid) counter.finish(next, scheduler.items(p_));
       }
       if (!item.valid) break;
       ptx::warp_sync();
@@ -51,7 +51,7 @@ class Producer {
     for (WorkItem item = receive(); item.valid; item = receive()) {
       const TileRange range = cta_range<Tr>(item, p_);
       const Keys keys = keys_of(item);
-      Tally<Tr, Storage> tally(p_, smem_, item);
+      SkipStats<Tr, Storage> skip_stats(p_, smem_, item);
       bool expected = true;  // a first tile is kept, and one after a kept one most often
 #pragma unroll 1
       for (int i = 0; i < range.last - range.first; ++i) {
@@ -62,20 +62,20 @@ class Producer {
           uint32_t keeping = expected ? 0 : keeping_groups();
           load_v(keys, n, expected || keeping != 0);
           if (expected) keeping = keeping_groups();
-          tally.record(n, keeping, [&] { return this_item(); });
+          skip_stats.record(n, keeping, [&] { return this_item(); });
           expected = keeping != 0;
           vote_.advance();
           ++votes_;
         }
       }
-      tally.add(this_item());
+      skip_stats.add(this_item());
       release_item();
     }
   }
 
   // One lane. Items without a visible key get their Q too: the consumers count phases.
   SKIM_DEVICE void run_queries() {
-    Ring<Tr::kStagesQ> q;
+    PipelineState<Tr::kStagesQ> q;
     for (WorkItem item = receive(); item.valid; item = receive()) {
       load_q(item, q);
       release_item();
@@ -114,7 +114,7 @@ class Producer {
     ptx::mbarrier_arrive(&smem_.work_full[work_.slot]);
   }
 
-  SKIM_DEVICE void load_q(const WorkItem& item, Ring<Tr::kStagesQ> q) {
+  SKIM_DEVICE void load_q(const WorkItem& item, PipelineState<Tr::kStagesQ> q) {
     const uint64_t policy = ptx::createpolicy_evict_first();
     const int row0 = item.q_offset + item.row0, outer = p_.cu_seqlens_q == nullptr ? item.batch : 0;
 #pragma unroll
@@ -198,11 +198,11 @@ class Producer {
 
   const Params& p_;
   Storage& smem_;
-  Ring<Tr::kStages> k_;   // run_keys
-  Ring<Tr::kStagesV> v_;  // run_values
-  Ring<kWorkSlots> work_;
-  Ring<Storage::kVoteSlots> vote_;  // V's loader
-  uint32_t votes_ = 1;              // number of this tile's vote; 0 is none
+  PipelineState<Tr::kStages> k_;   // run_keys
+  PipelineState<Tr::kStagesV> v_;  // run_values
+  PipelineState<kWorkSlots> work_;
+  PipelineState<Storage::kVoteSlots> vote_;  // V's loader
+  uint32_t votes_ = 1;                       // number of this tile's vote; 0 is none
 };
 
 }  // namespace skimattn

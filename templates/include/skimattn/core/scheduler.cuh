@@ -36,9 +36,9 @@ SKIM_DEVICE WorkItem make_item(const Params& p, int batch, int head, int row0) {
 }
 
 // Tickets 0, 1, ... The counter starts at 0, and the last draw of the whole grid sets it back.
-class Tickets {
+class TileCounter {
  public:
-  SKIM_DEVICE explicit Tickets(uint32_t* counter) : counter_(counter) {}
+  SKIM_DEVICE explicit TileCounter(uint32_t* counter) : counter_(counter) {}
   SKIM_DEVICE int first() const { return ptx::block_index(); }
   // Call from one lane, once for every ticket that this CTA holds, the one past the end included.
   SKIM_DEVICE int next() const { return static_cast<int>(ptx::atomic_add(counter_, 1u)) + ptx::grid_size(); }
@@ -53,31 +53,32 @@ class Tickets {
   uint32_t* counter_;
 };
 
-// Every request has len_q rows: the order is arithmetic. Sections of `p.section` (request, kv head) pairs.
+// Every request has len_q rows: the order is arithmetic. Sections of `p.heads_in_l2` (request, kv head) pairs.
 template <int kTileM>
-struct UniformOrder {
+struct UniformTileScheduler {
   SKIM_DEVICE static int items(const Params& p) { return ceil_div(p.len_q, kTileM) * p.heads_q * p.batch; }
   SKIM_DEVICE static WorkItem decode(const Params& p, int ticket) {
     if (ticket >= items(p)) return {};
-    const int tiles = ceil_div(p.len_q, kTileM), group = p.heads_q / p.heads_kv;
-    const int per_section = p.section * tiles * group;
-    const int first_pair = ticket / per_section * p.section;
-    const int pairs = imin(p.section, p.heads_kv * p.batch - first_pair);
-    const int rest = ticket % per_section, level = rest / (pairs * group), slot = rest % (pairs * group);
-    const int pair = first_pair + slot / group;
-    const int head = pair % p.heads_kv * group + slot % group;
+    const int tiles = ceil_div(p.len_q, kTileM), qheads_per_kv = p.heads_q / p.heads_kv;
+    const int per_section = p.heads_in_l2 * tiles * qheads_per_kv;
+    const int first_pair = ticket / per_section * p.heads_in_l2;
+    const int pairs = imin(p.heads_in_l2, p.heads_kv * p.batch - first_pair);
+    const int rest = ticket % per_section, level = rest / (pairs * qheads_per_kv),
+              slot = rest % (pairs * qheads_per_kv);
+    const int pair = first_pair + slot / qheads_per_kv;
+    const int head = pair % p.heads_kv * qheads_per_kv + slot % qheads_per_kv;
     return make_item(p, pair / p.heads_kv, head, (tiles - 1 - level) * kTileM);
   }
 };
 
-// Requests of their own lengths, a section of `p.requests_in_l2` of them and `p.section` kv heads after the other. A
-// level holds tile number `level` of every request of the section that is so long, so its longest tiles come first.
+// Requests of their own lengths, a section of `p.requests_in_l2` of them and `p.heads_in_l2` kv heads after the other.
+// A level holds tile number `level` of every request of the section that is so long, so its longest tiles come first.
 // Each of the 32 lanes, which all call together, knows one request, so an item costs a few instructions, and the walk,
 // which only moves forward, loads every length once: how many requests there are does not show.
 template <int kTileM>
-class RaggedOrder {
+class VarlenTileScheduler {
  public:
-  SKIM_DEVICE explicit RaggedOrder(const Params& p) {
+  SKIM_DEVICE explicit VarlenTileScheduler(const Params& p) {
     if (is_ragged(p)) start_requests(p, 0);
   }
   SKIM_DEVICE static bool is_ragged(const Params& p) { return p.cu_seqlens_q != nullptr || p.seqused_q != nullptr; }
@@ -100,7 +101,7 @@ class RaggedOrder {
 
  private:
   SKIM_DEVICE static int lane() { return ptx::thread_index() % kWarpThreads; }
-  SKIM_DEVICE static int heads_step(const Params& p) { return p.section * (p.heads_q / p.heads_kv); }
+  SKIM_DEVICE static int heads_step(const Params& p) { return p.heads_in_l2 * (p.heads_q / p.heads_kv); }
   SKIM_DEVICE int section_heads(const Params& p) const { return imin(heads_step(p), p.heads_q - first_head_); }
   SKIM_DEVICE uint32_t reaching() const { return ptx::ballot(tiles_ > level_); }
   SKIM_DEVICE int level_items(const Params& p) const { return ptx::popcount(reaching()) * section_heads(p); }
@@ -137,20 +138,21 @@ class RaggedOrder {
 
 // The order that the call's layout asks for.
 template <int kTileM>
-class WorkOrder {
+class TileScheduler {
  public:
-  SKIM_DEVICE explicit WorkOrder(const Params& p) : ragged_(p) {}
+  SKIM_DEVICE explicit TileScheduler(const Params& p) : ragged_(p) {}
   // Tickets must rise. Not valid past the end.
   SKIM_DEVICE WorkItem decode(const Params& p, int ticket) {
-    return RaggedOrder<kTileM>::is_ragged(p) ? ragged_.decode(p, ticket) : UniformOrder<kTileM>::decode(p, ticket);
+    return VarlenTileScheduler<kTileM>::is_ragged(p) ? ragged_.decode(p, ticket)
+                                                     : UniformTileScheduler<kTileM>::decode(p, ticket);
   }
   // How many there were, once decode() was past the end.
   SKIM_DEVICE int items(const Params& p) const {
-    return RaggedOrder<kTileM>::is_ragged(p) ? ragged_.items() : UniformOrder<kTileM>::items(p);
+    return VarlenTileScheduler<kTileM>::is_ragged(p) ? ragged_.items() : UniformTileScheduler<kTileM>::items(p);
   }
 
  private:
-  RaggedOrder<kTileM> ragged_;
+  VarlenTileScheduler<kTileM> ragged_;
 };
 
 }  // namespace skimattn

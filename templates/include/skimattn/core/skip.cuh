@@ -20,7 +20,7 @@ SKIM_DEVICE float log2_threshold(const Params& p, int batch, int head) {
 // Whether scores up to `max` give a row no reason to keep the tile. In raw scores; `scale_log2` turns them into log2
 // units. max = -inf (no key seen) agrees unless skipping is off; a NaN anywhere makes the comparison false: keep.
 // It may be asked of any part of a row: the row agrees when all its parts do.
-SKIM_DEVICE bool agrees(float max, float running_max, float scale_log2, float limit) {
+SKIM_DEVICE bool row_can_skip(float max, float running_max, float scale_log2, float limit) {
   const bool sees_nothing = (max == -kInf) & (limit != -kInf);
   return sees_nothing | ((max - running_max) * scale_log2 < limit);
 }

@@ -33,7 +33,7 @@ SKIM_DEVICE void attend_issuer(const Params& p, Shared& s, uint32_t scores, uint
     if constexpr (kOmit != Omit::kProbabilitiesBarrier) ptx::mbarrier_wait_parity(&s.third, round);
     if constexpr (kOmit != Omit::kAfterIssuer) ptx::tcgen05_fence_after_thread_sync();
     ptx::tcgen05_mma_ts<ElementBf16>(o, scores + 32, c.step[1].b + start, c.second_instruction, round > 0);
-    if (p.section != 0) {  // the second round's scores only once the product has read P
+    if (p.heads_in_l2 != 0) {  // the second round's scores only once the product has read P
       ptx::tcgen05_commit(&s.other);
       ptx::mbarrier_wait_parity(&s.other, round);
       ptx::tcgen05_fence_after_thread_sync();

@@ -4,12 +4,12 @@
 // tensor cores; the groups of a CTA take turns issuing (NamedBarrier::kOrder), so one group's softmax also runs under
 // the other's products. A skipped tile's P.V is never issued: `pending_` says whether P holds one to be done.
 #pragma once
-#include <skimattn/core/scores.cuh>
+#include <skimattn/core/score_mod.cuh>
 #include <skimattn/core/skip.cuh>
 #include <skimattn/sm90/descriptor.cuh>
-#include <skimattn/sm90/epilogue.cuh>
-#include <skimattn/sm90/softmax.cuh>
-#include <skimattn/sm90/storage.cuh>
+#include <skimattn/sm90/prefill/epilogue.cuh>
+#include <skimattn/sm90/prefill/softmax.cuh>
+#include <skimattn/sm90/prefill/storage.cuh>
 
 namespace skimattn::sm90 {
 
@@ -29,9 +29,9 @@ class Consumer {
   SKIM_DEVICE void run() {
     // The first turn is the first group's.
     if (group_ == Tr::kConsumers - 1) ptx::bar_arrive(Bars::kOrder, 2 * kGroupThreads);
-    while (begin()) {
-      attend();
-      finish();
+    while (load_work()) {
+      mainloop();
+      epilogue();
     }
     if (group_ == 0) ptx::bar_sync(Bars::kOrder, 2 * kGroupThreads);  // takes the last turn, which nobody used
     Epilogue<Tr>::drain(thread_);
@@ -73,7 +73,7 @@ class Consumer {
   }
 
   // Receives the next item and resets the state of a row; false where there is no more work.
-  SKIM_DEVICE bool begin() {
+  SKIM_DEVICE bool load_work() {
     ptx::mbarrier_wait_parity(&smem_.work_full[work_slot()], items_ / kWorkSlots & 1);
     const WorkItem item = read_item();
     if (!item.valid) return false;
@@ -94,12 +94,12 @@ class Consumer {
     return true;
   }
 
-  SKIM_DEVICE void attend() {
+  SKIM_DEVICE void mainloop() {
     ptx::mbarrier_wait_parity(&smem_.q_full[q_slot()][group_], items_ / Tr::kStagesQ & 1);
     load_q();
     const int tiles = last_ - first_;
     if (tiles > 0) {
-      step<true, Due::kNothing>(visited(0));
+      step<true, PrevTile::kNone>(visited(0));
       clear_tail(visited(0));
       int i = 1;
       // Masked tiles, and the one after a sink, which is the last of all; then whole ones; then the far edge.
@@ -117,7 +117,7 @@ class Consumer {
   }
 
   // Where there are as many K slots as V slots, one ring serves both: fewer instructions in the main loop.
-  SKIM_DEVICE Ring<Tr::kStages> key_ring() const {
+  SKIM_DEVICE PipelineState<Tr::kStages> key_state() const {
     if constexpr (Tr::kStages == Tr::kStagesV) {
       return v_;
     } else {
@@ -128,16 +128,16 @@ class Consumer {
   SKIM_DEVICE int visited(int i) const { return visited_tile<Tr::kSinkFirst>(first_, last_, i); }
 
   // What the tile before this one left to do: nothing (there was none), only its V to hand back, or its P.V.
-  enum class Due { kNothing, kRelease, kProduct };
+  enum class PrevTile { kNone, kSkipped, kKept };
 
   // Note: two bodies, not one with a branch around P.V: ptxas serialises matrix products that are in flight where
   // paths join.
   template <bool kMasked>
   SKIM_DEVICE void next_step(int n) {
     if (!kSkips || pending_) {
-      step<kMasked, Due::kProduct>(n);
+      step<kMasked, PrevTile::kKept>(n);
     } else {
-      step<kMasked, Due::kRelease>(n);
+      step<kMasked, PrevTile::kSkipped>(n);
     }
   }
 
@@ -146,53 +146,53 @@ class Consumer {
     const int end = imin(tiles, last_ - own_.clean_first + (Tr::kSinkFirst ? 1 : 0));
     if constexpr (kSkips) {
       while (i < end) {
-        for (; i < end && pending_; ++i) step<false, Due::kProduct>(visited(i));
-        for (; i < end && !pending_; ++i) step<false, Due::kRelease>(visited(i));
+        for (; i < end && pending_; ++i) step<false, PrevTile::kKept>(visited(i));
+        for (; i < end && !pending_; ++i) step<false, PrevTile::kSkipped>(visited(i));
       }
     } else {
-      for (; i < end; ++i) step<false, Due::kProduct>(visited(i));
+      for (; i < end; ++i) step<false, PrevTile::kKept>(visited(i));
     }
   }
 
-  template <bool kMasked, Due kDue>
+  template <bool kMasked, PrevTile kPrev>
   SKIM_DEVICE void step(int n) {
     float s[kScores];
-    const Ring<Tr::kStagesV> due = v_.previous();
-    const Ring<Tr::kStages> keys = key_ring();
+    const PipelineState<Tr::kStagesV> prev = v_.previous();
+    const PipelineState<Tr::kStages> keys = key_state();
     ptx::mbarrier_wait_parity(&smem_.k_full[keys.slot], keys.phase);
     ptx::bar_sync(Bars::kOrder + group_, 2 * kGroupThreads);
     issue_qk(s, keys.slot);
     ptx::wgmma_commit();
-    if constexpr (kDue == Due::kProduct) {
-      issue_pv(due);
+    if constexpr (kPrev == PrevTile::kKept) {
+      issue_pv(prev);
       ptx::wgmma_commit();
     }
     ptx::bar_arrive(Bars::kOrder + (group_ + 1) % Tr::kConsumers, 2 * kGroupThreads);
-    if constexpr (kDue == Due::kRelease) return_v(due);  // while the product runs
-    ptx::wgmma_wait<kDue == Due::kProduct ? 1 : 0>();
+    if constexpr (kPrev == PrevTile::kSkipped) return_v(prev);  // while the product runs
+    ptx::wgmma_wait<kPrev == PrevTile::kKept ? 1 : 0>();
     release(&smem_.k_empty[keys.slot]);
     k_.advance();
     v_.advance();
 
-    bend_scores<Tr>(s, n * Tr::kTileN, at_, p_.score_scale);
+    apply_score_mod<Tr>(s, n * Tr::kTileN, at_, p_.score_scale);
     if constexpr (kMasked) mask_scores<Tr>(s, n * Tr::kTileN, at_, p_);
     float thread_max[kThreadRows];
     thread_maximum(s, thread_max);
     RowState raised = rows_;
-    TileScale scale;
+    RowMaxUpdate update;
     // A tile after a kept one is most often kept: what can be computed before the answer to the vote is.
-    constexpr bool kExpectKept = kDue == Due::kProduct && Tr::kHeadDimV <= 128;  // 256 columns leave no registers
-    constexpr int kAhead = kSkips && kExpectKept ? 4 : 0;                        // measured: 1 and 2 gain less, 8 loses
+    constexpr bool kExpectKept = kPrev == PrevTile::kKept && Tr::kHeadDimV <= 128;  // 256 columns leave no registers
+    constexpr int kAhead = kSkips && kExpectKept ? 4 : 0;  // measured: 1 and 2 gain less, 8 loses
     Ahead<kAhead> ahead;
     // Asked for here, where the answer's latency hides behind the shuffles below.
     const bool keeps = kSkips && warp_keeps(thread_max);
     if constexpr (kExpectKept) {
-      scale = raise_maximum(thread_max, raised, p_.scale_log2);
-      ahead.compute(s, scale.base[0], p_.scale_log2);
+      update = update_row_max(thread_max, raised, p_.scale_log2);
+      ahead.compute(s, update.base[0], p_.scale_log2);
     }
     if constexpr (kSkips) {
       ++votes_;
-      const Ring<Storage::kVoteSlots> tile = v_.previous();
+      const PipelineState<Storage::kVoteSlots> tile = v_.previous();
       Vote& vote = smem_.votes[tile.slot][group_];
       // Note: one `if` for the warp's own word and one for the others': a common answer would be computed, not branched
       // on.
@@ -200,16 +200,16 @@ class Consumer {
         if (speaks()) ptx::st_shared(&vote.kept, votes_);
         if (speaks()) ptx::mbarrier_arrive(&vote.voted);
       } else if (all_skip(vote, tile.phase)) {
-        if constexpr (kDue == Due::kProduct) finish_product(due);
+        if constexpr (kPrev == PrevTile::kKept) finish_product(prev);
         pending_ = false;
         return;
       }
       pending_ = true;
     }
-    if constexpr (!kExpectKept) scale = raise_maximum(thread_max, raised, p_.scale_log2);
+    if constexpr (!kExpectKept) update = update_row_max(thread_max, raised, p_.scale_log2);
     rows_ = raised;
-    if constexpr (kDue == Due::kProduct) finish_product(due);
-    weigh<typename Tr::Element>(s, ahead, scale, p_.scale_log2, rows_, probabilities_, o_);
+    if constexpr (kPrev == PrevTile::kKept) finish_product(prev);
+    exp_and_pack<typename Tr::Element>(s, ahead, update, p_.scale_log2, rows_, probabilities_, o_);
   }
 
   // The first k16 steps of Q as A operands: what they no longer read from shared memory per tile is what a skipping
@@ -244,10 +244,10 @@ class Consumer {
     }
   }
 
-  SKIM_DEVICE void issue_pv(Ring<Tr::kStagesV> due) {
-    ptx::mbarrier_wait_parity(&smem_.v_full[due.slot], due.phase);
+  SKIM_DEVICE void issue_pv(PipelineState<Tr::kStagesV> prev) {
+    ptx::mbarrier_wait_parity(&smem_.v_full[prev.slot], prev.phase);
     ptx::wgmma_fence();  // for this product's registers; the compiler inserts one where it is missing, and serialises
-    const uint64_t v = advance(mn_major(smem_.v[0], Storage::kKvPanelBytes), due.slot * Storage::kVBytes);
+    const uint64_t v = advance(mn_major(smem_.v[0], Storage::kKvPanelBytes), prev.slot * Storage::kVBytes);
 #pragma unroll
     for (int i = 0; i < Tr::kTileN / 16; ++i) {
       ptx::Wgmma<typename Tr::Element, Tr::kHeadDimV>::rs(o_, probabilities_[i], advance(v, i * 16 * kPanelRowBytes));
@@ -255,27 +255,27 @@ class Consumer {
   }
 
   // Waits for the product of the tile before this one and hands its V back.
-  SKIM_DEVICE void finish_product(Ring<Tr::kStagesV> due) {
+  SKIM_DEVICE void finish_product(PipelineState<Tr::kStagesV> prev) {
     ptx::wgmma_wait<0>();
-    release(&smem_.v_empty[due.slot]);
+    release(&smem_.v_empty[prev.slot]);
   }
 
   // Hands back a V that was not used.
   // Note: it must still be seen full: the parity of a phase that was never waited for would be taken for the one
   // before it.
-  SKIM_DEVICE void return_v(Ring<Tr::kStagesV> due) {
-    ptx::mbarrier_wait_parity(&smem_.v_full[due.slot], due.phase);
-    release(&smem_.v_empty[due.slot]);
+  SKIM_DEVICE void return_v(PipelineState<Tr::kStagesV> prev) {
+    ptx::mbarrier_wait_parity(&smem_.v_full[prev.slot], prev.phase);
+    release(&smem_.v_empty[prev.slot]);
   }
 
   SKIM_DEVICE void last_product() {
-    const Ring<Tr::kStagesV> due = v_.previous();
+    const PipelineState<Tr::kStagesV> prev = v_.previous();
     if (!kSkips || pending_) {
-      issue_pv(due);
+      issue_pv(prev);
       ptx::wgmma_commit();
-      finish_product(due);
+      finish_product(prev);
     } else {
-      return_v(due);
+      return_v(prev);
     }
   }
 
@@ -285,13 +285,13 @@ class Consumer {
   SKIM_DEVICE void clear_tail(int n) {
     const int keys = at_.len_k - n * Tr::kTileN;
     if (keys >= Tr::kTileN) return;
-    const Ring<Tr::kStagesV> due = v_.previous();
-    ptx::mbarrier_wait_parity(&smem_.v_full[due.slot], due.phase);
+    const PipelineState<Tr::kStagesV> prev = v_.previous();
+    ptx::mbarrier_wait_parity(&smem_.v_full[prev.slot], prev.phase);
     for (int panel = 0; panel < Storage::kPanelsV; ++panel) {
       const int begin = panel * Storage::kKvPanelBytes;
       for (int at = keys * kPanelRowBytes + ptx::thread_index() * 16; at < Storage::kKvPanelBytes;
            at += Tr::kConsumers * kGroupThreads * 16) {
-        ptx::st_shared_zero16(smem_.v[due.slot] + begin + at);
+        ptx::st_shared_zero16(smem_.v[prev.slot] + begin + at);
       }
     }
     ptx::fence_proxy_async();
@@ -307,7 +307,7 @@ class Consumer {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       // Rows past the end belong to a neighbour, or to nobody: they have no vote.
-      agree &= !at_.valid(r) | agrees(thread_max[r], rows_.max[r], p_.scale_log2, limit_);
+      agree &= !at_.valid(r) | row_can_skip(thread_max[r], rows_.max[r], p_.scale_log2, limit_);
     }
     return ptx::warp_any(!agree);
   }
@@ -320,7 +320,7 @@ class Consumer {
     return ptx::ld_shared(&vote.kept) != votes_;
   }
 
-  SKIM_DEVICE void finish() {
+  SKIM_DEVICE void epilogue() {
     const WorkItem item = read_item();
     Epilogue<Tr>::store(o_, rows_, place_of(item), item, p_, smem_, group_, thread_);
     release(&smem_.work_empty[work_slot()]);
@@ -340,8 +340,8 @@ class Consumer {
   uint32_t q_[imax(Tr::kQRegisterSteps, 1)][4];
   uint32_t probabilities_[Tr::kTileN / 16][4];
   RowState rows_;
-  Ring<Tr::kStages> k_;
-  Ring<Tr::kStagesV> v_;  // of the same tile as k_; the V that is due lies one before it
+  PipelineState<Tr::kStages> k_;
+  PipelineState<Tr::kStagesV> v_;  // of the same tile as k_; the V that is due lies one before it
   uint32_t items_ = 0;
 };
 

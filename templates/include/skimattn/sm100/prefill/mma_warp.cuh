@@ -3,16 +3,16 @@
 // left out; all else stays as it is.
 #pragma once
 #include <skimattn/sm100/descriptor.cuh>
-#include <skimattn/sm100/storage.cuh>
+#include <skimattn/sm100/prefill/storage.cuh>
 
 namespace skimattn::sm100 {
 
 template <class Tr>
-class Products {
+class MmaWarp {
  public:
   using Storage = SharedStorage<Tr>;
   using Element = typename Tr::Element;
-  using Columns = TensorColumns<Tr>;
+  using Columns = TmemColumns<Tr>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense;
   static constexpr int kLast = Tr::kConsumers - 1;                                  // the group that comes last
   static constexpr int kStepBytes = 32;                                             // of a row, along K, in one step
@@ -20,15 +20,14 @@ class Products {
   static constexpr uint32_t kQk = instruction_descriptor<Element, Tr::kTileN, false>();
   static constexpr uint32_t kPv = instruction_descriptor<Element, Tr::kHeadDimV, true>();
 
-  SKIM_DEVICE Products(const Params& p, Storage& smem)
-      : p_(p), smem_(smem), tensor_(ptx::ld_shared(&smem.tensor_address)) {}
+  SKIM_DEVICE MmaWarp(const Params& p, Storage& smem) : p_(p), smem_(smem), tmem_(ptx::ld_shared(&smem.tmem_address)) {}
 
   // One lane.
   SKIM_DEVICE void run() {
     for (WorkItem item = receive(); item.valid; item = receive()) {
       const TileRange range = cta_range<Tr>(item, p_);
       if (range.last > range.first) {
-        attend(range.last - range.first);
+        mainloop(range.last - range.first);
       } else {
         pass_over();
       }
@@ -46,7 +45,7 @@ class Products {
   }
 
   // Step i issues P.V of tile i - 1 and Q.K^T of tile i.
-  SKIM_DEVICE void attend(int tiles) {
+  SKIM_DEVICE void mainloop(int tiles) {
     bool started[Tr::kConsumers] = {};  // whether O holds anything of this item
 #pragma unroll 1
     for (int i = 0; i <= tiles; ++i) {
@@ -58,8 +57,8 @@ class Products {
           if (group == kLast) hand_back_v(v_seen);
         }
         if (i < tiles) {
-          if (group == 0) wait_tensor(&smem_.k_full[k_.slot], k_.phase);
-          if (i == 0) wait_tensor(&smem_.q_full[q_.slot][group], q_.phase);
+          if (group == 0) wait_tmem(&smem_.k_full[k_.slot], k_.phase);
+          if (i == 0) wait_tmem(&smem_.q_full[q_.slot][group], q_.phase);
           issue_qk(group);
           announce(&smem_.s_full[group]);
           if (group == kLast) announce(&smem_.k_empty[k_.slot]);
@@ -100,10 +99,10 @@ class Products {
 
   // Waits until the group has read its scores and written its probabilities; multiplies these unless it skips the tile.
   SKIM_DEVICE void consume(int group, bool& started, bool& v_seen) {
-    wait_tensor(&smem_.p_full[group], tile_ & 1);
+    wait_tmem(&smem_.p_full[group], tile_ & 1);
     const bool keeps = !kSkips || ptx::ld_shared(&smem_.votes[tile_ % Storage::kVoteSlots][group].kept) == tile_ + 1;
     if (!v_seen && (keeps || Tr::kStagesV == 1)) {  // for the one slot, see Correction::clear_tail
-      wait_tensor(&smem_.v_full[v_.slot], v_.phase);
+      wait_tmem(&smem_.v_full[v_.slot], v_.phase);
       v_seen = true;
     }
     if (!keeps) return;
@@ -112,7 +111,7 @@ class Products {
     if constexpr (!Tr::kOrderedProducts) {
       // The ISA orders only products of one shape and accumulator: P must have been read before S is overwritten.
       ptx::tcgen05_commit(&smem_.pv_done[group]);
-      wait_tensor(&smem_.pv_done[group], pv_phase_[group]);
+      wait_tmem(&smem_.pv_done[group], pv_phase_[group]);
       pv_phase_[group] ^= 1;
     }
   }
@@ -137,7 +136,7 @@ class Products {
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       const int panel = i / kPanelSteps, inside = i % kPanelSteps * kStepBytes;
-      ptx::tcgen05_mma_ss<Element>(tensor_ + Columns::s(group), advance(q, panel * Storage::kQPanelBytes + inside),
+      ptx::tcgen05_mma_ss<Element>(tmem_ + Columns::s(group), advance(q, panel * Storage::kQPanelBytes + inside),
                                    advance(k, panel * Storage::kKvPanelBytes + inside), kQk, i > 0);
     }
   }
@@ -147,18 +146,18 @@ class Products {
     const uint64_t v = mn_major(smem_.v[v_.slot], Storage::kKvPanelBytes);
 #pragma unroll
     for (int i = 0; i < Tr::kTileN / kStepKeys; ++i) {
-      ptx::tcgen05_mma_ts<Element>(tensor_ + Columns::o(group), tensor_ + Columns::p(group) + i * kStepColumns,
+      ptx::tcgen05_mma_ts<Element>(tmem_ + Columns::o(group), tmem_ + Columns::p(group) + i * kStepColumns,
                                    advance(v, i * kStepKeys * kPanelRowBytes), kPv, started || i > 0);
     }
   }
 
   const Params& p_;
   Storage& smem_;
-  const uint32_t tensor_;
-  Ring<Tr::kStagesQ> q_;
-  Ring<Tr::kStages> k_;
-  Ring<Tr::kStagesV> v_;
-  Ring<kWorkSlots> work_;
+  const uint32_t tmem_;
+  PipelineState<Tr::kStagesQ> q_;
+  PipelineState<Tr::kStages> k_;
+  PipelineState<Tr::kStagesV> v_;
+  PipelineState<kWorkSlots> work_;
   uint32_t tile_ = 0;  // tiles seen so far, over all items
   uint32_t pv_phase_[Tr::kConsumers] = {};
 };

@@ -3,7 +3,7 @@
 #pragma once
 #include <skimattn/core/output.cuh>
 #include <skimattn/sm100/descriptor.cuh>
-#include <skimattn/sm100/storage.cuh>
+#include <skimattn/sm100/prefill/storage.cuh>
 
 namespace skimattn::sm100 {
 

@@ -43,7 +43,7 @@ SKIM_DEVICE float row_maximum(const float (&s)[kSize]) {
 // wrote it. A maximum of +inf makes the base NaN: exponentials, sum and output of the row are then NaN, as inf - inf
 // is.
 template <class Element>
-SKIM_DEVICE float raise_maximum(RowState& row, float tile_max, float scale_log2) {
+SKIM_DEVICE float update_row_max(RowState& row, float tile_max, float scale_log2) {
   const float old = row.base;
   row.max = ptx::max_nan(row.max, tile_max);
   const bool stays = (row.max - old) * scale_log2 <= kSlack<Element>;  // false if a NaN is involved
@@ -84,9 +84,10 @@ SKIM_DEVICE uint32_t pack_word(ElementE4m3 element, const float* e) {
 }
 
 // Turns scores into probabilities and writes them, rounded to the element type, to tensor memory at `address`; adds
-// them, not rounded, to the row's sum, of which `alpha` is what remains.
+// them, not rounded, to the row's sum, of which `acc_scale` is what remains.
 template <class Element, int kScores>
-SKIM_DEVICE void weigh(const float (&s)[kScores], float alpha, float scale_log2, RowState& row, uint32_t address) {
+SKIM_DEVICE void exp_and_pack(const float (&s)[kScores], float acc_scale, float scale_log2, RowState& row,
+                              uint32_t address) {
   constexpr int kWords = 16, kPerWord = 4 / sizeof(typename Element::Storage), kChunk = kWords * kPerWord;
   static_assert(kScores % kChunk == 0);
   // A row that has seen no key keeps base = -inf; measured from 0 its exponentials come out as 0, not NaN.
@@ -113,7 +114,7 @@ SKIM_DEVICE void weigh(const float (&s)[kScores], float alpha, float scale_log2,
     ptx::tcgen05_st<kWords>(address + chunk / kPerWord, words);
   }
   const ptx::Float2 sum = ptx::add2(sums[0], sums[1]);
-  row.sum = fmaf(row.sum, alpha, sum.x + sum.y);
+  row.sum = fmaf(row.sum, acc_scale, sum.x + sum.y);
   ptx::tcgen05_wait_st();
 }
 

@@ -2,8 +2,8 @@
 // groups in turn. Before a tile's product it multiplies the rows whose base has moved, and zeroes what lies past the
 // last key in V; after the last product it stores.
 #pragma once
-#include <skimattn/sm100/epilogue.cuh>
-#include <skimattn/sm100/storage.cuh>
+#include <skimattn/sm100/prefill/epilogue.cuh>
+#include <skimattn/sm100/prefill/storage.cuh>
 
 namespace skimattn::sm100 {
 
@@ -16,7 +16,7 @@ class Correction {
       : p_(p),
         smem_(smem),
         thread_(ptx::thread_index() % kGroupThreads),
-        tensor_(ptx::ld_shared(&smem.tensor_address) + tensor_lanes(thread_ / kWarpThreads)) {}
+        tmem_(ptx::ld_shared(&smem.tmem_address) + tmem_lanes(thread_ / kWarpThreads)) {}
 
   SKIM_DEVICE void run() {
     for (WorkItem item = receive(); item.valid; item = receive()) {
@@ -27,7 +27,7 @@ class Correction {
         correct(item.len_k - visited_tile<Tr::kSinkFirst>(range.first, range.last, i) * Tr::kTileN);
       }
 #pragma unroll 1
-      for (int group = 0; group < Tr::kConsumers; ++group) finish(item, group, tiles > 0 || !Tr::kSeparateO);
+      for (int group = 0; group < Tr::kConsumers; ++group) epilogue(item, group, tiles > 0 || !Tr::kSeparateO);
       item_phase_ ^= 1;
       if (tiles > 0 || !Tr::kSeparateO) output_phase_ ^= 1;
     }
@@ -43,24 +43,24 @@ class Correction {
     return item;
   }
 
-  SKIM_DEVICE uint32_t output(int group) const { return tensor_ + TensorColumns<Tr>::o(group); }
+  SKIM_DEVICE uint32_t output(int group) const { return tmem_ + TmemColumns<Tr>::o(group); }
 
   // One tile, which holds `keys` keys from its first on, or more.
-  // Note: scale_full comes after s_full of the same tile, and that after the product of the tile before.
+  // Note: acc_scale_full comes after s_full of the same tile, and that after the product of the tile before.
   SKIM_DEVICE void correct(int keys) {
 #pragma unroll 1
     for (int group = 0; group < Tr::kConsumers; ++group) {
-      wait_tensor(&smem_.scale_full[group], tile_phase_);
-      const float alpha = __builtin_bit_cast(float, ptx::ld_shared(&smem_.scale[group][thread_]));
+      wait_tmem(&smem_.acc_scale_full[group], tile_phase_);
+      const float acc_scale = __builtin_bit_cast(float, ptx::ld_shared(&smem_.acc_scale[group][thread_]));
       if (group == 0 && keys < Tr::kTileN) clear_tail(keys);
-      if (ptx::warp_any(alpha != 1.0f)) rescale(output(group), alpha);
-      release_tensor(&smem_.p_full[group]);
+      if (ptx::warp_any(acc_scale != 1.0f)) rescale(output(group), acc_scale);
+      release_tmem(&smem_.p_full[group]);
     }
     tile_phase_ ^= 1;
     v_.advance();
   }
 
-  SKIM_DEVICE void rescale(uint32_t address, float alpha) {
+  SKIM_DEVICE void rescale(uint32_t address, float acc_scale) {
     constexpr int kChunk = 16;  // two are in flight: larger ones would need more registers
 #pragma unroll
     for (int column = 0; column < Tr::kHeadDimV; column += kChunk) {
@@ -68,7 +68,7 @@ class Correction {
       ptx::tcgen05_ld<kChunk>(o, address + column);
       ptx::tcgen05_wait_ld<kChunk>(o);
 #pragma unroll
-      for (int i = 0; i < kChunk; ++i) o[i] *= alpha;
+      for (int i = 0; i < kChunk; ++i) o[i] *= acc_scale;
       ptx::tcgen05_st<kChunk>(address + column, o);
     }
     ptx::tcgen05_wait_st();
@@ -92,20 +92,20 @@ class Correction {
   }
 
   // `announced`: o_full tells when the group's output, which may be nothing, can be taken and its place be written.
-  SKIM_DEVICE void finish(const WorkItem& item, int group, bool announced) {
+  SKIM_DEVICE void epilogue(const WorkItem& item, int group, bool announced) {
     ptx::mbarrier_wait_parity(&smem_.inverse_full[group], item_phase_);
     const float inverse = __builtin_bit_cast(float, ptx::ld_shared(&smem_.inverse[group][thread_]));
     release(&smem_.inverse_empty[group]);
-    if (announced) wait_tensor(&smem_.o_full[group], output_phase_);
+    if (announced) wait_tmem(&smem_.o_full[group], output_phase_);
     Epilogue<Tr>::store(output(group), inverse, item, p_, smem_, group, thread_);
   }
 
   const Params& p_;
   Storage& smem_;
   const int thread_;
-  const uint32_t tensor_;  // tensor memory: this warp's lanes
-  Ring<kWorkSlots> work_;
-  Ring<Tr::kStagesV> v_;
+  const uint32_t tmem_;  // tensor memory: this warp's lanes
+  PipelineState<kWorkSlots> work_;
+  PipelineState<Tr::kStagesV> v_;
   uint32_t tile_phase_ = 0, item_phase_ = 0, output_phase_ = 0;
 };
 

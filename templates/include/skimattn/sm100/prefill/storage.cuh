@@ -8,14 +8,14 @@ namespace skimattn::sm100 {
 template <class Tr>
 struct Roles {
   static constexpr int kCorrection = Tr::kConsumers, kSingles = Tr::kConsumers + 1;
-  static constexpr int kProducts = 0, kKeys = 1, kValues = 2, kQueries = 3;  // warps of the last warpgroup
-  static constexpr int kReaders = (Tr::kConsumers + 1) * kGroupWarps + 3;    // of a work item: all but kKeys
+  static constexpr int kMma = 0, kKeys = 1, kValues = 2, kQueries = 3;     // warps of the last warpgroup
+  static constexpr int kReaders = (Tr::kConsumers + 1) * kGroupWarps + 3;  // of a work item: all but kKeys
 };
 
 // Columns of tensor memory, one row a lane: a tile of scores S for each group, then an output O for each. P takes the
 // place of the second half of S.
 template <class Tr>
-struct TensorColumns {
+struct TmemColumns {
   static constexpr int kP = 64;
   static constexpr int kUsed = Tr::kConsumers * (Tr::kTileN + Tr::kHeadDimV);
   static_assert(Tr::kTileN == 128 && kUsed <= Tr::kTmemColumns);
@@ -25,7 +25,7 @@ struct TensorColumns {
 };
 
 // The lanes that a warp of a warpgroup reaches, in an address of tensor memory.
-SKIM_DEVICE uint32_t tensor_lanes(int warp) { return static_cast<uint32_t>(warp % kGroupWarps * kWarpThreads) << 16; }
+SKIM_DEVICE uint32_t tmem_lanes(int warp) { return static_cast<uint32_t>(warp % kGroupWarps * kWarpThreads) << 16; }
 
 template <class Tr>
 struct SharedStorage {
@@ -48,23 +48,23 @@ struct SharedStorage {
   alignas(1024) uint8_t v[Tr::kStagesV][kPanelsV * kKvPanelBytes];
   // From softmax to correction, as the bits of a float for each row: what O is to be multiplied with before the next
   // tile, and at the end. Of two groups even where there is one: codegen/tiles_sm100.py counts so.
-  uint32_t scale[kMostGroups][Tr::kGroupRows];
+  uint32_t acc_scale[kMostGroups][Tr::kGroupRows];
   uint32_t inverse[kMostGroups][Tr::kGroupRows];
   // `full`: the loader's bytes have landed. `empty`: the products that read them are done.
   uint64_t q_full[Tr::kStagesQ][Tr::kConsumers], q_empty[Tr::kStagesQ][Tr::kConsumers];
   uint64_t k_full[Tr::kStages], k_empty[Tr::kStages];
   uint64_t v_full[Tr::kStagesV], v_empty[Tr::kStagesV];
   uint64_t work_full[kWorkSlots], work_empty[kWorkSlots];
-  // Of a group. Once a tile: S is there; `scale` is; P is, O is rescaled and V's tail zeroed. Once an item: O is done,
-  // if it has tiles or takes Q's place; `inverse` is there, and is read. And if products are not taken to be ordered:
-  // P.V is done.
-  uint64_t s_full[Tr::kConsumers], scale_full[Tr::kConsumers], p_full[Tr::kConsumers];
+  // Of a group. Once a tile: S is there; `acc_scale` is; P is, O is rescaled and V's tail zeroed. Once an item: O is
+  // done, if it has tiles or takes Q's place; `inverse` is there, and is read. And if products are not taken to be
+  // ordered: P.V is done.
+  uint64_t s_full[Tr::kConsumers], acc_scale_full[Tr::kConsumers], p_full[Tr::kConsumers];
   uint64_t o_full[Tr::kConsumers], inverse_full[Tr::kConsumers], inverse_empty[Tr::kConsumers];
   uint64_t pv_done[Tr::kConsumers];
   Vote votes[kVoteSlots][Tr::kConsumers];
-  uint32_t tally[Tr::kConsumers][2];  // stat kernels: the first of each group's tiles, and the one past the last
+  uint32_t skip_stats[Tr::kConsumers][2];  // stat kernels: the first of each group's tiles, and the one past the last
   uint32_t work[kWorkSlots][kWorkWords];
-  uint32_t tensor_address;
+  uint32_t tmem_address;
 
   SKIM_DEVICE uint8_t* q(int slot, int group) { return qo + (slot * Tr::kConsumers + group) * kQBytes; }
   SKIM_DEVICE uint8_t* o(int group) {
@@ -99,7 +99,7 @@ struct SharedStorage {
       ptx::mbarrier_init(&q_empty[slot][group], Tr::kSeparateO ? kAnnouncements : 1);
     }
     ptx::mbarrier_init(&s_full[group], kAnnouncements);
-    ptx::mbarrier_init(&scale_full[group], kGroupWarps);
+    ptx::mbarrier_init(&acc_scale_full[group], kGroupWarps);
     ptx::mbarrier_init(&p_full[group], 2 * kGroupWarps);  // softmax and correction
     ptx::mbarrier_init(&o_full[group], kAnnouncements);
     ptx::mbarrier_init(&inverse_full[group], kGroupWarps);
@@ -118,12 +118,12 @@ SKIM_DEVICE void release(uint64_t* barrier) {
   if (ptx::thread_index() % kWarpThreads == 0) ptx::mbarrier_arrive(barrier);
 }
 // The same where the lanes have also read or written tensor memory that others will write or read.
-SKIM_DEVICE void release_tensor(uint64_t* barrier) {
+SKIM_DEVICE void release_tmem(uint64_t* barrier) {
   ptx::tcgen05_fence_before_thread_sync();
   release(barrier);
 }
 // Waits for a phase after which this thread may read or write tensor memory that others have written or read.
-SKIM_DEVICE void wait_tensor(uint64_t* barrier, uint32_t parity) {
+SKIM_DEVICE void wait_tmem(uint64_t* barrier, uint32_t parity) {
   ptx::mbarrier_wait_parity(barrier, parity);
   ptx::tcgen05_fence_after_thread_sync();
 }

@@ -7,18 +7,18 @@ namespace skimattn {
 
 // Of one work item, kept by one thread.
 template <class Tr, class Storage>
-class Tally {
+class SkipStats {
  public:
   static constexpr bool kCounts = Tr::kSkip == Skip::kStat;
 
   // Note: the groups' ranges wait in shared memory, which nobody else reads, since a loader has few registers.
-  SKIM_DEVICE Tally(const Params& p, Storage& smem, const WorkItem& item) : p_(p), smem_(smem) {
+  SKIM_DEVICE SkipStats(const Params& p, Storage& smem, const WorkItem& item) : p_(p), smem_(smem) {
     if constexpr (kCounts) {
 #pragma unroll
       for (int group = 0; group < Tr::kConsumers; ++group) {
         const TileRange own = visited_range<Tr>(item, item.row0 + group * Tr::kGroupRows, Tr::kGroupRows, p_);
-        ptx::st_shared(&smem_.tally[group][0], static_cast<uint32_t>(own.first));
-        ptx::st_shared(&smem_.tally[group][1], static_cast<uint32_t>(own.last));
+        ptx::st_shared(&smem_.skip_stats[group][0], static_cast<uint32_t>(own.first));
+        ptx::st_shared(&smem_.skip_stats[group][1], static_cast<uint32_t>(own.last));
       }
     }
   }
@@ -50,8 +50,8 @@ class Tally {
   }
 
  private:
-  SKIM_DEVICE int first(int group) const { return static_cast<int>(ptx::ld_shared(&smem_.tally[group][0])); }
-  SKIM_DEVICE int last(int group) const { return static_cast<int>(ptx::ld_shared(&smem_.tally[group][1])); }
+  SKIM_DEVICE int first(int group) const { return static_cast<int>(ptx::ld_shared(&smem_.skip_stats[group][0])); }
+  SKIM_DEVICE int last(int group) const { return static_cast<int>(ptx::ld_shared(&smem_.skip_stats[group][1])); }
   SKIM_DEVICE uint8_t* map_row(const WorkItem& item, int group) const {
     return p_.skip_map + item.batch * p_.skip_map_stride_batch + item.head * p_.skip_map_stride_head +
            (item.row0 / Tr::kGroupRows + group) * p_.skip_map_stride_group;

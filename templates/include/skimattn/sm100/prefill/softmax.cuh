@@ -4,10 +4,10 @@
 // only its exponentials and its product do not happen.
 #pragma once
 #include <skimattn/core/output.cuh>
-#include <skimattn/core/scores.cuh>
+#include <skimattn/core/score_mod.cuh>
 #include <skimattn/core/skip.cuh>
-#include <skimattn/sm100/exponentials.cuh>
-#include <skimattn/sm100/storage.cuh>
+#include <skimattn/sm100/prefill/exponentials.cuh>
+#include <skimattn/sm100/prefill/storage.cuh>
 
 namespace skimattn::sm100 {
 
@@ -31,13 +31,12 @@ class Softmax {
         smem_(smem),
         group_(group),
         thread_(ptx::thread_index() % kGroupThreads),
-        scores_(ptx::ld_shared(&smem.tensor_address) + TensorColumns<Tr>::s(group) +
-                tensor_lanes(thread_ / kWarpThreads)) {}
+        scores_(ptx::ld_shared(&smem.tmem_address) + TmemColumns<Tr>::s(group) + tmem_lanes(thread_ / kWarpThreads)) {}
 
   SKIM_DEVICE void run() {
-    for (; begin(); ++items_) {
-      attend();
-      finish();
+    for (; load_work(); ++items_) {
+      mainloop();
+      epilogue();
     }
   }
 
@@ -50,7 +49,7 @@ class Softmax {
   }
 
   // Receives the next item and resets the state of the row; false where there is no more work.
-  SKIM_DEVICE bool begin() {
+  SKIM_DEVICE bool load_work() {
     ptx::mbarrier_wait_parity(&smem_.work_full[work_slot()], items_ / kWorkSlots & 1);
     const WorkItem item = read_work(smem_, work_slot());
     if (!item.valid) return false;
@@ -77,7 +76,7 @@ class Softmax {
   SKIM_DEVICE float score_scale() const { return kScaled ? p_.score_scale * unit_ : p_.score_scale; }
 
   // The order of visited_tile: the first tile where it is a sink, then all others from the last one down.
-  SKIM_DEVICE void attend() {
+  SKIM_DEVICE void mainloop() {
     if (all_.last == all_.first) return;
     const int end = all_.first + (Tr::kSinkFirst ? 1 : 0);
     int n = Tr::kSinkFirst ? all_.first : all_.last - 1;
@@ -98,27 +97,27 @@ class Softmax {
   SKIM_DEVICE void step(int n) {
     float s[kScores];
     load_scores(s);
-    bend_scores<Tr>(s, n * Tr::kTileN, at_, score_scale());
+    apply_score_mod<Tr>(s, n * Tr::kTileN, at_, score_scale());
     if constexpr (kMasked) mask_row<Tr>(s, 0, span_, n * Tr::kTileN, at_, p_);
     const float tile_max = row_maximum(s);
     if constexpr (kSkips) {
       if (is_skipped(tile_max)) {
-        tell_scale(1.0f);
-        release_tensor(&smem_.p_full[group_]);
+        tell_acc_scale(1.0f);
+        release_tmem(&smem_.p_full[group_]);
         ++tile_;
         return;
       }
     }
-    const float alpha = raise_maximum<Element>(row_, tile_max, scale_log2());
-    tell_scale(alpha);
-    weigh<Element>(s, alpha, scale_log2(), row_, scores_ + TensorColumns<Tr>::kP);
-    release_tensor(&smem_.p_full[group_]);
+    const float acc_scale = update_row_max<Element>(row_, tile_max, scale_log2());
+    tell_acc_scale(acc_scale);
+    exp_and_pack<Element>(s, acc_scale, scale_log2(), row_, scores_ + TmemColumns<Tr>::kP);
+    release_tmem(&smem_.p_full[group_]);
     ++tile_;
   }
 
   SKIM_DEVICE void load_scores(float (&s)[kScores]) {
     constexpr int kPart = 32;
-    wait_tensor(&smem_.s_full[group_], tile_ & 1);
+    wait_tmem(&smem_.s_full[group_], tile_ & 1);
 #pragma unroll
     for (int i = 0; i < kScores; i += kPart) ptx::tcgen05_ld<kPart>(s + i, scores_ + i);
 #pragma unroll
@@ -127,9 +126,9 @@ class Softmax {
 
   // Note: fenced as for tensor memory: correction knows from this signal, by way of s_full, that the group's product
   // before is in O.
-  SKIM_DEVICE void tell_scale(float alpha) {
-    ptx::st_shared(&smem_.scale[group_][thread_], __builtin_bit_cast(uint32_t, alpha));
-    release_tensor(&smem_.scale_full[group_]);
+  SKIM_DEVICE void tell_acc_scale(float acc_scale) {
+    ptx::st_shared(&smem_.acc_scale[group_][thread_], __builtin_bit_cast(uint32_t, acc_scale));
+    release_tmem(&smem_.acc_scale_full[group_]);
   }
 
   // The vote. A tile is dropped when all valid rows of the group agree. A warp in which one does not knows the answer:
@@ -140,7 +139,7 @@ class Softmax {
     Vote& vote = smem_.votes[tile_ % Storage::kVoteSlots][group_];
     const uint32_t parity = tile_ / Storage::kVoteSlots & 1, number = tile_ + 1;
     // Rows past the end belong to a neighbour, or to nobody: they have no vote.
-    const bool agree = !at_.valid(0) | agrees(tile_max, row_.max, scale_log2(), limit_);
+    const bool agree = !at_.valid(0) | row_can_skip(tile_max, row_.max, scale_log2(), limit_);
     const bool speaks = thread_ % kWarpThreads == 0;
     if (ptx::warp_any(!agree)) {
       if (speaks) ptx::st_shared(&vote.kept, number);
@@ -155,7 +154,7 @@ class Softmax {
   // The row's LSE, and what its output is to be multiplied with.
   // Note: the item is read again rather than kept, since the main loop has no register to spare; nor for the address of
   // its slot, which compilers keep unless it comes out of a shuffle.
-  SKIM_DEVICE void finish() {
+  SKIM_DEVICE void epilogue() {
     const int slot = ptx::shfl(work_slot(), 0);
     const WorkItem item = read_work(smem_, slot);
     const Place at = place_of(item);

@@ -30,7 +30,7 @@ struct SharedStorage {
   // has waited for the V of the tile before.
   static constexpr int kVoteSlots = Tr::kStagesV;
   Vote votes[kVoteSlots][Tr::kConsumers];
-  uint32_t tally[Tr::kConsumers][2];  // stat kernels: the first of each group's tiles, and the one past the last
+  uint32_t skip_stats[Tr::kConsumers][2];  // stat kernels: the first of each group's tiles, and the one past the last
 
   SKIM_DEVICE uint8_t* q(int slot, int group) { return qo[slot][group]; }
   SKIM_DEVICE uint8_t* o(int group) { return qo[kPlanes - 1][group]; }

@@ -40,22 +40,22 @@ SKIM_DEVICE void thread_maximum(const float (&s)[kSize], float (&out)[kThreadRow
 
 // What a kept tile does to its rows: where its exponentials are measured from, and what older sums and outputs have to
 // be multiplied with.
-struct TileScale {
-  float base[kThreadRows], alpha[kThreadRows];
+struct RowMaxUpdate {
+  float base[kThreadRows], acc_scale[kThreadRows];
 };
 
 // `thread_max` is what thread_maximum found.
-SKIM_DEVICE TileScale raise_maximum(const float (&thread_max)[kThreadRows], RowState& rows, float scale_log2) {
-  TileScale scale;
+SKIM_DEVICE RowMaxUpdate update_row_max(const float (&thread_max)[kThreadRows], RowState& rows, float scale_log2) {
+  RowMaxUpdate update;
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r) {
     const float old_max = rows.max[r];
     rows.max[r] = ptx::max_nan(old_max, quad_max(thread_max[r]));
     // A row that has seen no key keeps max = -inf; measured from 0 its exponentials come out as 0, not NaN.
-    scale.base[r] = rows.max[r] == -kInf ? 0.0f : rows.max[r] * scale_log2;
-    scale.alpha[r] = ptx::ex2(fmaf(old_max, scale_log2, -scale.base[r]));
+    update.base[r] = rows.max[r] == -kInf ? 0.0f : rows.max[r] * scale_log2;
+    update.acc_scale[r] = ptx::ex2(fmaf(old_max, scale_log2, -update.base[r]));
   }
-  return scale;
+  return update;
 }
 
 // Row 0's exponentials of the first kAhead steps of eight scores, computed before row 1's maximum and the vote are:
@@ -79,12 +79,12 @@ struct Ahead {
 };
 
 // Turns scores into probabilities, rounded to the element type as the A operand of P.V (the two fragments are the same
-// layout); adds them, not rounded, to the row sums; and multiplies the output by alpha.
+// layout); adds them, not rounded, to the row sums; and multiplies the output by acc_scale.
 // Note: the three are interleaved because exponentials keep one pipe busy and the rest can hide behind it. There is no
 // branch around the multiplications where no maximum rose: measured, it costs more than they do.
 template <class Element, int kAhead, int kScores, int kOut>
-SKIM_DEVICE void weigh(const float (&s)[kScores], const Ahead<kAhead>& ahead, const TileScale& scale, float scale_log2,
-                       RowState& rows, uint32_t (&p)[kScores / 8][4], float (&o)[kOut]) {
+SKIM_DEVICE void exp_and_pack(const float (&s)[kScores], const Ahead<kAhead>& ahead, const RowMaxUpdate& update,
+                              float scale_log2, RowState& rows, uint32_t (&p)[kScores / 8][4], float (&o)[kOut]) {
   constexpr int kSteps = kScores / 8, kChunk = kOut / kSteps;
   static_assert(kOut % kSteps == 0);
   float sum[2 * kThreadRows] = {};
@@ -94,16 +94,18 @@ SKIM_DEVICE void weigh(const float (&s)[kScores], const Ahead<kAhead>& ahead, co
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       e[i] = Ahead<kAhead>::holds(step, i) ? ahead.row0[Ahead<kAhead>::slot(step, i)]
-                                           : ptx::ex2(fmaf(s[8 * step + i], scale_log2, -scale.base[Layout::row(i)]));
+                                           : ptx::ex2(fmaf(s[8 * step + i], scale_log2, -update.base[Layout::row(i)]));
       sum[i & 3] += e[i];
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) p[step][i] = ptx::pack(Element{}, e[2 * i], e[2 * i + 1]);
 #pragma unroll
-    for (int i = step * kChunk; i < (step + 1) * kChunk; ++i) o[i] *= scale.alpha[Layout::row(i)];
+    for (int i = step * kChunk; i < (step + 1) * kChunk; ++i) o[i] *= update.acc_scale[Layout::row(i)];
   }
 #pragma unroll
-  for (int r = 0; r < kThreadRows; ++r) rows.sum[r] = fmaf(rows.sum[r], scale.alpha[r], sum[2 * r] + sum[2 * r + 1]);
+  for (int r = 0; r < kThreadRows; ++r) {
+    rows.sum[r] = fmaf(rows.sum[r], update.acc_scale[r], sum[2 * r] + sum[2 * r + 1]);
+  }
 }
 
 }  // namespace skimattn::sm90

@@ -6,9 +6,9 @@
 #include <skimattn/sm100/ptx.cuh>
 // clang-format off
 #include <skimattn/core/producer.cuh>
-#include <skimattn/sm100/correction.cuh>
-#include <skimattn/sm100/product.cuh>
-#include <skimattn/sm100/softmax.cuh>
+#include <skimattn/sm100/prefill/correction.cuh>
+#include <skimattn/sm100/prefill/mma_warp.cuh>
+#include <skimattn/sm100/prefill/softmax.cuh>
 // clang-format on
 
 namespace skimattn::sm100 {
@@ -19,7 +19,7 @@ SKIM_DEVICE void run_single_warp(const Params& p, SharedStorage<Tr>& smem, int w
   using Loader = Producer<Tr, SharedStorage<Tr>>;
   const int lane = ptx::thread_index() % kWarpThreads;
   if (warp == R::kKeys) Loader(p, smem).run_keys(lane);
-  if (warp == R::kProducts && lane == 0) Products<Tr>(p, smem).run();
+  if (warp == R::kMma && lane == 0) MmaWarp<Tr>(p, smem).run();
   if (warp == R::kValues && lane == 0) Loader(p, smem).run_values();
   if (warp == R::kQueries && lane == 0) Loader(p, smem).run_queries();
 }
@@ -37,8 +37,8 @@ SKIM_DEVICE void attention_forward(const Params& p) {
     prefetch_tensormaps(p);
     smem.init_barriers();
   }
-  if (warpgroup == R::kSingles && warp == R::kProducts) {
-    ptx::tcgen05_alloc<Tr::kTmemColumns>(&smem.tensor_address);
+  if (warpgroup == R::kSingles && warp == R::kMma) {
+    ptx::tcgen05_alloc<Tr::kTmemColumns>(&smem.tmem_address);
     ptx::tcgen05_relinquish_alloc_permit();
   }
   ptx::tcgen05_fence_before_thread_sync();
@@ -58,9 +58,9 @@ SKIM_DEVICE void attention_forward(const Params& p) {
   ptx::warp_sync();
   ptx::tcgen05_fence_before_thread_sync();
   ptx::cta_sync();
-  if (warpgroup == R::kSingles && warp == R::kProducts) {
+  if (warpgroup == R::kSingles && warp == R::kMma) {
     ptx::tcgen05_fence_after_thread_sync();
-    ptx::tcgen05_dealloc<Tr::kTmemColumns>(ptx::ld_shared(&smem.tensor_address));
+    ptx::tcgen05_dealloc<Tr::kTmemColumns>(ptx::ld_shared(&smem.tmem_address));
   }
 }
 

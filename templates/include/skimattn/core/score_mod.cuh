@@ -8,7 +8,7 @@ namespace skimattn {
 // After this, one raw unit is worth `scale_log2`: softmax_scale without softcap, softcap with it.
 // `score_scale` is what a product counts inside the softcap.
 template <class Tr, class Layout, int kSize>
-SKIM_DEVICE void bend_scores(float (&s)[kSize], int key0, const FragmentPlace<Layout>& at, float score_scale) {
+SKIM_DEVICE void apply_score_mod(float (&s)[kSize], int key0, const FragmentPlace<Layout>& at, float score_scale) {
   if constexpr (Tr::kSoftcap) {
 #pragma unroll
     for (int i = 0; i < kSize; ++i) s[i] = ptx::tanh_approx(s[i] * score_scale);

@@ -5,7 +5,7 @@
 #include <skimattn/sm90/ptx.cuh>
 // clang-format off
 #include <skimattn/core/producer.cuh>
-#include <skimattn/sm90/consumer.cuh>
+#include <skimattn/sm90/prefill/consumer.cuh>
 // clang-format on
 
 namespace skimattn::sm90 {
