@@ -76,9 +76,11 @@ def launch(params: Params, stream: Any = None) -> Result:
     """
     if isinstance(params, Params):
         bound = params._prepared
-        if isinstance(bound, Bound) and bound.holds():
-            return _enqueue(bound, params, stream)
-        if isinstance(params.q, torch.Tensor) and params.q.device.type == "cuda":
+        if bound is not None:
+            assert isinstance(bound, Bound)
+            if bound.holds():
+                return _enqueue(bound, params, stream)
+        if isinstance(params.q, torch.Tensor) and params.q.is_cuda:
             return _first_launch(params, stream)
     return _without_gpu(validate(params), stream)
 

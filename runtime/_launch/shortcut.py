@@ -83,7 +83,8 @@ class Shortcut:
         """
         # Note: long and plain on purpose. Half a microsecond here is one on the hosts of GPUs, and a call for each of
         # these steps made them twice as slow.
-        q, k, v, *others = tensors
+        q, k, v = tensors[:3]
+        others = tensors[3:]
         dtype, ordinal = self._dtype, self._ordinal
         if q.dtype is not dtype or k.dtype is not dtype or v.dtype is not dtype:
             raise Elsewhere
@@ -110,7 +111,12 @@ class Shortcut:
             raise Elsewhere
         if strides_q[-1] != 1 or strides_k[-1] != 1 or not (at_q and at_k and at_v):
             raise Elsewhere
-        batch, len_q, len_k, total = self._lengths(params, others, rows, batch, keys, outer)
+        if others or params.max_seqlen_q is not None or params.max_seqlen_k is not None:
+            batch, len_q, len_k, total = self._lengths(params, others, rows, batch, keys, outer)
+        else:
+            len_q, len_k, total = rows, keys, batch * keys
+            if outer != batch or kv_box_rows(keys, self._tile_n) != self._box_rows:
+                raise Elsewhere
         like_q = self._out_like_q and q.is_contiguous()
         out = torch.empty_like(q) if like_q else q.new_empty((*shape_q[:-1], self._head_dim_v), dtype=self._out_dtype)
         address, strides, stream = out.data_ptr(), strides_q if like_q else out.stride(), streams.current(ordinal)
@@ -139,7 +145,14 @@ class Shortcut:
                 block.threshold_value = threshold_value(params)
             config.gridDimX = min(self._sm_count, (tiles + batch if self._ragged_q else tiles * batch) * heads_q)
             config.hStream = stream
-            self._enqueue()
+            self._current(self._found_at)
+            if self._found.value != self._context:
+                with driver.current_context(self._context):
+                    status = self._start(*step.arguments)
+            else:
+                status = self._start(*step.arguments)
+        if status:
+            driver.raise_for(f"cuLaunchKernelEx of {step.name}", status)
         return out
 
     def _extent_v(self, v: torch.Tensor, k: torch.Tensor) -> Extent:
@@ -194,16 +207,6 @@ class Shortcut:
             raise Elsewhere
         total = keys if self._ragged_k else batch * len_k
         return batch, len_q, len_k, min(total, outer * page_size) if page_size else total
-
-    def _enqueue(self) -> None:
-        self._current(self._found_at)
-        if self._found.value == self._context:
-            status = self._start(*self._step.arguments)
-        else:
-            with driver.current_context(self._context):
-                status = self._start(*self._step.arguments)
-        if status:
-            driver.raise_for(f"cuLaunchKernelEx of {self._step.name}", status)
 
 
 def _cut(hint: object, most: int, *, known: bool) -> int:

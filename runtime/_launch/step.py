@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Mapping
 from typing import Any
 
-from skimattn.codegen.params import OFFSETS, SIZE, aligned_block
+from skimattn.codegen.params import OFFSETS, SIZE, TENSOR_MAP_BYTES, aligned_block
 
 from .loader import Loaded
 from .plan import KernelLaunch, Value
@@ -41,7 +41,9 @@ class Step:
         """Memory, and nothing in it yet."""
         self.block, self._owner = aligned_block()
         self._start = ctypes.addressof(self.block)
-        self.maps = {name: MapWriter(self._start + OFFSETS[name]) for name in _MAPS}
+        memory = memoryview(self._owner).cast("B")[self._start - ctypes.addressof(self._owner) :]
+        places = {name: slice(OFFSETS[name], OFFSETS[name] + TENSOR_MAP_BYTES) for name in _MAPS}
+        self.maps = {name: MapWriter(memory[at], self._start + at.start) for name, at in places.items()}
         self._argv = (ctypes.c_void_p * 1)(self._start)
         self.config = LaunchConfig(1, 1, 1, 1, 1, 1, 0, None, None, 0)
         self._function = ctypes.c_void_p(0)

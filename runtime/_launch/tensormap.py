@@ -7,8 +7,6 @@ import struct
 from functools import cache
 from typing import Any
 
-from skimattn.codegen.params import TENSOR_MAP_BYTES
-
 from .._cuda import driver
 from ..errors import CudaError
 from .plan import Extent, TensorMapSpec
@@ -45,6 +43,7 @@ class MapWriter:
         "_address",
         "_arguments",
         "_box",
+        "_bytes",
         "_elements",
         "_encode",
         "_last_box",
@@ -55,8 +54,9 @@ class MapWriter:
         "_type",
     )
 
-    def __init__(self, place: int) -> None:
-        """For the map at the address ``place``."""
+    def __init__(self, memory: memoryview, place: int) -> None:
+        """For the map whose bytes are ``memory``, at the address ``place``."""
+        self._bytes = memory
         self._elements, layout = _constants()
         self._encode, self._replace = driver.raw("cuTensorMapEncodeTiled"), driver.raw("cuTensorMapReplaceAddress")
         self._place, self._address = ctypes.c_void_p(place), ctypes.c_void_p(0)
@@ -100,8 +100,11 @@ class MapWriter:
 
     def copy(self, other: MapWriter, address: int) -> None:
         """Write a map that covers at ``address`` what ``other`` covers elsewhere, in the same type and box."""
-        ctypes.memmove(self._place, other._place, TENSOR_MAP_BYTES)
-        self.move(address)
+        self._bytes[:] = other._bytes
+        self._address.value = address
+        status = self._replace(self._place, self._address)
+        if status:
+            driver.raise_for("cuTensorMapReplaceAddress", status)
 
     def move(self, address: int) -> None:
         """Point the map to another address."""

@@ -38,6 +38,10 @@ class OnGpu(torch.Tensor):
     def device(self) -> torch.device:
         return torch.device("cuda", self.ordinal)
 
+    @property
+    def is_cuda(self) -> bool:
+        return True
+
     def get_device(self) -> int:
         return self.ordinal
 
