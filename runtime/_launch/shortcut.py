@@ -11,7 +11,7 @@ import ctypes
 import threading
 
 import torch
-from skimattn.codegen.tile import ELEMENT_BYTES
+from skimattn.codegen.tiles.common import ELEMENT_BYTES
 
 from .._call.arguments import POINTERS
 from .._call.checks import TMA_BYTES

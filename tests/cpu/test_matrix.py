@@ -12,8 +12,10 @@ from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.features import BY_NAME, FEATURES
 from skimattn.codegen.matrix import Accepted, Rejected, all_specs, explain, specs
 from skimattn.codegen.spec import KernelSpec
-from skimattn.codegen.tile import MAX_SMEM_BYTES, row_bytes
-from skimattn.codegen.tiles import smem_bytes, tile_of, tiles_sm90, tiles_sm100, tmem_columns
+from skimattn.codegen.tiles import smem_bytes, tile_of, tmem_columns
+from skimattn.codegen.tiles.common import MAX_SMEM_BYTES, row_bytes
+from skimattn.codegen.tiles.sm90_prefill import Sm90PrefillTile
+from skimattn.codegen.tiles.sm100_prefill import Sm100PrefillTile
 
 GOLDEN = Path(__file__).parent / "golden" / "variants.txt"
 
@@ -80,10 +82,10 @@ def test_every_kernel_has_a_tile_that_fits() -> None:
 
 
 def test_a_tile_asks_for_no_more_registers_than_it_was_launched_with() -> None:
-    tile = tiles_sm90.Tile(128, 128, 2, 2, separate_o=True, producer_regs=24, consumer_regs=240)  # 504 = 3 x 168
+    tile = Sm90PrefillTile(128, 128, 2, 2, separate_o=True, producer_regs=24, consumer_regs=240)  # 504 = 3 x 168
     with pytest.raises(AssertionError, match="504"):
         replace(tile, producer_regs=32)
-    blackwell = tiles_sm100.Tile(256, 128, 2, 2, separate_o=True)  # 512 = 4 x 128
+    blackwell = Sm100PrefillTile(256, 128, 2, 2, separate_o=True)  # 512 = 4 x 128
     assert sum(blackwell.registers) == 512
     with pytest.raises(AssertionError, match="512"):
         replace(blackwell, other_regs=64)
@@ -124,7 +126,7 @@ def test_memory_of_sm100_kernels_worked_out_by_hand(
 def test_two_groups_with_256_columns_do_not_fit_tensor_memory() -> None:
     verdict = explain({"arch": "sm100", "head_dim": 256})
     assert isinstance(verdict, Accepted)
-    wide = tiles_sm100.Tile(256, 128, stages=1, stages_v=1, separate_o=False)
+    wide = Sm100PrefillTile(256, 128, stages=1, stages_v=1, separate_o=False)
     with pytest.raises(AssertionError, match="768"):
         wide.tmem_columns(verdict.spec)
 

@@ -6,15 +6,21 @@ a kernel and stand in its metadata.
 
 from __future__ import annotations
 
-from . import tiles_sm90, tiles_sm100
-from .spec import KernelSpec
+from collections.abc import Callable, Mapping
 
-Tile = tiles_sm90.Tile | tiles_sm100.Tile
+from ..spec import KernelSpec
+from . import sm90_prefill, sm100_prefill
+from .common import Tile
+
+_BY_ARCH_AND_PHASE: Mapping[tuple[str, str], Callable[[KernelSpec], Tile]] = {
+    ("sm90", "prefill"): sm90_prefill.tile_of,
+    ("sm100", "prefill"): sm100_prefill.tile_of,
+}
 
 
 def tile_of(spec: KernelSpec) -> Tile:
-    """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
-    return tiles_sm90.tile_of(spec) if spec.arch == "sm90" else tiles_sm100.tile_of(spec)
+    """The tile of a kernel; ``KeyError`` for what the matrix does not hold."""
+    return _BY_ARCH_AND_PHASE[spec.arch, spec.phase](spec)
 
 
 def order_of(spec: KernelSpec) -> str:
