@@ -11,13 +11,12 @@ from typing import Any
 
 from . import params
 from .arch import ARCHS
-from .compile import Report
 from .errors import MetadataError
+from .report import Report
 from .spec import KernelSpec
 from .tiles import order_of, smem_bytes, tile_of, tmem_columns
 
 FORMAT = 2
-_LAYOUT = hashlib.sha256(repr((params.FIELDS, params.SIZE)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def dump(kernels: Iterable[Kernel]) -> str:
     document = {
         "format": FORMAT,
         "package": "skimattn",
-        "params_layout_sha256": _LAYOUT,
+        "params_layout_sha256": params.layout_sha256(params.FIELDS),
         "compilers": sorted({row["compiler"] for row in rows}),
         "kernels_sha256": _digest(rows),
         "kernels": rows,
@@ -145,7 +144,8 @@ def load(path: Path) -> tuple[Kernel, ...]:
         raise MetadataError(f"{path}: not JSON, truncated or damaged ({error}); run build.py again") from error
     if not isinstance(document, dict) or document.get("package") != "skimattn":
         raise MetadataError(f"{path}: not a skimattn metadata file")
-    for name, wanted in (("format", FORMAT), ("params_layout_sha256", _LAYOUT)):
+    layout = params.layout_sha256(params.FIELDS)
+    for name, wanted in (("format", FORMAT), ("params_layout_sha256", layout)):
         if document.get(name) != wanted:
             raise MetadataError(f"{path}: {name}: expected {wanted} (got {document.get(name)}); run build.py again")
     rows = document.get("kernels")

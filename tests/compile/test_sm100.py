@@ -8,8 +8,9 @@ import shutil
 
 import pytest
 from skimattn.codegen import matrix, metadata, ptxas
-from skimattn.codegen.compile import Report, compile_kernel
+from skimattn.codegen.compile import compile_kernel
 from skimattn.codegen.pipeline import Sources
+from skimattn.codegen.report import Report
 from skimattn.codegen.spec import KernelSpec
 from skimattn.codegen.tiles import tile_of
 from skimattn.codegen.tiles.common import ELEMENT_BYTES

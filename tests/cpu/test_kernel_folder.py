@@ -11,8 +11,8 @@ import pytest
 from skimattn import ArgumentError, BuildError, NoKernelError, variants
 from skimattn._select import kernels
 from skimattn.codegen import jit, metadata, pipeline
-from skimattn.codegen.compile import Report, write_result
 from skimattn.codegen.files import write_atomic
+from skimattn.codegen.report import Report, write_result
 from skimattn.codegen.spec import KernelSpec
 
 from tests.helpers import standin
