@@ -178,6 +178,7 @@ def test_explain_accepts_exactly_the_matrix() -> None:
         ({"head_dim": 64, "head_dim_v": 128}, "head-dims", "(192, 128)"),
         ({"head_dim": 96}, "head_dim-values", "next larger kernel"),
         ({"head_dim_v": 80}, "head_dim_v-values", "next larger kernel"),
+        ({"phase": "decode"}, "phase-values", "phase: expected one of prefill (got 'decode')"),
         ({"arch": "sm120"}, "arch-values", "sm120 has no kernel specs yet (specs exist for sm90, sm100)"),
         ({"dtype": "fp8"}, "dtype-values", "expected one of bf16, fp16, e4m3 (got 'fp8')"),
         ({"dtype": "e4m3", "arch": "sm90"}, "fp8-arch", "V is transposed first"),
