@@ -11,7 +11,7 @@ import jinja2
 from . import params, variables
 from .features import FEATURES
 from .spec import KernelSpec
-from .tiles import order_of, smem_bytes, tile_of
+from .tiles import order_of, tile_of
 
 TEMPLATES = "skimattn.templates"
 TEMPLATES_VARIABLE = "SKIMATTN_TEMPLATES"  # a folder to use instead, for work on kernels outside the checkout
@@ -58,7 +58,6 @@ def render_kernel(spec: KernelSpec) -> str:
     return template.render(
         spec=spec,
         tile=tile_of(spec),
-        smem=smem_bytes(spec),
         order=order_of(spec),
         camel=camel,
     )

@@ -93,7 +93,7 @@ def complete(values: Mapping[str, object]) -> dict[str, object]:
     return full
 
 
-def explain(values: Mapping[str, object]) -> Accepted | Rejected:
+def judge_values(values: Mapping[str, object]) -> Accepted | Rejected:
     """Say whether the kernel that ``values`` describe exists, and if not, which rule rejects it and why.
 
     Args:

@@ -14,7 +14,7 @@ from .arch import ARCHS
 from .errors import MetadataError
 from .report import Report
 from .spec import KernelSpec
-from .tiles import order_of, smem_bytes, tile_of, tmem_columns
+from .tiles import order_of, tile_of
 
 FORMAT = 2
 
@@ -93,8 +93,8 @@ def _geometry(spec: KernelSpec) -> dict[str, Any]:
         "order": order_of(spec),
         "stages": tile.stages,
         "threads": tile.threads,
-        "smem_bytes": smem_bytes(spec),
-        "tmem_columns": tmem_columns(spec),
+        "smem_bytes": tile.smem_bytes(spec),
+        "tmem_columns": tile.tmem_columns(spec),
         "params_size": params.SIZE,
         "verified": ARCHS[spec.arch].verified,
     }

@@ -31,13 +31,3 @@ def order_of(spec: KernelSpec) -> str:
     tiles in one order, which is each group's own only if they start at the same tile: where rows see the first key.
     """
     return "sink_first" if spec.mask in ("full", "causal", "custom") else "reverse"
-
-
-def smem_bytes(spec: KernelSpec) -> int:
-    """Dynamic shared memory of a kernel; ``storage.cuh`` asserts that the size of its storage agrees."""
-    return tile_of(spec).smem_bytes(spec)
-
-
-def tmem_columns(spec: KernelSpec) -> int:
-    """Tensor memory columns that a CTA allocates; 0 on architectures without tensor memory."""
-    return tile_of(spec).tmem_columns(spec)

@@ -35,7 +35,7 @@ class Located:
     folder: Path
 
 
-def describe(spec: KernelSpec) -> Kernel:
+def unbuilt_row(spec: KernelSpec) -> Kernel:
     """A kernel's row with everything known before it is built; hashes are empty, registers 0."""
     return metadata.kernel_of(spec, _UNBUILT, cubin="")
 

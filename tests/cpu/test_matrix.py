@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from skimattn.codegen import cli, matrix, metadata, ptxas
 from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.features import BY_NAME, FEATURES, Value
-from skimattn.codegen.matrix import Accepted, Rejected, all_specs, explain, specs
+from skimattn.codegen.matrix import Accepted, Rejected, all_specs, judge_values, specs
 from skimattn.codegen.spec import KernelSpec
 from skimattn.codegen.tiles.common import ELEMENT_BYTES
 
@@ -132,12 +132,12 @@ def test_unknown_sets_and_fields_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown field 'colour'"):
         specs("default", {"colour": ("red",)})
     with pytest.raises(ValueError, match="unknown field 'colour'"):
-        explain({"colour": "red"})
+        judge_values({"colour": "red"})
 
 
-def test_explain_accepts_exactly_the_matrix() -> None:
+def test_the_values_of_every_kernel_are_accepted() -> None:
     for spec in all_specs():
-        assert explain(spec.values) == Accepted(spec)
+        assert judge_values(spec.values) == Accepted(spec)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +160,14 @@ def test_explain_accepts_exactly_the_matrix() -> None:
     ],
 )
 def test_rejections_name_rule_and_reason(values: dict[str, object], rule: str, words: str) -> None:
-    verdict = explain(values)
+    verdict = judge_values(values)
     assert isinstance(verdict, Rejected)
     assert verdict.rule == rule
     assert words in verdict.reason
 
 
-def test_explain_fills_in_what_is_left_open() -> None:
-    verdict = explain({"head_dim": "192", "mask": "causal", "paged": "true"})
+def test_what_is_left_open_is_filled_in() -> None:
+    verdict = judge_values({"head_dim": "192", "mask": "causal", "paged": "true"})
     assert isinstance(verdict, Accepted)
     assert verdict.spec.name == "skim_sm90_prefill_bf16_d192v128_causal_dense_paged"
 
@@ -181,7 +181,7 @@ def test_explain_fills_in_what_is_left_open() -> None:
     ],
 )
 def test_8_bit_input_means_the_architecture_that_has_it(fields: dict[str, object], name: str) -> None:
-    verdict = explain(fields)
+    verdict = judge_values(fields)
     assert isinstance(verdict, Accepted) and verdict.spec.name == name
 
 

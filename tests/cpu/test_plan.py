@@ -26,7 +26,7 @@ def plan_of(sm_count: int = 132, arch: str = "sm90", **arguments: Any) -> tuple[
     params = Params(**arguments)
     problem = validate(params)
     buffers = make_buffers(params, problem.out_shape)
-    kernel = kernels.describe(spec_of(problem, arch))
+    kernel = kernels.unbuilt_row(spec_of(problem, arch))
     (plan,) = make_plan(problem, kernel, buffers, sm_count=sm_count, work_counter_address=COUNTER).kernels
     named.update(plan.scalars)
     zeros = {field.name: 0 for field in FIELDS if field.kind != "tensor_map"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from skimattn.codegen.matrix import Accepted, all_specs, explain, specs
-from skimattn.codegen.tiles import smem_bytes, tile_of, tmem_columns
+from skimattn.codegen.matrix import Accepted, all_specs, judge_values, specs
+from skimattn.codegen.tiles import tile_of
 from skimattn.codegen.tiles.common import MAX_SMEM_BYTES, row_bytes
 from skimattn.codegen.tiles.sm90_prefill import Sm90PrefillTile
 from skimattn.codegen.tiles.sm100_prefill import Sm100PrefillTile
@@ -20,7 +20,7 @@ def test_tiles_are_looked_up_by_phase_too() -> None:
 def test_every_kernel_has_a_tile_that_fits() -> None:
     for spec in all_specs():
         tile = tile_of(spec)
-        assert smem_bytes(spec) <= MAX_SMEM_BYTES
+        assert tile.smem_bytes(spec) <= MAX_SMEM_BYTES
         registers = sum(tile.registers)
         assert registers <= 65536 // tile.threads // 8 * 8 * tile.threads // 128 and tile.threads <= 1024, spec.name
         assert all(value % 8 == 0 and 24 <= value <= 256 for value in tile.registers), spec.name  # setmaxnreg's rule
@@ -66,14 +66,15 @@ def test_rows_lie_in_whole_panels(columns: int, dtype: str, wanted: int) -> None
 def test_memory_of_sm100_kernels_worked_out_by_hand(
     fields: dict[str, object], smem: int, tmem: int, threads: int
 ) -> None:
-    verdict = explain({"arch": "sm100", **fields})
+    verdict = judge_values({"arch": "sm100", **fields})
     assert isinstance(verdict, Accepted)
     spec = verdict.spec
-    assert (smem_bytes(spec), tmem_columns(spec), tile_of(spec).threads) == (smem * 1024, tmem, threads)
+    tile = tile_of(spec)
+    assert (tile.smem_bytes(spec), tile.tmem_columns(spec), tile.threads) == (smem * 1024, tmem, threads)
 
 
 def test_two_groups_with_256_columns_do_not_fit_tensor_memory() -> None:
-    verdict = explain({"arch": "sm100", "head_dim": 256})
+    verdict = judge_values({"arch": "sm100", "head_dim": 256})
     assert isinstance(verdict, Accepted)
     wide = Sm100PrefillTile(256, 128, stages=1, stages_v=1, separate_o=False)
     with pytest.raises(AssertionError, match="768"):
@@ -81,11 +82,11 @@ def test_two_groups_with_256_columns_do_not_fit_tensor_memory() -> None:
 
 
 def test_sm90_has_no_tensor_memory() -> None:
-    assert {tmem_columns(spec) for spec in specs("full", archs=["sm90"])} == {0}
+    assert {tile_of(spec).tmem_columns(spec) for spec in specs("full", archs=["sm90"])} == {0}
 
 
 def test_o_that_does_not_fit_where_q_was_is_no_tile() -> None:
-    spec = explain({"dtype": "e4m3", "head_dim": 256})
+    spec = judge_values({"dtype": "e4m3", "head_dim": 256})
     assert isinstance(spec, Accepted)
     with pytest.raises(AssertionError, match="shares with Q"):
         replace(tile_of(spec.spec), separate_o=False).smem_bytes(spec.spec)

@@ -255,7 +255,7 @@ def install(monkeypatch: Any, fake: FakeDriver | None = None) -> FakeDriver:
     monkeypatch.setattr(launcher, "_prepared", PreparedLaunches())
     monkeypatch.setattr(signature, "_outlines", {})
     monkeypatch.setattr(kernels, "built", dict)  # whatever this checkout has built, or built long ago
-    monkeypatch.setattr(kernels, "obtain", lambda spec: (kernels.describe(spec), spec.name.encode()))
+    monkeypatch.setattr(kernels, "obtain", lambda spec: (kernels.unbuilt_row(spec), spec.name.encode()))
     monkeypatch.setattr(streams, "current", lambda _ordinal: 0)
     monkeypatch.setattr(buffers, "pack_mask", lambda mask: on_gpu(pack_mask(mask.as_subclass(torch.Tensor))))
     tensormap._constants.cache_clear()
