@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from . import params
+from . import parameter_block
 from .arch import ARCHS
 from .errors import MetadataError
 from .report import Report
@@ -95,7 +95,7 @@ def _geometry(spec: KernelSpec) -> dict[str, Any]:
         "threads": tile.threads,
         "smem_bytes": tile.smem_bytes(spec),
         "tmem_columns": tile.tmem_columns(spec),
-        "params_size": params.SIZE,
+        "params_size": parameter_block.SIZE,
         "verified": ARCHS[spec.arch].verified,
     }
 
@@ -122,7 +122,7 @@ def dump(kernels: Iterable[Kernel]) -> str:
     document = {
         "format": FORMAT,
         "package": "skimattn",
-        "params_layout_sha256": params.layout_sha256(params.FIELDS),
+        "params_layout_sha256": parameter_block.layout_sha256(parameter_block.FIELDS),
         "compilers": sorted({row["compiler"] for row in rows}),
         "kernels_sha256": _digest(rows),
         "kernels": rows,
@@ -144,7 +144,7 @@ def load(path: Path) -> tuple[Kernel, ...]:
         raise MetadataError(f"{path}: not JSON, truncated or damaged ({error}); run build.py again") from error
     if not isinstance(document, dict) or document.get("package") != "skimattn":
         raise MetadataError(f"{path}: not a skimattn metadata file")
-    layout = params.layout_sha256(params.FIELDS)
+    layout = parameter_block.layout_sha256(parameter_block.FIELDS)
     for name, wanted in (("format", FORMAT), ("params_layout_sha256", layout)):
         if document.get(name) != wanted:
             raise MetadataError(f"{path}: {name}: expected {wanted} (got {document.get(name)}); run build.py again")

@@ -14,7 +14,7 @@ from skimattn.codegen import emit
 from skimattn.codegen.features import FEATURES
 from skimattn.codegen.files import write_if_changed
 from skimattn.codegen.matrix import all_specs, specs
-from skimattn.codegen.params import FIELDS
+from skimattn.codegen.parameter_block import FIELDS
 from skimattn.codegen.tiles import tile_of
 
 _HASH_ALL = """

@@ -14,7 +14,7 @@ from skimattn._launch.buffers import Buffers, make_buffers
 from skimattn._launch.plan import KernelLaunch, make_plan, page_box_rows
 from skimattn._select import kernels
 from skimattn._select.dispatch import spec_of
-from skimattn.codegen.params import FIELDS
+from skimattn.codegen.parameter_block import FIELDS
 
 COUNTER = 0xC0FFEE0
 named: set[str] = set()  # fields that some plan of this module gave a value to

@@ -22,7 +22,7 @@ from skimattn._launch import buffers, loader, signature, tensormap
 from skimattn._launch.prepared import PreparedLaunches
 from skimattn._launch.step import LaunchConfig
 from skimattn._select import kernels
-from skimattn.codegen.params import SIZE, TENSOR_MAP_BYTES, ParamsBlock
+from skimattn.codegen.parameter_block import SIZE, TENSOR_MAP_BYTES, ParamsBlock
 from skimattn.params import Params
 
 SUCCESS = real.CUresult.CUDA_SUCCESS
