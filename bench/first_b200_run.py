@@ -183,7 +183,7 @@ class Stage:
 STAGES = (
     Stage(environment, 120, "another machine is needed"),
     Stage(probes, 600, "the model of descriptors or tensor memory is wrong: tests/helpers/placement.py, probes.py"),
-    Stage(issue_order, 600, "set ordered_products = False in codegen/tiles_sm100.py: P.V is then waited for"),
+    Stage(issue_order, 600, "set ordered_products = False in codegen/tiles/sm100_prefill.py: P.V is then waited for"),
     Stage(build, 1800, "the compiler differs from the one that CI uses"),
     Stage(checked_kernels, 600, "a trap names the access; a kernel that passes without checks only hides it"),
     Stage(first_kernels, 600, "products are right and kernels are not: the last case named is where to look"),

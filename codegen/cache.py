@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import variables
-from .compile import Report, parse_report, write_result
 from .errors import BuildError
 from .files import TEMPORARY
+from .report import Report, parse_report, write_result
 
 VARIABLE = "SKIMATTN_CACHE"  # folder of the cache
 MAX_BYTES = 512 << 20  # kept, those used last; a cubin has about 100 KB, so this is several times the full set

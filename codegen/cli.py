@@ -100,7 +100,7 @@ def show_explanation(items: Sequence[str]) -> None:
     for name, values in fields.items():
         if len(values) > 1:
             raise click.UsageError(f"--explain: {name}: expected one value (got {', '.join(values)})")
-    verdict = matrix.explain({name: values[0] for name, values in fields.items()})
+    verdict = matrix.judge_values({name: values[0] for name, values in fields.items()})
     if isinstance(verdict, matrix.Rejected):
         click.echo(f"rejected by rule {verdict.rule}: {verdict.reason}")
         return

@@ -8,33 +8,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import ptxas
 from .errors import BuildError
-from .files import write_atomic
+from .report import Report, write_result
 from .toolchain import COMPILERS, Toolchain, compile_unit
 from .unit import Headers, Unit, content_key, from_folders
-
-
-@dataclass(frozen=True)
-class Report:
-    """What is known about one compiled kernel. ``seconds`` and ``peak_mb`` describe the run, not the result."""
-
-    content_key: str
-    source_sha256: str
-    cubin_sha256: str
-    compiler: str
-    registers: int
-    spill_bytes: int
-    seconds: float
-    peak_mb: int
 
 
 def key_of(unit: Unit, toolchain: Toolchain, allowed: Sequence[str]) -> str:
@@ -85,42 +69,6 @@ def compile_kernel(
 def _peak_mb() -> int:
     kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return kilobytes // 1024
-
-
-def read_report(path: Path) -> Report | None:
-    """The report at ``path``; None if there is none or it is damaged, which means: compile again."""
-    try:
-        return parse_report(path.read_bytes())
-    except FileNotFoundError:
-        return None
-
-
-def parse_report(text: bytes) -> Report | None:
-    """The report that ``text`` holds; None if it is damaged."""
-    try:
-        return Report(**json.loads(text))
-    except (ValueError, TypeError):
-        return None
-
-
-def stale_reason(stem: Path, unit: Unit, toolchain: Toolchain, allowed: Sequence[str]) -> str:
-    """Why the files at ``stem`` are not what compiling ``unit`` would give; empty if they are."""
-    report = read_report(stem.with_suffix(".json"))
-    if report is None:
-        return "not built"
-    if report.content_key != key_of(unit, toolchain, allowed):
-        return "compiler or options changed" if report.source_sha256 == unit.source_sha256 else "source changed"
-    try:
-        intact = hashlib.sha256(stem.with_suffix(".cubin").read_bytes()).hexdigest() == report.cubin_sha256
-    except FileNotFoundError:
-        intact = False
-    return "" if intact else "cubin missing or damaged"
-
-
-def write_result(stem: Path, cubin: bytes, report: Report) -> None:
-    """Write the cubin, then the report that vouches for it. ``stem`` is the path without suffix."""
-    write_atomic(stem.with_suffix(".cubin"), cubin)
-    write_atomic(stem.with_suffix(".json"), (json.dumps(asdict(report), indent=1) + "\n").encode())
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import jinja2
 
-from . import params, variables
+from . import parameter_block, variables
 from .features import FEATURES
 from .spec import KernelSpec
-from .tiles import order_of, smem_bytes, tile_of
+from .tiles import order_of, tile_of
 
 TEMPLATES = "skimattn.templates"
 TEMPLATES_VARIABLE = "SKIMATTN_TEMPLATES"  # a folder to use instead, for work on kernels outside the checkout
@@ -58,7 +58,6 @@ def render_kernel(spec: KernelSpec) -> str:
     return template.render(
         spec=spec,
         tile=tile_of(spec),
-        smem=smem_bytes(spec),
         order=order_of(spec),
         camel=camel,
     )
@@ -71,11 +70,11 @@ def render_header(name: str) -> str:
         environment()
         .get_template(f"{name}.j2")
         .render(
-            fields=params.FIELDS,
-            offsets=params.OFFSETS,
-            size=params.SIZE,
-            alignment=params.ALIGNMENT,
-            tensor_map_bytes=params.TENSOR_MAP_BYTES,
+            fields=parameter_block.FIELDS,
+            offsets=parameter_block.OFFSETS,
+            size=parameter_block.SIZE,
+            alignment=parameter_block.ALIGNMENT,
+            tensor_map_bytes=parameter_block.TENSOR_MAP_BYTES,
             enums=enums,
             camel=camel,
             widths=_WIDTHS.get(name, ()),

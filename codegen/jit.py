@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import cache, ptxas
-from .compile import Report, compile_kernel, key_of
+from .compile import compile_kernel, key_of
 from .errors import BuildError
 from .files import locked
 from .metadata import Kernel, kernel_of
 from .pipeline import Sources
+from .report import Report
 from .spec import KernelSpec
 from .toolchain import Toolchain, find_toolchain
 from .unit import Unit

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from .features import BY_NAME, FEATURES, Feature, Value
 from .spec import KernelSpec
 
-HEAD_DIMS = ((64, 64), (128, 128), (192, 128), (256, 256))
+# (head_dim, head_dim_v) of the kernels of each phase
+HEAD_DIMS: Mapping[str, tuple[tuple[int, int], ...]] = {"prefill": ((64, 64), (128, 128), (192, 128), (256, 256))}
 FP8 = ("e4m3",)  # dtypes of 8 bits, whose output is 16-bit
 SETS = ("smoke", "default", "full")
 
@@ -26,9 +27,10 @@ class Rule(NamedTuple):
 
 _HEAD_DIMS = Rule(
     "head-dims",
-    lambda spec: (spec.head_dim, spec.head_dim_v) not in HEAD_DIMS,
-    "kernels exist for (head_dim, head_dim_v) in " + ", ".join(map(str, HEAD_DIMS)) + "; a call with smaller "
-    "dims (multiples of 16 bytes) runs on the next larger kernel through TMA zero fill",
+    lambda spec: (spec.head_dim, spec.head_dim_v) not in HEAD_DIMS[spec.phase],
+    "kernels exist for (head_dim, head_dim_v) in "
+    + "; ".join(f"{', '.join(map(str, dims))} of {phase}" for phase, dims in HEAD_DIMS.items())
+    + "; a call with smaller dims (multiples of 16 bytes) runs on the next larger kernel through TMA zero fill",
 )
 RULES = (
     Rule(
@@ -91,7 +93,7 @@ def complete(values: Mapping[str, object]) -> dict[str, object]:
     return full
 
 
-def explain(values: Mapping[str, object]) -> Accepted | Rejected:
+def judge_values(values: Mapping[str, object]) -> Accepted | Rejected:
     """Say whether the kernel that ``values`` describe exists, and if not, which rule rejects it and why.
 
     Args:
@@ -160,9 +162,9 @@ def all_specs() -> tuple[KernelSpec, ...]:
 def _candidates() -> Iterator[KernelSpec]:
     """All combinations of values; but those of head dims, most of which do not exist, are left out right away."""
     names = [feature.name for feature in FEATURES]
-    dims = slice(names.index("head_dim"), names.index("head_dim_v") + 1)
+    phase, dims = names.index("phase"), slice(names.index("head_dim"), names.index("head_dim_v") + 1)
     for values in product(*(feature.values for feature in FEATURES)):
-        if values[dims] in HEAD_DIMS:
+        if values[dims] in HEAD_DIMS[str(values[phase])]:
             yield KernelSpec(*values)  # type: ignore[arg-type]
 
 

@@ -9,15 +9,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from . import params
+from . import parameter_block
 from .arch import ARCHS
-from .compile import Report
 from .errors import MetadataError
+from .report import Report
 from .spec import KernelSpec
-from .tiles import order_of, smem_bytes, tile_of, tmem_columns
+from .tiles import order_of, tile_of
 
 FORMAT = 2
-_LAYOUT = hashlib.sha256(repr((params.FIELDS, params.SIZE)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -94,9 +93,9 @@ def _geometry(spec: KernelSpec) -> dict[str, Any]:
         "order": order_of(spec),
         "stages": tile.stages,
         "threads": tile.threads,
-        "smem_bytes": smem_bytes(spec),
-        "tmem_columns": tmem_columns(spec),
-        "params_size": params.SIZE,
+        "smem_bytes": tile.smem_bytes(spec),
+        "tmem_columns": tile.tmem_columns(spec),
+        "params_size": parameter_block.SIZE,
         "verified": ARCHS[spec.arch].verified,
     }
 
@@ -123,7 +122,7 @@ def dump(kernels: Iterable[Kernel]) -> str:
     document = {
         "format": FORMAT,
         "package": "skimattn",
-        "params_layout_sha256": _LAYOUT,
+        "params_layout_sha256": parameter_block.layout_sha256(parameter_block.FIELDS),
         "compilers": sorted({row["compiler"] for row in rows}),
         "kernels_sha256": _digest(rows),
         "kernels": rows,
@@ -145,7 +144,8 @@ def load(path: Path) -> tuple[Kernel, ...]:
         raise MetadataError(f"{path}: not JSON, truncated or damaged ({error}); run build.py again") from error
     if not isinstance(document, dict) or document.get("package") != "skimattn":
         raise MetadataError(f"{path}: not a skimattn metadata file")
-    for name, wanted in (("format", FORMAT), ("params_layout_sha256", _LAYOUT)):
+    layout = parameter_block.layout_sha256(parameter_block.FIELDS)
+    for name, wanted in (("format", FORMAT), ("params_layout_sha256", layout)):
         if document.get(name) != wanted:
             raise MetadataError(f"{path}: {name}: expected {wanted} (got {document.get(name)}); run build.py again")
     rows = document.get("kernels")

@@ -15,10 +15,11 @@ from functools import cached_property
 from pathlib import Path
 
 from . import emit, matrix, metadata, ninja_file, ptxas
-from .compile import Report, read_report, stale_reason
+from .compile import key_of
 from .errors import BuildError
 from .features import BY_NAME
 from .files import TEMPORARY, locked, write_if_changed
+from .report import Report, read_report, stale_reason
 from .spec import KernelSpec
 from .toolchain import Toolchain
 from .unit import Headers, Unit, from_folders
@@ -94,7 +95,8 @@ class Build:
         return Plan(units, {spec: reason for spec, reason in reasons.items() if reason})
 
     def _stale(self, spec: KernelSpec, unit: Unit, toolchain: Toolchain) -> str:
-        return stale_reason(self.folder / stem_of(spec), unit, toolchain, ptxas.allowed(spec))
+        key = key_of(unit, toolchain, ptxas.allowed(spec))
+        return stale_reason(self.folder / stem_of(spec), unit.source_sha256, key)
 
     def estimate(self, count: int, jobs: int) -> float:
         """Seconds that compiling ``count`` kernels should take, from what earlier builds here took."""

@@ -80,16 +80,17 @@ def _cell(specs: Iterable[KernelSpec]) -> str:
 
 
 def _head_dim_table(specs: Iterable[KernelSpec]) -> list[str]:
-    """Tiles by head dims and architecture."""
+    """Tiles by head dims, and by phase and architecture."""
     tiles: dict[tuple[int, int], dict[str, str]] = {}
+    groups: dict[str, set[int]] = {}
     for spec in specs:
-        tile = tile_of(spec)
-        tiles.setdefault((spec.head_dim, spec.head_dim_v), {})[spec.arch] = f"{tile.tile_m} x {tile.tile_n}"
-    groups = {arch: {tile_of(spec).group_rows for spec in matrix.specs("full", archs=[arch])} for arch in ARCHS}
-    heads = [f"`{arch}`: queries x keys, groups of {', '.join(map(str, rows))}" for arch, rows in groups.items()]
+        tile, kind = tile_of(spec), f"{spec.phase} on `{spec.arch}`"
+        tiles.setdefault((spec.head_dim, spec.head_dim_v), {})[kind] = f"{tile.tile_m} x {tile.tile_n}"
+        groups.setdefault(kind, set()).add(tile.group_rows)
+    heads = [f"{kind}: queries x keys, groups of {', '.join(map(str, rows))}" for kind, rows in groups.items()]
     lines = ["| head_dim of q, k | of v | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
-    for (dim, dim_v), by_arch in sorted(tiles.items()):
-        lines.append(f"| {dim} | {dim_v} | " + " | ".join(by_arch[arch] for arch in ARCHS) + " |")
+    for (dim, dim_v), by_kind in sorted(tiles.items()):
+        lines.append(f"| {dim} | {dim_v} | " + " | ".join(by_kind.get(kind, "no") for kind in groups) + " |")
     return lines
 
 

@@ -26,7 +26,7 @@ from ._launch.prepared import PreparedLaunches
 from ._launch.shortcut import SERVED, Elsewhere, Shortcut
 from ._launch.signature import Bound, Scan, outline_of
 from ._select.dispatch import arch_of, reference_arch, spec_of
-from ._select.kernels import describe
+from ._select.kernels import unbuilt_row
 from .errors import expected
 from .params import Params, forbid_changes, keep_prepared
 from .reference import prefill as reference
@@ -184,7 +184,7 @@ def _choose(problem: Problem, known: _Known) -> _Chosen:
     assert ordinal is not None  # a tensor's device has an index
     gpu = device(ordinal)
     spec = spec_of(problem, arch_of(gpu.capability))
-    row = describe(spec)
+    row = unbuilt_row(spec)
     chosen = known.kernels[problem.head_dim, problem.head_dim_v] = _Chosen(gpu, spec, row, Planner(row, gpu.sm_count))
     LOGGER.debug("%s computes calls like q %s", spec.name, list(problem.params.q.shape))
     return chosen
@@ -200,7 +200,7 @@ def _keep_form(scan: Scan, known: _Known) -> None:
 def _without_gpu(problem: Problem, stream: Any) -> Result:
     if stream is not None:
         raise expected("stream", "None with CPU tensors", repr(stream))
-    kernel = describe(spec_of(problem, reference_arch(problem.dtype)))
+    kernel = unbuilt_row(spec_of(problem, reference_arch(problem.dtype)))
     check_skip_map(problem, kernel)
     buffers = make_buffers(problem.params, problem.out_shape)
     forbid_changes(problem.params)

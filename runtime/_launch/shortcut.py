@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from skimattn.codegen.tile import ELEMENT_BYTES
+from skimattn.codegen.tiles.common import ELEMENT_BYTES
 
 from .._call.arguments import POINTERS
 from .._call.checks import MAX_DIM, MAX_STRIDE, TMA_BYTES

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Mapping
 from typing import Any
 
-from skimattn.codegen.params import OFFSETS, SIZE, TENSOR_MAP_BYTES, aligned_block
+from skimattn.codegen.parameter_block import OFFSETS, SIZE, TENSOR_MAP_BYTES, aligned_block
 
 from .loader import Loaded
 from .plan import KernelLaunch, Value

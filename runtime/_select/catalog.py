@@ -66,7 +66,7 @@ def explain(params: Params | None = None, /, **fields: object) -> Explanation:
 
 def _explain_fields(fields: dict[str, object]) -> Explanation:
     try:
-        verdict = matrix.explain(fields)
+        verdict = matrix.judge_values(fields)
     except ValueError as error:
         raise ArgumentError(f"explain: {error}") from error
     if isinstance(verdict, matrix.Rejected):
@@ -82,7 +82,7 @@ def _explain_call(params: Params) -> Explanation:
         on_gpu = problem.device.type == "cuda"
         arch = arch_of(device(problem.device.index or 0).capability) if on_gpu else reference_arch(problem.dtype)
         spec = spec_of(problem, arch)
-        check_skip_map(problem, kernels.describe(spec))
+        check_skip_map(problem, kernels.unbuilt_row(spec))
     except (ArgumentError, NoKernelError) as error:
         return _refused(str(error), trace)
     trace.append(f"head_dim: {problem.head_dim}, {problem.head_dim_v} run on {spec.head_dim}, {spec.head_dim_v}")
@@ -115,7 +115,7 @@ def _refused(reason: str, trace: list[str]) -> Explanation:
 
 def _accepted(spec: KernelSpec, path: str, trace: list[str]) -> Explanation:
     located = kernels.find(spec)
-    row = located.kernel if located else kernels.describe(spec)
+    row = located.kernel if located else kernels.unbuilt_row(spec)
     stale = located is not None and kernels.is_stale(located.kernel)
     trace.append(f"kernel: {row.name}, tile {row.tile_m}x{row.tile_n}, groups of {row.group_rows}, {row.order} order")
     trace.append(f"verified: {row.verified}")

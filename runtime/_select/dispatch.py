@@ -30,13 +30,15 @@ def reference_arch(dtype: str) -> str:
     return variables.choice(REFERENCE_VARIABLE, ARCHS) or str(matrix.complete({"dtype": dtype})["arch"])
 
 
-def head_dims(head_dim: int, head_dim_v: int) -> tuple[int, int]:
-    """The kernel's (head_dim, head_dim_v) with the fewest columns that holds the call's; TMA zero-fills the rest."""
-    fitting = [dims for dims in matrix.HEAD_DIMS if dims[0] >= head_dim and dims[1] >= head_dim_v]
+def head_dims(phase: str, head_dim: int, head_dim_v: int) -> tuple[int, int]:
+    """The (head_dim, head_dim_v) of the phase's kernel with the fewest columns that holds the call's.
+
+    TMA zero-fills the rest.
+    """
+    known = matrix.HEAD_DIMS[phase]
+    fitting = [dims for dims in known if dims[0] >= head_dim and dims[1] >= head_dim_v]
     if not fitting:
-        raise NoKernelError(
-            f"head_dim: expected at most one of {list(matrix.HEAD_DIMS)} (got {(head_dim, head_dim_v)})"
-        )
+        raise NoKernelError(f"head_dim: expected at most one of {list(known)} (got {(head_dim, head_dim_v)})")
     return min(fitting, key=sum)
 
 
@@ -48,10 +50,11 @@ def phase_of(problem: Problem) -> str:
 
 def spec_of(problem: Problem, arch: str) -> KernelSpec:
     """The one kernel that the call needs; :class:`NoKernelError` if the matrix does not hold it."""
-    dim, dim_v = head_dims(problem.head_dim, problem.head_dim_v)
+    phase = phase_of(problem)
+    dim, dim_v = head_dims(phase, problem.head_dim, problem.head_dim_v)
     spec = KernelSpec(
         arch=arch,
-        phase=phase_of(problem),
+        phase=phase,
         dtype=problem.dtype,
         out_dtype=problem.form.out_dtype,
         head_dim=dim,

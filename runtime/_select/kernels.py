@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skimattn.codegen import matrix, metadata, variables
-from skimattn.codegen.compile import Report, read_report
 from skimattn.codegen.errors import MetadataError
 from skimattn.codegen.metadata import Kernel
+from skimattn.codegen.report import Report, read_report
 from skimattn.codegen.spec import KernelSpec
 
 from .nearest import not_built
@@ -35,7 +35,7 @@ class Located:
     folder: Path
 
 
-def describe(spec: KernelSpec) -> Kernel:
+def unbuilt_row(spec: KernelSpec) -> Kernel:
     """A kernel's row with everything known before it is built; hashes are empty, registers 0."""
     return metadata.kernel_of(spec, _UNBUILT, cubin="")
 

@@ -9,7 +9,7 @@ from skimattn.codegen import cache
 _MIB = 1 << 20
 
 
-def describe() -> list[str]:
+def summary() -> list[str]:
     """Folder, number of kernels, MiB, the bound, and one line per kernel, that used last first.
 
     Raises:
@@ -27,6 +27,6 @@ def describe() -> list[str]:
 
 
 def clear() -> str:
-    """Remove them all; returns what was done. Raises as :func:`describe`."""
+    """Remove them all; returns what was done. Raises as :func:`summary`."""
     folder = cache.default_folder()
     return f"{cache.clear(folder)} kernels removed from {folder}"

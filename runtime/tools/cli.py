@@ -42,7 +42,7 @@ def cache(clear: bool) -> None:
     from . import cache as kept
 
     try:
-        for line in [kept.clear()] if clear else kept.describe():
+        for line in [kept.clear()] if clear else kept.summary():
             click.echo(line)
     except (BuildError, OSError) as error:
         raise click.ClickException(str(error)) from error

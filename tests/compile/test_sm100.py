@@ -8,11 +8,12 @@ import shutil
 
 import pytest
 from skimattn.codegen import matrix, metadata, ptxas
-from skimattn.codegen.compile import Report, compile_kernel
+from skimattn.codegen.compile import compile_kernel
 from skimattn.codegen.pipeline import Sources
+from skimattn.codegen.report import Report
 from skimattn.codegen.spec import KernelSpec
-from skimattn.codegen.tile import ELEMENT_BYTES
 from skimattn.codegen.tiles import tile_of
+from skimattn.codegen.tiles.common import ELEMENT_BYTES
 from skimattn.codegen.toolchain import find_toolchain
 
 from tests.helpers.sass import instructions, nvdisasm

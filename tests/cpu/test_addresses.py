@@ -65,7 +65,7 @@ def test_quick_checks_agree_with_those_that_explain(monkeypatch: pytest.MonkeyPa
     params = call_at(apart(), memory)
     problem = validate(params)
     spec = spec_of(problem, "sm90")
-    prepared, loaded = Prepared(), Loaded(kernels.describe(spec), 1)
+    prepared, loaded = Prepared(), Loaded(kernels.unbuilt_row(spec), 1)
     scan = scan_of(params)
     buffers, planner = make_buffers(params, problem.out_shape), Planner(loaded.kernel, 132)
     prepared.fill(scan.outline.names, problem, buffers, planner, device(0), loaded)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from skimattn import ArgumentError, Params, launch, launcher
 from skimattn._call.arguments import ARGUMENTS, INPUTS, OPTIONS, OUTPUTS, POINTERS, SIZES, TENSOR_MAPS, TENSORS
-from skimattn.codegen.params import FIELDS
+from skimattn.codegen.parameter_block import FIELDS
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.helpers.fake_driver import FakeDriver, install, on_gpu, scan_of, small_call

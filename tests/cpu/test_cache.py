@@ -17,9 +17,9 @@ import pytest
 from click.testing import CliRunner, Result
 from skimattn.codegen import cache, emit, jit, matrix
 from skimattn.codegen import compile as compile_module
-from skimattn.codegen.compile import Report
 from skimattn.codegen.errors import BuildError
 from skimattn.codegen.files import TEMPORARY
+from skimattn.codegen.report import Report, read_report, write_result
 from skimattn.tools import cli
 
 from tests.helpers import standin
@@ -78,7 +78,7 @@ def put(folder: Path, number: int, size: int = 1000, age: float = 0.0) -> str:
     name, cubin = f"skim_kernel-{number:016x}", b"x" * size
     cache.prepare(folder)
     report = Report(KEY, "", hashlib.sha256(cubin).hexdigest(), "nvrtc 1.2.3", 8, 0, 1.0, 1)
-    compile_module.write_result(folder / name, cubin, report)
+    write_result(folder / name, cubin, report)
     (folder / f"{name}.lock").touch()
     for suffix in ("json", "cubin", "lock"):
         os.utime(folder / f"{name}.{suffix}", (time.time() - age,) * 2)
@@ -186,7 +186,7 @@ def test_planted_entries_are_not_read_but_replaced(folder: Path, tmp_path: Path,
     else:
         os.chown(path, NOBODY, NOBODY)
     content = path.read_bytes()
-    report = compile_module.read_report((folder / kernel.cubin).with_suffix(".json"))
+    report = read_report((folder / kernel.cubin).with_suffix(".json"))
     assert report is not None
     key = report.content_key
     assert cache.read(folder, path.stem, key) is None

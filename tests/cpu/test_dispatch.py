@@ -39,14 +39,14 @@ def smallest(dim: int, dim_v: int) -> tuple[int, int]:
 
 def test_every_head_dim_has_the_smallest_kernel_that_holds_it() -> None:
     for dim, dim_v in itertools.product(range(8, 257, 8), repeat=2):
-        assert head_dims(dim, dim_v) == smallest(dim, dim_v), (dim, dim_v)
-    assert [head_dims(dim, dim) for dim in (72, 80, 96, 112, 160)] == [(128, 128)] * 4 + [(256, 256)]
-    assert head_dims(192, 128) == (192, 128) and head_dims(192, 136) == (256, 256)
+        assert head_dims("prefill", dim, dim_v) == smallest(dim, dim_v), (dim, dim_v)
+    assert [head_dims("prefill", dim, dim) for dim in (72, 80, 96, 112, 160)] == [(128, 128)] * 4 + [(256, 256)]
+    assert head_dims("prefill", 192, 128) == (192, 128) and head_dims("prefill", 192, 136) == (256, 256)
 
 
 def test_head_dims_beyond_the_largest_kernel() -> None:
     with pytest.raises(NoKernelError, match=r"^head_dim: expected at most one of .*256.* \(got \(264, 8\)\)"):
-        head_dims(264, 8)
+        head_dims("prefill", 264, 8)
 
 
 @pytest.mark.parametrize(

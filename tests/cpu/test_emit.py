@@ -14,7 +14,7 @@ from skimattn.codegen import emit
 from skimattn.codegen.features import FEATURES
 from skimattn.codegen.files import write_if_changed
 from skimattn.codegen.matrix import all_specs, specs
-from skimattn.codegen.params import FIELDS
+from skimattn.codegen.parameter_block import FIELDS
 from skimattn.codegen.tiles import tile_of
 
 _HASH_ALL = """
@@ -55,6 +55,24 @@ def test_a_source_states_its_spec() -> None:
         assert f"kTileN = {tile.tile_n};" in text
         assert f"Mask::k{spec.mask.capitalize()};" in text
         assert f"kPaged = {str(spec.paged).lower()};" in text
+
+
+def test_a_tile_adds_traits_of_its_own() -> None:
+    """What only one architecture has comes from its tiles: the template does not ask for one."""
+    assert not re.search(r"sm\d", (emit.templates_root() / "kernel.cu.j2").read_text())
+    own = {
+        "sm90": {"kProducerRegs", "kConsumerRegs", "kQRegisterSteps"},
+        "sm100": {"kSoftmaxRegs", "kCorrectionRegs", "kOtherRegs", "kTmemColumns", "kOrderedProducts"},
+    }
+    for arch, names in own.items():
+        for spec in specs("smoke", archs=[arch]):
+            constants = dict(re.findall(r"constexpr (?:int|bool) (k\w+) = (\w+);", emit.render_kernel(spec)))
+            assert names <= constants.keys() and not constants.keys() & (set().union(*own.values()) - names)
+            traits = tile_of(spec).traits(spec)
+            assert traits.keys() == names
+            assert {name: constants[name] for name in names} == {n: str(v).lower() for n, v in traits.items()}
+    blackwell = emit.render_kernel(specs("smoke", archs=["sm100"])[0])
+    assert "constexpr int kTmemColumns = 512;" in blackwell and "constexpr bool kOrderedProducts = true;" in blackwell
 
 
 def test_headers_hold_every_field_and_value() -> None:

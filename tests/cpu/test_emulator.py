@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from skimattn.codegen.params import aligned_block
+from skimattn.codegen.parameter_block import aligned_block
 
 from tests.emulator import SCHEDULES, EmulatorBuildError, EmulatorError, compile_source
 from tests.emulator.rules import BROKEN, THREADS, Bench, names, rules

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from skimattn.codegen.params import aligned_block
+from skimattn.codegen.parameter_block import aligned_block
 
 from tests.emulator import EmulatorError, compile_source
 from tests.emulator.operands import SWIZZLES, Stored, store

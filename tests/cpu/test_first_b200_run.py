@@ -109,9 +109,11 @@ def test_a_benchmark_that_breaks_off_has_not_passed(monkeypatch: pytest.MonkeyPa
 
 
 def test_hints_name_what_exists() -> None:
-    from skimattn.codegen import tiles_sm100
+    from skimattn.codegen.tiles.sm100_prefill import Sm100PrefillTile
 
-    assert hasattr(tiles_sm100.Tile, "ordered_products")
+    assert hasattr(Sm100PrefillTile, "ordered_products")
     root = Path(first.__file__).resolve().parents[1]
-    for path in ("tests/helpers/placement.py", "tests/helpers/probes.py", "tests/gpu/test_gpu_cases.py"):
+    tables = "codegen/tiles/sm100_prefill.py"
+    for path in (tables, "tests/helpers/placement.py", "tests/helpers/probes.py", "tests/gpu/test_gpu_cases.py"):
         assert (root / path).is_file()
+    assert any(tables in stage.hint for stage in first.STAGES)

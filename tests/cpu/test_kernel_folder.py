@@ -11,8 +11,8 @@ import pytest
 from skimattn import ArgumentError, BuildError, NoKernelError, variants
 from skimattn._select import kernels
 from skimattn.codegen import jit, metadata, pipeline
-from skimattn.codegen.compile import Report, write_result
 from skimattn.codegen.files import write_atomic
+from skimattn.codegen.report import Report, write_result
 from skimattn.codegen.spec import KernelSpec
 
 from tests.helpers import standin
@@ -122,7 +122,7 @@ def test_the_words_that_switch_compiling_off(
     folder: Path, word: str, compiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(kernels.JIT_VARIABLE, word)
-    monkeypatch.setattr(jit, "compile_spec", lambda spec: (kernels.describe(spec), b"compiled"))
+    monkeypatch.setattr(jit, "compile_spec", lambda spec: (kernels.unbuilt_row(spec), b"compiled"))
     if compiles:
         assert kernels.obtain(SPEC)[1] == b"compiled"
     else:

@@ -33,7 +33,7 @@ def test_what_reaches_the_kernel(fake: FakeDriver) -> None:
     (sent,) = fake.launches
     spec = explain(params).spec
     assert spec is not None
-    kernel = kernels.describe(spec)
+    kernel = kernels.unbuilt_row(spec)
     assert (sent.threads, sent.smem, sent.stream) == (kernel.threads, kernel.smem_bytes, 0)
     assert sent.grid == 2 * 4 * -(-70 // kernel.tile_m)
     addresses = [sent.map_address(name) for name in ("tma_q", "tma_k", "tma_v", "tma_o")]

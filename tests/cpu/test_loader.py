@@ -39,7 +39,7 @@ class SlowCompiler:
         if spec == self.slow:
             self.begun.set()
             assert self.may_end.wait(SECONDS)
-        return kernels.describe(spec), spec.name.encode()
+        return kernels.unbuilt_row(spec), spec.name.encode()
 
 
 def test_only_those_wait_that_need_the_kernel(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_a_driver_that_is_too_old_is_told_with_both_versions(
     fake: FakeDriver, monkeypatch: pytest.MonkeyPatch, function: str, name: str
 ) -> None:
     monkeypatch.setattr(
-        kernels, "obtain", lambda spec: (replace(kernels.describe(spec), compiler="nvrtc 13.0.88"), b"")
+        kernels, "obtain", lambda spec: (replace(kernels.unbuilt_row(spec), compiler="nvrtc 13.0.88"), b"")
     )
     fake.version = 12040
     fake.failing = {function: getattr(real.CUresult, f"CUDA_ERROR_{name}")}
@@ -104,7 +104,7 @@ def test_a_driver_that_is_too_old_is_told_with_both_versions(
 def test_other_errors_are_left_as_they_are(
     fake: FakeDriver, monkeypatch: pytest.MonkeyPatch, version: int, name: str, compiler: str
 ) -> None:
-    monkeypatch.setattr(kernels, "obtain", lambda spec: (replace(kernels.describe(spec), compiler=compiler), b""))
+    monkeypatch.setattr(kernels, "obtain", lambda spec: (replace(kernels.unbuilt_row(spec), compiler=compiler), b""))
     fake.version = version
     fake.failing = {"cuLibraryLoadData": getattr(real.CUresult, name)}
     with pytest.raises(CudaError, match=rf"^cuLibraryLoadData: {name} \(as the test wished, code \d+\)$"):

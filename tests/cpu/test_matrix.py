@@ -1,31 +1,76 @@
-"""Which kernels exist, and how the matrix explains itself."""
+"""Which kernels exist, what a skip means to each, and how the matrix explains itself."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from skimattn.codegen import cli, matrix, ptxas
+from skimattn.codegen import cli, matrix, metadata, ptxas
 from skimattn.codegen.arch import ARCHS
-from skimattn.codegen.features import BY_NAME, FEATURES
-from skimattn.codegen.matrix import Accepted, Rejected, all_specs, explain, specs
+from skimattn.codegen.features import BY_NAME, FEATURES, Value
+from skimattn.codegen.matrix import Accepted, Rejected, all_specs, judge_values, specs
 from skimattn.codegen.spec import KernelSpec
-from skimattn.codegen.tile import MAX_SMEM_BYTES, row_bytes
-from skimattn.codegen.tiles import smem_bytes, tile_of, tiles_sm90, tiles_sm100, tmem_columns
+from skimattn.codegen.tiles.common import ELEMENT_BYTES
 
-GOLDEN = Path(__file__).parent / "golden" / "variants.txt"
+GOLDEN = Path(__file__).parent / "golden" / "kernels.txt"
 
 
 def golden_text() -> str:
-    """One line per kernel: its name and the smallest set that holds it."""
-    smallest = {spec.name: name for name in reversed(matrix.SETS) for spec in specs(name)}
-    return "".join(f"{spec.name} {smallest[spec.name]}\n" for spec in all_specs())
+    """What a skip means, how many kernels each set has, and the smoke set.
+
+    A tile, a row group or an order that depended on anything else than what its line names would give two lines.
+    """
+    masks: dict[str, dict[str, None]] = {}
+    for spec in all_specs():
+        row, bits = metadata.listing(spec, None), 8 * ELEMENT_BYTES[spec.dtype]
+        tile = f"{row['tile_m']}x{row['tile_n']}, groups of {row['group_rows']}, {row['order']}"
+        kind = f"{spec.arch} {spec.phase} {bits}-bit d{spec.head_dim}v{spec.head_dim_v}: {tile}:"
+        masks.setdefault(kind, {})[spec.mask] = None
+    lines = [f"{kind} {' '.join(those)}" for kind, those in masks.items()]
+    for name in matrix.SETS:
+        lines += [f"{name} {arch}: {len(specs(name, archs=[arch]))} kernels" for arch in ARCHS]
+    return "\n".join([*lines, *(f"smoke {spec.name}" for spec in specs("smoke"))]) + "\n"
 
 
-def test_the_kernels_are_those_on_the_golden_list() -> None:
+def test_tiles_orders_and_counts_are_those_of_the_golden_list() -> None:
     assert golden_text() == GOLDEN.read_text(), "rewrite it with: python -m tests.cpu.test_matrix"
+
+
+# Which kernels there are, written out once more: of each architecture and pair of types, the product of the rest.
+TYPES = {
+    "sm90": (("bf16", "bf16"), ("fp16", "fp16")),
+    "sm100": (("bf16", "bf16"), ("fp16", "fp16"), ("e4m3", "bf16"), ("e4m3", "fp16")),
+}
+HEAD_DIMS = ((64, 64), (128, 128), (192, 128), (256, 256))
+LAYOUTS = {mask: (False, True) for mask in BY_NAME["mask"].values}  # paged or not
+
+
+def products(
+    types: Mapping[str, Collection[tuple[str, str]]], layouts: Mapping[Value, Collection[bool]], flags: Collection[bool]
+) -> set[KernelSpec]:
+    """Every kernel of these types, masks with their layouts, and values of the flags softcap and alibi."""
+    return {
+        KernelSpec(arch, "prefill", dtype, out, dim, dim_v, str(mask), paged, skip, softcap, alibi)
+        for arch, pairs in types.items()
+        for (dtype, out), (dim, dim_v), mask in product(pairs, HEAD_DIMS, layouts)
+        for paged, skip, softcap, alibi in product(layouts[mask], ("dense", "skip", "stat"), flags, flags)
+    }
+
+
+def test_the_full_set_is_a_product() -> None:
+    assert set(all_specs()) == products(TYPES, LAYOUTS, (False, True))
+    assert len(all_specs()) == len(set(all_specs()))
+
+
+def test_the_default_set_is_a_product() -> None:
+    common = {arch: [pair for pair in pairs if pair != ("e4m3", "fp16")] for arch, pairs in TYPES.items()}
+    paged = ("causal", "window", "chunked")
+    layouts = {mask: (False, True) if mask in paged else (False,) for mask in LAYOUTS}
+    assert set(specs("default")) == products(common, layouts, (False,))
 
 
 def test_names_are_unique() -> None:
@@ -66,80 +111,6 @@ def test_sm100_has_what_sm90_has_and_8_bit_input_besides() -> None:
     assert shapes == set(specs("full", {"dtype": ["bf16"]}, ["sm100"]))
 
 
-def test_every_kernel_has_a_tile_that_fits() -> None:
-    for spec in all_specs():
-        tile = tile_of(spec)
-        assert smem_bytes(spec) <= MAX_SMEM_BYTES
-        registers = sum(tile.registers)
-        assert registers <= 65536 // tile.threads // 8 * 8 * tile.threads // 128 and tile.threads <= 1024, spec.name
-        assert all(value % 8 == 0 and 24 <= value <= 256 for value in tile.registers), spec.name  # setmaxnreg's rule
-        at_launch = 65536 // tile.threads // 8 * 8
-        first, *others = sorted(set(tile.registers), reverse=True)  # who computes asks for more, the others give
-        assert first >= at_launch >= max(others), spec.name
-        assert tile.tile_m == tile.consumers * tile.group_rows, spec.name
-
-
-def test_a_tile_asks_for_no_more_registers_than_it_was_launched_with() -> None:
-    tile = tiles_sm90.Tile(128, 128, 2, 2, separate_o=True, producer_regs=24, consumer_regs=240)  # 504 = 3 x 168
-    with pytest.raises(AssertionError, match="504"):
-        replace(tile, producer_regs=32)
-    blackwell = tiles_sm100.Tile(256, 128, 2, 2, separate_o=True)  # 512 = 4 x 128
-    assert sum(blackwell.registers) == 512
-    with pytest.raises(AssertionError, match="512"):
-        replace(blackwell, other_regs=64)
-
-
-@pytest.mark.parametrize(
-    ("columns", "dtype", "wanted"),
-    [(64, "bf16", 128), (192, "fp16", 384), (64, "e4m3", 128), (128, "e4m3", 128), (192, "e4m3", 256)],
-)
-def test_rows_lie_in_whole_panels(columns: int, dtype: str, wanted: int) -> None:
-    assert row_bytes(columns, dtype) == wanted
-
-
-@pytest.mark.parametrize(
-    ("fields", "smem", "tmem", "threads"),
-    [
-        # Q 64 KB, O 32, K 2 x 32, V 2 x 32, barriers and exchange 3: all there is. S and O: 2 x (128 + 128).
-        ({"head_dim": 128}, 227, 512, 512),
-        # Q 32, O 16, K 4 x 16, V 4 x 16; 2 x (128 + 64) columns are rounded up.
-        ({"head_dim": 64}, 179, 512, 512),
-        ({"head_dim": 192}, 227, 512, 512),  # Q and O 96, K 2 x 48, V 32
-        ({"head_dim": 256}, 195, 512, 384),  # one group: Q and O 64, K 64, V 64
-        ({"head_dim": 128, "dtype": "e4m3"}, 195, 512, 512),  # Q 32, O 32, K 4 x 16, V 4 x 16
-        ({"head_dim": 64, "dtype": "e4m3"}, 179, 512, 512),  # half of every panel is empty
-        ({"head_dim": 192, "dtype": "e4m3"}, 211, 512, 512),  # Q and O 2 x 32, K 3 x 32, V 3 x 16
-        ({"head_dim": 256, "dtype": "e4m3"}, 227, 512, 384),  # Q 32, O 64, K 2 x 32, V 2 x 32
-    ],
-)
-def test_memory_of_sm100_kernels_worked_out_by_hand(
-    fields: dict[str, object], smem: int, tmem: int, threads: int
-) -> None:
-    verdict = explain({"arch": "sm100", **fields})
-    assert isinstance(verdict, Accepted)
-    spec = verdict.spec
-    assert (smem_bytes(spec), tmem_columns(spec), tile_of(spec).threads) == (smem * 1024, tmem, threads)
-
-
-def test_two_groups_with_256_columns_do_not_fit_tensor_memory() -> None:
-    verdict = explain({"arch": "sm100", "head_dim": 256})
-    assert isinstance(verdict, Accepted)
-    wide = tiles_sm100.Tile(256, 128, stages=1, stages_v=1, separate_o=False)
-    with pytest.raises(AssertionError, match="768"):
-        wide.tmem_columns(verdict.spec)
-
-
-def test_sm90_has_no_tensor_memory() -> None:
-    assert {tmem_columns(spec) for spec in specs("full", archs=["sm90"])} == {0}
-
-
-def test_o_that_does_not_fit_where_q_was_is_no_tile() -> None:
-    spec = explain({"dtype": "e4m3", "head_dim": 256})
-    assert isinstance(spec, Accepted)
-    with pytest.raises(AssertionError, match="shares with Q"):
-        replace(tile_of(spec.spec), separate_o=False).smem_bytes(spec.spec)
-
-
 def test_only_filters_by_every_field() -> None:
     chosen = specs("default", {"dtype": ("bf16", "fp16"), "head_dim": (128,), "skip": ("stat",)})
     assert chosen
@@ -161,12 +132,12 @@ def test_unknown_sets_and_fields_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown field 'colour'"):
         specs("default", {"colour": ("red",)})
     with pytest.raises(ValueError, match="unknown field 'colour'"):
-        explain({"colour": "red"})
+        judge_values({"colour": "red"})
 
 
-def test_explain_accepts_exactly_the_matrix() -> None:
+def test_the_values_of_every_kernel_are_accepted() -> None:
     for spec in all_specs():
-        assert explain(spec.values) == Accepted(spec)
+        assert judge_values(spec.values) == Accepted(spec)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +147,7 @@ def test_explain_accepts_exactly_the_matrix() -> None:
         ({"head_dim": 64, "head_dim_v": 128}, "head-dims", "(192, 128)"),
         ({"head_dim": 96}, "head_dim-values", "next larger kernel"),
         ({"head_dim_v": 80}, "head_dim_v-values", "next larger kernel"),
+        ({"phase": "decode"}, "phase-values", "phase: expected one of prefill (got 'decode')"),
         ({"arch": "sm120"}, "arch-values", "sm120 has no kernel specs yet (specs exist for sm90, sm100)"),
         ({"dtype": "fp8"}, "dtype-values", "expected one of bf16, fp16, e4m3 (got 'fp8')"),
         ({"dtype": "e4m3", "arch": "sm90"}, "fp8-arch", "V is transposed first"),
@@ -188,14 +160,14 @@ def test_explain_accepts_exactly_the_matrix() -> None:
     ],
 )
 def test_rejections_name_rule_and_reason(values: dict[str, object], rule: str, words: str) -> None:
-    verdict = explain(values)
+    verdict = judge_values(values)
     assert isinstance(verdict, Rejected)
     assert verdict.rule == rule
     assert words in verdict.reason
 
 
-def test_explain_fills_in_what_is_left_open() -> None:
-    verdict = explain({"head_dim": "192", "mask": "causal", "paged": "true"})
+def test_what_is_left_open_is_filled_in() -> None:
+    verdict = judge_values({"head_dim": "192", "mask": "causal", "paged": "true"})
     assert isinstance(verdict, Accepted)
     assert verdict.spec.name == "skim_sm90_prefill_bf16_d192v128_causal_dense_paged"
 
@@ -209,7 +181,7 @@ def test_explain_fills_in_what_is_left_open() -> None:
     ],
 )
 def test_8_bit_input_means_the_architecture_that_has_it(fields: dict[str, object], name: str) -> None:
-    verdict = explain(fields)
+    verdict = judge_values(fields)
     assert isinstance(verdict, Accepted) and verdict.spec.name == name
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from skimattn.codegen import metadata
-from skimattn.codegen.compile import Report
+from skimattn.codegen import metadata, parameter_block
 from skimattn.codegen.errors import BuildError, MetadataError
 from skimattn.codegen.matrix import specs
 from skimattn.codegen.metadata import Kernel
+from skimattn.codegen.parameter_block import Field
+from skimattn.codegen.report import Report
 
 CUBIN = b"not really a cubin" * 10
 
@@ -80,6 +81,32 @@ def test_foreign_documents_are_refused(path: Path, change: Callable[[dict[str, A
     change(document)
     path.write_text(json.dumps(document))
     with pytest.raises(MetadataError, match=words):
+        metadata.load(path)
+
+
+def test_other_words_about_a_parameter_leave_folders_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text is no layout: it is a comment of the sources, so kernels are stale at most."""
+    reworded = tuple(replace(field, doc=f"{field.doc}, in other words") for field in parameter_block.FIELDS)
+    monkeypatch.setattr(parameter_block, "FIELDS", reworded)
+    assert metadata.load(path) == make()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fields: (*fields[:-1], replace(fields[-1], name="another")),
+        lambda fields: (*fields[:-1], replace(fields[-1], kind="int32")),  # of the same size
+        lambda fields: (*fields[:-1], replace(fields[-1], ctype="int32_t")),
+        lambda fields: (*fields[:-2], fields[-1], fields[-2]),
+        lambda fields: fields[:-1],
+    ],
+    ids=["name", "kind", "type", "order", "fewer"],
+)
+def test_another_layout_of_the_parameters_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[tuple[Field, ...]], tuple[Field, ...]]
+) -> None:
+    monkeypatch.setattr(parameter_block, "FIELDS", change(parameter_block.FIELDS))
+    with pytest.raises(MetadataError, match=r"params_layout_sha256: expected \w+ \(got \w+\); run build\.py again"):
         metadata.load(path)
 
 

@@ -14,7 +14,7 @@ from skimattn._launch.buffers import Buffers, make_buffers
 from skimattn._launch.plan import KernelLaunch, make_plan, page_box_rows
 from skimattn._select import kernels
 from skimattn._select.dispatch import spec_of
-from skimattn.codegen.params import FIELDS
+from skimattn.codegen.parameter_block import FIELDS
 
 COUNTER = 0xC0FFEE0
 named: set[str] = set()  # fields that some plan of this module gave a value to
@@ -26,7 +26,7 @@ def plan_of(sm_count: int = 132, arch: str = "sm90", **arguments: Any) -> tuple[
     params = Params(**arguments)
     problem = validate(params)
     buffers = make_buffers(params, problem.out_shape)
-    kernel = kernels.describe(spec_of(problem, arch))
+    kernel = kernels.unbuilt_row(spec_of(problem, arch))
     (plan,) = make_plan(problem, kernel, buffers, sm_count=sm_count, work_counter_address=COUNTER).kernels
     named.update(plan.scalars)
     zeros = {field.name: 0 for field in FIELDS if field.kind != "tensor_map"}

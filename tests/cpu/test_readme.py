@@ -200,7 +200,7 @@ def test_a_mask_is_added_as_described(scratch: Path) -> None:
 
     golden, matrix, emulator, build = commands(text)
     run(golden)
-    assert "anticausal" in (scratch / "tests/cpu/golden/variants.txt").read_text()
+    assert "anticausal" in (scratch / "tests/cpu/golden/kernels.txt").read_text()
     assert "rewritten" in run(matrix) and "| `anticausal` |" in (scratch / "README.md").read_text()
     assert emulator[-2:] == ["-k", "anticausal"]
     chosen = "anticausal and prefill_bf16_d64 and stat and (batched or ragged)"  # of both architectures

@@ -21,7 +21,7 @@ Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def run(params: Params, **changes: object) -> torch.Tensor:
     """The reference of the call's kernel with some of its geometry changed."""
     problem = validate(params)
-    kernel = replace(kernels.describe(spec_of(problem, "sm90")), **changes)  # type: ignore[arg-type]
+    kernel = replace(kernels.unbuilt_row(spec_of(problem, "sm90")), **changes)  # type: ignore[arg-type]
     buffers = make_buffers(params, problem.out_shape)
     module.attention(problem, kernel, buffers)
     return buffers.out

@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def put(folder: Path, cubin: bytes = b"a cubin", source_sha256: str | None = None) -> metadata.Kernel:
     """Write the kernel of SPEC as a build would."""
     row = dataclasses.replace(
-        kernels.describe(SPEC),
+        kernels.unbuilt_row(SPEC),
         cubin="one.cubin",
         cubin_sha256=hashlib.sha256(cubin).hexdigest(),
         registers=168,
@@ -167,7 +167,7 @@ def test_explain_a_call_on_the_cpu(folder: Path) -> None:
     explanation = explain(call(skip_softmax_threshold=0.5))
     assert explanation.accepted and explanation.path == "reference"
     assert explanation.kernel == "skim_sm90_prefill_bf16_d64_causal_skip" and not explanation.built
-    row = kernels.describe(explanation.spec)  # type: ignore[arg-type]
+    row = kernels.unbuilt_row(explanation.spec)  # type: ignore[arg-type]
     assert (explanation.tile, explanation.order) == ((row.tile_m, row.tile_n), row.order)
     text = str(explanation)
     assert "reference" in text and "skip, since skip_softmax_threshold is given" in text
@@ -263,8 +263,8 @@ def test_without_compiling_a_missing_kernel_is_no_kernel(folder: Path, monkeypat
 def test_a_missing_kernel_is_compiled_on_first_use(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from skimattn.codegen import jit
 
-    monkeypatch.setattr(jit, "compile_spec", lambda spec: (kernels.describe(spec), b"compiled"))
-    assert kernels.obtain(SPEC) == (kernels.describe(SPEC), b"compiled")
+    monkeypatch.setattr(jit, "compile_spec", lambda spec: (kernels.unbuilt_row(spec), b"compiled"))
+    assert kernels.obtain(SPEC) == (kernels.unbuilt_row(SPEC), b"compiled")
 
 
 def test_the_reference_is_announced_once_per_kernel(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from skimattn import ArgumentError, Params, launch
 from skimattn._launch.shortcut import Elsewhere, Shortcut
-from skimattn.codegen.params import OFFSETS, SIZE
+from skimattn.codegen.parameter_block import OFFSETS, SIZE
 
 from tests.helpers.fake_driver import FakeDriver, install, on_gpu, scan_of
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import pytest
 from skimattn.codegen import matrix
 from skimattn.codegen.spec import KernelSpec
-from skimattn.codegen.tile import ELEMENT_BYTES, row_bytes
-from skimattn.codegen.tiles import tile_of, tiles_sm100
+from skimattn.codegen.tiles import tile_of
+from skimattn.codegen.tiles.common import ELEMENT_BYTES, row_bytes
+from skimattn.codegen.tiles.sm100_prefill import Sm100PrefillTile
 
 from tests.emulator import compile_kernel
 from tests.helpers.cases import Case, contents
@@ -91,7 +92,7 @@ def issued(spec: KernelSpec) -> set[Issued]:
     return {Issued(bool(words[i][0]), *(int(words[i][j]) for j in range(1, 5))) for i in range(count)}
 
 
-def expected(spec: KernelSpec, tile: tiles_sm100.Tile) -> set[Issued]:
+def expected(spec: KernelSpec, tile: Sm100PrefillTile) -> set[Issued]:
     """What the tables and the encoder say: Q, O, K and V in this order, as panels of 128-byte rows."""
     size, groups = ELEMENT_BYTES[spec.dtype], tile.consumers
     depth, row = 32 // size, row_bytes(spec.head_dim, spec.dtype)
@@ -128,6 +129,6 @@ def test_every_geometry_is_here() -> None:
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_products_are_described_as_the_encoder_does(spec: KernelSpec) -> None:
     tile = tile_of(spec)
-    assert isinstance(tile, tiles_sm100.Tile)
+    assert isinstance(tile, Sm100PrefillTile)
     got, wanted = issued(spec), expected(spec, tile)
     assert got == wanted, (sorted(got - wanted)[:3], sorted(wanted - got)[:3], len(got), len(wanted))

@@ -14,7 +14,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from skimattn.codegen.params import aligned_block
+from skimattn.codegen.parameter_block import aligned_block
 
 from tests.emulator import EmulatedKernel, compile_source
 

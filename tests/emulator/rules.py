@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from skimattn.codegen.params import aligned_block
+from skimattn.codegen.parameter_block import aligned_block
 
 from tests.emulator import EmulatedKernel, Range, compile_source, encode_map
 

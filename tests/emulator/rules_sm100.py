@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from skimattn.codegen.params import aligned_block
+from skimattn.codegen.parameter_block import aligned_block
 
 from tests.emulator import EmulatedKernel, compile_source, encode_map
 from tests.emulator.rules import map_of

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from skimattn.codegen.params import FIELDS, ParamsBlock, aligned_block
+from skimattn.codegen.parameter_block import FIELDS, ParamsBlock, aligned_block
 
 SCHEDULES = ("early", "late", "random")
 Range = tuple[int, int]  # address and bytes of memory that a kernel may touch

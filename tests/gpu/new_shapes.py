@@ -14,7 +14,7 @@ import torch
 from skimattn import Params, launch
 from skimattn._cuda import driver
 from skimattn._launch.signature import Bound, outline_of
-from skimattn.codegen.params import OFFSETS, TENSOR_MAP_BYTES
+from skimattn.codegen.parameter_block import OFFSETS, TENSOR_MAP_BYTES
 
 HEADS, MOST = (4, 2), 2048
 

@@ -22,7 +22,7 @@ from skimattn._launch import buffers, loader, signature, tensormap
 from skimattn._launch.prepared import PreparedLaunches
 from skimattn._launch.step import LaunchConfig
 from skimattn._select import kernels
-from skimattn.codegen.params import SIZE, TENSOR_MAP_BYTES, ParamsBlock
+from skimattn.codegen.parameter_block import SIZE, TENSOR_MAP_BYTES, ParamsBlock
 from skimattn.params import Params
 
 SUCCESS = real.CUresult.CUDA_SUCCESS
@@ -263,7 +263,7 @@ def install(monkeypatch: Any, fake: FakeDriver | None = None) -> FakeDriver:
     monkeypatch.setattr(signature, "_outlines", {})
     monkeypatch.setattr(signature, "_all_outlines", {})
     monkeypatch.setattr(kernels, "built", dict)  # whatever this checkout has built, or built long ago
-    monkeypatch.setattr(kernels, "obtain", lambda spec: (kernels.describe(spec), spec.name.encode()))
+    monkeypatch.setattr(kernels, "obtain", lambda spec: (kernels.unbuilt_row(spec), spec.name.encode()))
     monkeypatch.setattr(streams, "current", lambda _ordinal: 0)
     monkeypatch.setattr(buffers, "pack_mask", lambda mask: on_gpu(pack_mask(mask.as_subclass(torch.Tensor))))
     tensormap._constants.cache_clear()

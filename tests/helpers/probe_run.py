@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from skimattn.codegen.params import aligned_block
+from skimattn.codegen.parameter_block import aligned_block
 
 from .cubin import Program as Cubin
 from .cubin import compile_cubin

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from skimattn.codegen import ninja_file, pipeline, ptxas
-from skimattn.codegen.compile import Report, key_of, write_result
+from skimattn.codegen.compile import key_of
 from skimattn.codegen.emit import TEMPLATES_VARIABLE
+from skimattn.codegen.report import Report, write_result
 from skimattn.codegen.spec import KernelSpec
 from skimattn.codegen.toolchain import Toolchain
 

@@ -1,4 +1,4 @@
-"""Tiles of SM90: consumer warpgroups of 64 rows, and one producer warpgroup.
+"""Prefill tiles of SM90: consumer warpgroups of 64 rows, and one producer warpgroup.
 
 The rows were budgeted on paper (registers: 65536 per SM over all warpgroups; shared memory: 227 KB per CTA) and
 measured on an H200 where ``bench/NOTES.md`` says so.
@@ -6,18 +6,19 @@ measured on an H200 where ``bench/NOTES.md`` says so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from . import tile
-from .spec import KernelSpec
+from ..spec import KernelSpec
+from .common import Tile
 
 GROUP_ROWS = 64  # one warpgroup's wgmma tile (m64)
 _BARRIER_BYTES = 1024  # barriers and the two work items
 
 
 @dataclass(frozen=True)
-class Tile(tile.Tile):
-    """A tile of SM90."""
+class Sm90PrefillTile(Tile):
+    """A prefill tile of SM90."""
 
     q_register_steps: int = 0  # k16 steps of Q that stay in registers
     producer_regs: int = 40
@@ -43,20 +44,29 @@ class Tile(tile.Tile):
         """Barriers and work items."""
         return _BARRIER_BYTES
 
+    def traits(self, spec: KernelSpec) -> Mapping[str, int | bool]:
+        """Registers per thread of both roles, and the part of Q that stays in registers."""
+        del spec
+        return {
+            "kProducerRegs": self.producer_regs,
+            "kConsumerRegs": self.consumer_regs,
+            "kQRegisterSteps": self.q_register_steps,
+        }
+
 
 # (head_dim, head_dim_v) -> tile. A third K slot where it fits: K is waited for in every tile, V only in kept ones.
-_PREFILL = {
-    (64, 64): Tile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
-    (128, 128): Tile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
+_TILES = {
+    (64, 64): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
+    (128, 128): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
     # 48 KB of Q: O has to share its buffer.
-    (192, 128): Tile(tile_m=128, tile_n=128, stages=2, stages_v=2, separate_o=False),
-    (256, 256): Tile(tile_m=128, tile_n=64, stages=2, stages_v=2, separate_o=False),
+    (192, 128): Sm90PrefillTile(tile_m=128, tile_n=128, stages=2, stages_v=2, separate_o=False),
+    (256, 256): Sm90PrefillTile(tile_m=128, tile_n=64, stages=2, stages_v=2, separate_o=False),
 }
 
 
-def tile_of(spec: KernelSpec) -> Tile:
+def tile_of(spec: KernelSpec) -> Sm90PrefillTile:
     """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
-    found = _PREFILL[spec.head_dim, spec.head_dim_v]
+    found = _TILES[spec.head_dim, spec.head_dim_v]
     if spec.skip != "dense" and found.separate_o:
         # Skipped tiles leave little to hide the next rows' arrival behind; bench/NOTES.md has the measurements.
         found = replace(found, stages=2, stages_q=2, q_register_steps=2)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
-from skimattn.codegen import params
-from skimattn.codegen.params import ALIGNMENT, FIELDS, OFFSETS, SIZE, ParamsBlock, aligned_block
+from skimattn.codegen import parameter_block
+from skimattn.codegen.parameter_block import ALIGNMENT, FIELDS, OFFSETS, SIZE, ParamsBlock, aligned_block
 
 
 def test_ctypes_agrees_with_the_table() -> None:
@@ -45,4 +45,4 @@ def test_blocks_start_at_the_alignment() -> None:
 
 def test_tensor_maps_stand_first() -> None:
     maps = [field.name for field in FIELDS if field.kind == "tensor_map"]
-    assert [OFFSETS[name] for name in maps] == [i * params.TENSOR_MAP_BYTES for i in range(len(maps))]
+    assert [OFFSETS[name] for name in maps] == [i * parameter_block.TENSOR_MAP_BYTES for i in range(len(maps))]

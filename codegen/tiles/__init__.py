@@ -6,15 +6,21 @@ a kernel and stand in its metadata.
 
 from __future__ import annotations
 
-from . import tiles_sm90, tiles_sm100
-from .spec import KernelSpec
+from collections.abc import Callable, Mapping
 
-Tile = tiles_sm90.Tile | tiles_sm100.Tile
+from ..spec import KernelSpec
+from . import sm90_prefill, sm100_prefill
+from .common import Tile
+
+_BY_ARCH_AND_PHASE: Mapping[tuple[str, str], Callable[[KernelSpec], Tile]] = {
+    ("sm90", "prefill"): sm90_prefill.tile_of,
+    ("sm100", "prefill"): sm100_prefill.tile_of,
+}
 
 
 def tile_of(spec: KernelSpec) -> Tile:
-    """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
-    return tiles_sm90.tile_of(spec) if spec.arch == "sm90" else tiles_sm100.tile_of(spec)
+    """The tile of a kernel; ``KeyError`` for what the matrix does not hold."""
+    return _BY_ARCH_AND_PHASE[spec.arch, spec.phase](spec)
 
 
 def order_of(spec: KernelSpec) -> str:
@@ -25,13 +31,3 @@ def order_of(spec: KernelSpec) -> str:
     tiles in one order, which is each group's own only if they start at the same tile: where rows see the first key.
     """
     return "sink_first" if spec.mask in ("full", "causal", "custom") else "reverse"
-
-
-def smem_bytes(spec: KernelSpec) -> int:
-    """Dynamic shared memory of a kernel; ``storage.cuh`` asserts that the size of its storage agrees."""
-    return tile_of(spec).smem_bytes(spec)
-
-
-def tmem_columns(spec: KernelSpec) -> int:
-    """Tensor memory columns that a CTA allocates; 0 on architectures without tensor memory."""
-    return tile_of(spec).tmem_columns(spec)

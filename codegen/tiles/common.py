@@ -1,11 +1,12 @@
-"""What the tiles of every architecture have in common: shared memory in panels, warpgroups, registers."""
+"""What all tiles have in common: shared memory in panels, warpgroups, registers."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .spec import KernelSpec
+from ..spec import KernelSpec
 
 ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "e4m3": 1}
 PANEL_BYTES = 128  # of a row: the width of the swizzle, so tiles lie in shared memory as panels this wide
@@ -74,6 +75,10 @@ class Tile:
     def threads(self) -> int:
         """Threads of a CTA."""
         return GROUP_THREADS * len(self.registers)
+
+    @abstractmethod
+    def traits(self, spec: KernelSpec) -> Mapping[str, int | bool]:
+        """C++ constants of ``Traits`` that only kernels of this architecture and phase have: name to value."""
 
     def tmem_columns(self, spec: KernelSpec) -> int:
         """Tensor memory columns that a CTA allocates; 0 on architectures without tensor memory."""

@@ -1,4 +1,4 @@
-"""Tiles of SM100: row groups of 128 rows, each with a softmax warpgroup and its own part of tensor memory.
+"""Prefill tiles of SM100: row groups of 128 rows, each with a softmax warpgroup and its own part of tensor memory.
 
 Budgeted on paper against 227 KB of shared memory, 512 columns of tensor memory and 65536 registers per CTA; nothing
 here has run on a Blackwell GPU.
@@ -6,10 +6,11 @@ here has run on a Blackwell GPU.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from . import tile
-from .spec import KernelSpec
+from ..spec import KernelSpec
+from .common import ELEMENT_BYTES, Tile
 
 GROUP_ROWS = 128  # one tcgen05 product of one CTA (m128): a row per lane of tensor memory, and per softmax thread
 _BARRIER_BYTES = 1024  # barriers, votes and work items
@@ -18,8 +19,10 @@ _TMEM_COLUMNS = 512  # of an SM
 
 
 @dataclass(frozen=True)
-class Tile(tile.Tile):
-    """A tile of SM100. The warpgroups: softmax of each row group, correction, and four warps that load and issue.
+class Sm100PrefillTile(Tile):
+    """A prefill tile of SM100.
+
+    The warpgroups: softmax of each row group, correction, and four warps that load and issue.
 
     Registers: a softmax thread holds a row of 128 scores and what it makes of them; correction takes O in pieces; the
     single warps count, and follow pages. The four warpgroups of two groups get 512 between them. Of the ways to share
@@ -53,6 +56,16 @@ class Tile(tile.Tile):
         """Barriers, votes and work items, and what softmax tells correction."""
         return _BARRIER_BYTES + _EXCHANGE_BYTES
 
+    def traits(self, spec: KernelSpec) -> Mapping[str, int | bool]:
+        """Registers per thread of each role, tensor memory, and what is taken for granted about the order."""
+        return {
+            "kSoftmaxRegs": self.softmax_regs,
+            "kCorrectionRegs": self.correction_regs,
+            "kOtherRegs": self.other_regs,
+            "kTmemColumns": self.tmem_columns(spec),
+            "kOrderedProducts": self.ordered_products,
+        }
+
     def tmem_columns(self, spec: KernelSpec) -> int:
         """A tile of S, which P overlays, and one of O for each group, 32 bits a column; rounded to a power of two."""
         needed = self.consumers * (self.tile_n + spec.head_dim_v)
@@ -62,7 +75,7 @@ class Tile(tile.Tile):
 
 # Two groups with a 256-column output would need 768 columns of tensor memory. The three warpgroups that one group takes
 # have 504 registers; ptxas spills with 192 for softmax.
-_ONE_GROUP = Tile(
+_ONE_GROUP = Sm100PrefillTile(
     tile_m=128,
     tile_n=128,
     stages=1,
@@ -74,24 +87,24 @@ _ONE_GROUP = Tile(
 )
 # (head_dim, head_dim_v) -> tile, by bytes per element. K and V get as many slots as fit: what comes late shows first
 # where tiles are skipped.
-_PREFILL = {
+_TILES = {
     2: {
-        (64, 64): Tile(tile_m=256, tile_n=128, stages=4, stages_v=4, separate_o=True),
-        (128, 128): Tile(tile_m=256, tile_n=128, stages=2, stages_v=2, separate_o=True),
+        (64, 64): Sm100PrefillTile(tile_m=256, tile_n=128, stages=4, stages_v=4, separate_o=True),
+        (128, 128): Sm100PrefillTile(tile_m=256, tile_n=128, stages=2, stages_v=2, separate_o=True),
         # 96 KB of Q: O has to share its buffer, and V gets one slot.
-        (192, 128): Tile(tile_m=256, tile_n=128, stages=2, stages_v=1, separate_o=False),
+        (192, 128): Sm100PrefillTile(tile_m=256, tile_n=128, stages=2, stages_v=1, separate_o=False),
         (256, 256): replace(_ONE_GROUP, stages=1, stages_v=1),
     },
     1: {
-        (64, 64): Tile(tile_m=256, tile_n=128, stages=4, stages_v=4, separate_o=True),
-        (128, 128): Tile(tile_m=256, tile_n=128, stages=4, stages_v=4, separate_o=True),
-        (192, 128): Tile(tile_m=256, tile_n=128, stages=3, stages_v=3, separate_o=False),
+        (64, 64): Sm100PrefillTile(tile_m=256, tile_n=128, stages=4, stages_v=4, separate_o=True),
+        (128, 128): Sm100PrefillTile(tile_m=256, tile_n=128, stages=4, stages_v=4, separate_o=True),
+        (192, 128): Sm100PrefillTile(tile_m=256, tile_n=128, stages=3, stages_v=3, separate_o=False),
         # O is written in 16 bits, twice as wide as Q: it cannot share Q's buffer.
         (256, 256): replace(_ONE_GROUP, stages=2, stages_v=2, separate_o=True),
     },
 }
 
 
-def tile_of(spec: KernelSpec) -> Tile:
+def tile_of(spec: KernelSpec) -> Sm100PrefillTile:
     """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
-    return _PREFILL[tile.ELEMENT_BYTES[spec.dtype]][spec.head_dim, spec.head_dim_v]
+    return _TILES[ELEMENT_BYTES[spec.dtype]][spec.head_dim, spec.head_dim_v]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +137,11 @@ def _offsets() -> tuple[dict[str, int], int]:
 OFFSETS: Mapping[str, int]
 SIZE: int
 OFFSETS, SIZE = _offsets()
+
+
+def layout_sha256(fields: Iterable[Field]) -> str:
+    """Hash of how the device reads a block of these fields: names, kinds and C++ types in their order, and no texts."""
+    return hashlib.sha256(repr([(field.name, field.kind, field.ctype) for field in fields]).encode()).hexdigest()
 
 
 class ParamsBlock(ctypes.Structure):
