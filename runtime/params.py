@@ -130,10 +130,14 @@ class Params:
     softmax_scale: float | None = _option("factor of q.k; default ``D ** -0.5``.", None)
     softcap: float = _option("scores become ``softcap * tanh(score / softcap)``; 0 = off.", 0.0)
     alibi_slopes: torch.Tensor | None = _input(
-        "float32 ``[Hq]``; ``slope * distance`` is subtracted from the scores.", torch.float32
+        "float32 ``[Hq]`` or ``[B, Hq]``; ``slope * distance`` is subtracted from the scores.", torch.float32
     )
     sinks: torch.Tensor | None = _input(
-        "float32 ``[Hq]``, one extra logit per head in the denominator (natural logarithm).", torch.float32
+        "``[Hq]``, one extra logit per head in the denominator (natural logarithm); float32, or bf16 or fp16, which "
+        "every launch converts anew, into memory that it allocates.",
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
     )
     q_descale: torch.Tensor | None = _input(
         "of 8-bit q: float32, one element or ``[B, Hkv]``, finite and above 0; q counts times it.", torch.float32

@@ -8,10 +8,12 @@ import torch
 
 from ..errors import ArgumentError, expected
 from . import options
+from .ambient import shielded
 from .checks import describe
 from .problem import Problem
 
 
+@shielded()
 def check_values(problem: Problem) -> None:
     """What only the contents of CPU tensors tell."""
     params = problem.params

@@ -245,7 +245,28 @@ def repeated_runs(target: Target, options: list[dict[str, Any]]) -> None:
                 assert torch.equal(bits(first.tensors[name]), bits(again.tensors[name])), (case.name, option, name)
 
 
+def slopes_by_request(target: Target) -> None:
+    """Alibi slopes ``[B, Hq]`` are those of each request: it has the same bits as alone with its own."""
+    slopes, batched = torch.tensor([[0.01, 0.3], [0.5, 0.0]]), {"q_layout": "batched", "kv_layout": "batched"}
+    base = replace(BASE, name="property-slopes", lens=((70, 200), (70, 200)), ids=(0, 1), alibi=True, **batched)
+    base = target.of(base)
+    held = contents(base)
+    built = build(base, held)
+    built.tensors["alibi_slopes"] = slopes
+    together = run_built(built, target.backend)
+    parts = []
+    for index in (0, 1):
+        alone = replace(base, name=f"{base.name}-{index}", lens=base.lens[:1], ids=(index,))
+        one = build(alone, held[index : index + 1])
+        one.tensors["alibi_slopes"] = slopes[index].clone()
+        parts.append(run_built(one, target.backend))
+        for name in ("out", "lse"):
+            assert torch.equal(bits(together.tensors[name][index]), bits(parts[-1].tensors[name][0])), (name, index)
+    assert not torch.equal(bits(parts[0].tensors["lse"]), bits(parts[1].tensors["lse"]))
+
+
 PROPERTIES: tuple[Callable[[Target], None], ...] = (
+    slopes_by_request,
     threshold_zero_is_dense,
     skip_equals_stat,
     alone_equals_batched,

@@ -78,7 +78,7 @@ class Consumer {
     const WorkItem item = read_item();
     if (!item.valid) return false;
     at_ = place_of(item);
-    if constexpr (Tr::kAlibi) at_.alibi = ptx::ld_global(p_.alibi_slopes + item.head) * p_.bias_scale;
+    if constexpr (Tr::kAlibi) at_.alibi = alibi_slope(item.batch, item.head, p_) * p_.bias_scale;
     if constexpr (kSkips) limit_ = log2_threshold(p_, item.batch, item.head);
 #pragma unroll
     for (int i = 0; i < kOut; ++i) o_[i] = 0.0f;
