@@ -104,7 +104,8 @@ def _keys_and_values(problem: Problem, index: int) -> tuple[torch.Tensor, torch.
         length = int(params.seqused_k[index])
     if params.page_table is not None:
         key = torch.arange(length)
-        page = params.page_table[index][key // problem.page_size].long()
+        # Clamped: pages that no row sees need not be there.
+        page = params.page_table[index][key // problem.page_size].long().clamp(0, params.k.shape[0] - 1)
         pools = (pool.transpose(1, 2) if params.kv_layout == "HND" else pool for pool in (params.k, params.v))
         k, v = (pool[page, key % problem.page_size] for pool in pools)
         return k, v
@@ -143,6 +144,15 @@ def _visible(problem: Problem, request: _Request, rows: torch.Tensor) -> torch.T
         assert problem.mask == "chunked", problem.mask
         seen = (key <= diagonal) & (key >= diagonal.div(problem.chunk_size, rounding_mode="floor") * problem.chunk_size)
     return seen.unsqueeze(0)
+
+
+def _seen_by_tile(problem: Problem, kernel: Kernel, request: _Request, first_row: int) -> torch.Tensor:
+    """Which keys some row of the kernel's tile sees, bool [1, len_k]; V's others count as zeros, as in kernels."""
+    if problem.mask in ("full", "custom"):
+        return torch.ones(1, request.len_k, dtype=torch.bool)
+    start = first_row // kernel.tile_m * kernel.tile_m
+    rows = torch.arange(start, min(start + kernel.tile_m, request.len_q))
+    return _visible(problem, request, rows).any(dim=1)
 
 
 def _tiles(problem: Problem, visible: torch.Tensor, kernel: Kernel) -> list[int]:
@@ -246,6 +256,7 @@ def _compute_group(problem: Problem, kernel: Kernel, request: _Request, first_ro
     last_row = min(first_row + kernel.group_rows, request.len_q)
     rows = torch.arange(first_row, last_row)
     visible = _visible(problem, request, rows)
+    seen_by_tile = _seen_by_tile(problem, kernel, request, first_row)
     units = _Units.of(problem, request.index)
     softmax = _Softmax(heads, len(rows), problem.head_dim_v, units, params.v.dtype)
     limit = _log2_threshold(problem, request.index)
@@ -254,7 +265,8 @@ def _compute_group(problem: Problem, kernel: Kernel, request: _Request, first_ro
         seen = visible[..., keys]
         scores = _scores(problem, request, units, rows, keys).masked_fill(~seen, -math.inf)
         skipped = softmax.skips(scores, limit)
-        values = request.v[:, keys].float().repeat_interleave(heads // problem.heads_kv, dim=0)
+        values = request.v[:, keys].float().masked_fill(~seen_by_tile[:, keys].unsqueeze(-1), 0.0)
+        values = values.repeat_interleave(heads // problem.heads_kv, dim=0)
         softmax.add(scores, values, ~skipped)
         _count(problem, request.index, skipped)
         if params.skip_map is not None:
