@@ -8,6 +8,7 @@ from functools import cache
 from itertools import product
 from typing import NamedTuple
 
+from . import places
 from .features import BY_NAME, FEATURES, Feature, Value
 from .spec import KernelSpec
 
@@ -225,7 +226,7 @@ def specs(
 
 
 def build_command(spec: KernelSpec) -> str:
-    """The ``build.py`` line that builds exactly this kernel."""
+    """The line for a shell that builds exactly this kernel."""
     fields = [f"{name}={str(value).lower()}" for name, value in spec.values.items() if name not in ("arch", "phase")]
     chosen = "" if in_default(spec) else " --set full"
-    return f"python build.py --sm {spec.arch.removeprefix('sm')}{chosen} --only {' '.join(fields)}"
+    return f"{places.command()} --sm {spec.arch.removeprefix('sm')}{chosen} --only {' '.join(fields)}"

@@ -20,7 +20,7 @@ def arch_of(capability: tuple[int, int]) -> str:
         known = " or ".join(f"{major}.{minor} ({name})" for (major, minor), name in BY_CAPABILITY.items())
         raise NoKernelError(
             f"device: expected compute capability {known} (got {capability[0]}.{capability[1]}); "
-            "there are no kernel specs for it, and no build.py line adds them"
+            "there are no kernel specs for it, and no build adds them"
         )
     return BY_CAPABILITY[capability]
 
