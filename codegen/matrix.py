@@ -71,6 +71,15 @@ def judge(spec: KernelSpec) -> Accepted | Rejected:
     return Accepted(spec)
 
 
+def head_dims(phase: str, head_dim: int, head_dim_v: int) -> tuple[int, int] | None:
+    """The (head_dim, head_dim_v) of the phase's kernel with the fewest columns that holds these; None if none does.
+
+    TMA zero-fills the rest.
+    """
+    fitting = [dims for dims in HEAD_DIMS[phase] if dims[0] >= head_dim and dims[1] >= head_dim_v]
+    return min(fitting, key=sum, default=None)
+
+
 def complete(values: Mapping[str, object]) -> dict[str, object]:
     """Fill in what ``values`` leaves open: a bf16, head_dim 128, unmasked, dense SM90 prefill kernel.
 

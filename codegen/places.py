@@ -27,7 +27,7 @@ def folder() -> Path | None:
     return variables.folder(VARIABLE) or _of_checkout()
 
 
-def output() -> Path:
+def default_output() -> Path:
     """Where builds go unless they are told: where calls look, be the folder there or not, or else ``./generated``."""
     return variables.path(VARIABLE) or _of_checkout() or Path(_FOLDER).absolute()
 

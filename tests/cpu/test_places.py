@@ -25,7 +25,7 @@ def wheel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_checkout_builds_where_it_looks_from_whatever_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert places.folder() == places.output() == ROOT / "generated"
+    assert places.folder() == places.default_output() == ROOT / "generated"
     assert places.is_found(ROOT / "generated") and not places.is_found(tmp_path / "generated")
 
 
@@ -33,7 +33,7 @@ def test_a_checkout_builds_where_it_looks_from_whatever_folder(tmp_path: Path, m
 def test_a_wheel_looks_nowhere_and_builds_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert places.folder() is None
-    assert places.output() == tmp_path / "generated" and not places.is_found(tmp_path / "generated")
+    assert places.default_output() == tmp_path / "generated" and not places.is_found(tmp_path / "generated")
 
 
 @pytest.mark.parametrize("installed", ["checkout", "wheel"])
@@ -42,7 +42,7 @@ def test_the_variable_decides_for_both(installed: str, tmp_path: Path, monkeypat
         monkeypatch.setattr(places, "checkout", lambda: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(places.VARIABLE, "kernels")
-    assert places.output() == tmp_path / "kernels"  # which a build makes
+    assert places.default_output() == tmp_path / "kernels"  # which a build makes
     (tmp_path / "kernels").mkdir()
     (tmp_path / "link").symlink_to("kernels")
     assert places.folder() == tmp_path / "kernels"
@@ -70,7 +70,7 @@ def test_a_wheel_is_never_told_to_run_build_py(tmp_path: Path) -> None:
     foreign = '{"package": "skimattn", "format": 0}'
     for text in ("{", foreign):
         path.write_text(text)
-        with pytest.raises(MetadataError, match="run skimattn-build again$"):
+        with pytest.raises(MetadataError, match=r"run skimattn-build again$"):
             metadata.load(path)
 
 
