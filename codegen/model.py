@@ -7,6 +7,7 @@ reason says so; what would need another kernel in a way that is not known here i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,8 +124,8 @@ def _refuse_unknown(config: Config) -> None:
 def _number(config: Config, name: str) -> float:
     """A number above 0 that the configuration may give; 0 if it does not, or switches it off."""
     value = next((config[key] for key in (name, *_ALIASES.get(name, ())) if config.get(key) is not None), 0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise expected(name, "a number, not negative", repr(value))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise expected(name, "a number, finite and not negative", repr(value))
     return value
 
 
@@ -157,7 +158,8 @@ def _head_dims(config: Config) -> tuple[tuple[int, int], str]:
         nope, rope, dim_v = (_size(config, name) for name in _MLA)
         if not (nope and rope and dim_v):
             raise expected(", ".join(_MLA), "all three of MLA", (nope, rope, dim_v))
-        dim, why = nope + rope, "qk_nope_head_dim + qk_rope_head_dim, and v_head_dim, of MLA with keys written out"
+        dim = nope + rope
+        why = "qk_nope_head_dim + qk_rope_head_dim, v_head_dim: MLA with keys written out; its absorbed form has none"
     else:
         dim, why = _size(config, "head_dim"), "head_dim"
         hidden = _size(config, "hidden_size")
