@@ -15,7 +15,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from skimattn.codegen import matrix, pipeline
+from skimattn.codegen import matrix, output, pipeline, places
 from skimattn.codegen.spec import KernelSpec
 from skimattn.codegen.toolchain import find_toolchain
 
@@ -59,7 +59,7 @@ def compile_now(specs: Sequence[KernelSpec], cores: int) -> tuple[dict[str, dict
             start = time.perf_counter()
             outcome = pipeline.Build(Path(folder), find_toolchain("nvrtc")).run(specs, cores)
             wall = time.perf_counter() - start
-            log = json.loads((Path(folder) / pipeline.LOG).read_text())
+            log = json.loads((Path(folder) / output.LOG).read_text())
     finally:
         os.sched_setaffinity(0, available)
     if outcome.failed:
@@ -77,7 +77,7 @@ def sample(specs: Sequence[KernelSpec], count: int | None) -> Sequence[KernelSpe
 def main(arguments: Sequence[str]) -> int:
     """Measure or read, print, and write JSON. Exit status 1 if nothing was built or a kernel failed."""
     parser = argparse.ArgumentParser(prog="python -m bench build", description=__doc__)
-    parser.add_argument("--log", type=Path, default=Path("generated") / pipeline.LOG, help="of an earlier build")
+    parser.add_argument("--log", type=Path, default=places.default_output() / output.LOG, help="of an earlier build")
     parser.add_argument("--compile", action="store_true", help="compile now, into a temporary folder")
     parser.add_argument("--cores", type=int, default=1, help="with --compile: cores, each with one compiler")
     parser.add_argument("--sample", type=int, help="with --compile: so many kernels of the set; default: all")

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
-from . import matrix, pipeline
+from . import matrix, model, output, pipeline, places
 from .arch import ARCHS
 from .errors import ArgumentError, BuildError
 from .features import BY_NAME, Value
@@ -23,6 +24,15 @@ from .toolchain import COMPILERS, find_toolchain
 _LISTS = ("--sm", "--only", "--explain")  # options that take all values up to the next option
 
 _NAMED = 4  # kernels of a long list that are named
+
+# What each thing to do goes by. Anything else beside it would change nothing, so it is refused.
+_CHOICE = ("sm", "set_name", "only", "model_path", "out")
+_GOES_BY: Mapping[str, tuple[str, ...]] = {
+    "explain": ("explain",),
+    "clean": ("clean", "sm", "out", "dry_run"),
+    "list_": ("list_", "as_json", *_CHOICE),
+}
+_BUILD = (*_CHOICE, "compiler", "jobs", "lineinfo", "dry_run")
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
@@ -70,18 +80,45 @@ def parse_fields(items: Sequence[str], option: str) -> dict[str, list[str]]:
     return fields
 
 
-def select(set_name: str, sm: Sequence[str], only: Sequence[str]) -> tuple[KernelSpec, ...]:
-    """The specs that ``--set``, ``--sm`` and ``--only`` leave; an empty choice is refused."""
-    archs = [parse_arch(item) for text in sm for item in text.split(",")]
+def refuse_idle(context: click.Context) -> None:
+    """Refuse options that would be ignored beside the others."""
+    given = {
+        str(parameter.name): parameter.opts[0]
+        for parameter in context.command.params
+        if context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE
+    }
+    to_do = next((name for name in _GOES_BY if name in given), "")
+    idle = [option for name, option in given.items() if name not in _GOES_BY.get(to_do, _BUILD)]
+    if idle:
+        why = f"{given[to_do]} does not go with {', '.join(idle)}" if to_do else f"{idle[0]} belongs to --list"
+        raise click.UsageError(f"{why}; nothing was done")
+    if "set_name" in given and "model_path" in given:
+        raise click.UsageError("--model does not go with --set: either chooses the kernels; nothing was done")
+
+
+def parse_archs(sm: Sequence[str]) -> list[str]:
+    """The architectures that ``--sm`` names."""
+    return [parse_arch(item) for text in sm for item in text.split(",")]
+
+
+def select(
+    set_name: str, sm: Sequence[str], only: Sequence[str], need: model.Need | None = None
+) -> tuple[KernelSpec, ...]:
+    """The specs of ``--set``, or of a model, that ``--sm`` and ``--only`` leave; an empty choice is refused."""
+    archs = parse_archs(sm)
     wanted: dict[str, list[Value]] = {}
     for name, values in parse_fields(only, "--only").items():
         try:
             wanted[name] = [matrix.parse_value(BY_NAME[name], value) for value in values]
         except ValueError as error:
             raise click.UsageError(f"--only: {error}") from error
-    chosen = matrix.specs(set_name, wanted, archs)
+    chosen = matrix.specs(set_name if need is None else "full", wanted, archs)
+    if need is not None:
+        chosen = tuple(spec for spec in chosen if spec in need.specs)
     if not chosen:
         asked = " ".join((*(("--sm", *sm) if sm else ()), "--only", *only))
+        if need is not None:
+            raise click.UsageError(f"nothing that the model needs matches {asked}")
         raise click.UsageError(f"nothing in --set {set_name} matches {asked}: {_where_else(wanted, archs)}")
     return chosen
 
@@ -94,8 +131,8 @@ def _where_else(wanted: Mapping[str, Sequence[Value]], archs: Sequence[str]) -> 
     return f"kernels of {', '.join(others)} do" if others else "no kernel of the matrix does, see --explain"
 
 
-def show_explanation(items: Sequence[str]) -> None:
-    """Print whether the kernel is accepted, or which rule rejects it and why."""
+def show_explanation(items: Sequence[str]) -> int:
+    """Print whether the kernel is accepted, or which rule rejects it and why; returns the exit status."""
     fields = parse_fields(items, "--explain")
     for name, values in fields.items():
         if len(values) > 1:
@@ -103,11 +140,12 @@ def show_explanation(items: Sequence[str]) -> None:
     verdict = matrix.judge_values({name: values[0] for name, values in fields.items()})
     if isinstance(verdict, matrix.Rejected):
         click.echo(f"rejected by rule {verdict.rule}: {verdict.reason}")
-        return
+        return 1
     spec = verdict.spec
     sets = [name for name in matrix.SETS if spec in matrix.specs(name)]
     click.echo(f"accepted: {spec.name}\nin sets: {', '.join(sets)}\nverified: {ARCHS[spec.arch].verified}")
     click.echo(f"build it: {matrix.build_command(spec)}")
+    return 0
 
 
 def show_list(specs: Sequence[KernelSpec], folder: Path, as_json: bool) -> None:
@@ -152,37 +190,69 @@ def run_build(build: pipeline.Build, specs: Sequence[KernelSpec], jobs: int, dry
     fresh = len(specs) - len(outcome.compiled) - len(outcome.failed)
     click.echo(
         f"{len(outcome.compiled)} compiled, {fresh} up to date, {len(outcome.failed)} failed in "
-        f"{time.perf_counter() - start:.1f} s; {len(outcome.rows)} kernels in {build.folder / pipeline.METADATA}"
+        f"{time.perf_counter() - start:.1f} s; {len(outcome.rows)} kernels in {build.folder / output.METADATA}"
     )
     if outcome.dropped:
         names = ", ".join(outcome.dropped[:_NAMED]) + (", ..." if len(outcome.dropped) > _NAMED else "")
         count = len(outcome.dropped)
         click.echo(f"left out, because the sources have changed since they were built: {count} kernels ({names})")
+    if not places.is_found(build.folder):
+        click.echo(f"calls do not look in {build.folder}; to make them: {places.setting(build.folder)}")
     if outcome.failed:
         click.echo(f"failed: {', '.join(outcome.failed)}", err=True)
     return 1 if outcome.failed else 0
+
+
+def run_clean(folder: Path, archs: Sequence[str], dry_run: bool) -> None:
+    """Remove what builds made, of some architectures or everything, or say what that would be."""
+    removal = output.removal(folder, archs)
+    of = f" of {', '.join(archs)}" if archs else ""
+    if dry_run:
+        for path in removal.files:
+            click.echo(path.relative_to(folder))
+        click.echo(f"{len(removal.files)} files{of} would be removed from {folder}; nothing was")
+        return
+    removal.run()
+    left = "" if removal.kept is None else f"; {len(removal.kept)} kernels stay in {folder / output.METADATA}"
+    click.echo(f"{len(removal.files)} files{of} removed from {folder}{left}")
+
+
+def _show_need(path: Path, to_stderr: bool) -> model.Need:
+    """Read what a model needs, and say what decided."""
+    need = model.read(path)
+    for reason in need.reasons:
+        click.echo(reason, err=to_stderr)
+    return need
+
+
+_MODEL_HELP = "Instead of a set: what a model calls, by its config.json or the folder with it."
+_OUT_HELP = f"Default: {places.VARIABLE}, or generated/ of the checkout, where calls look; of a wheel ./generated."
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--sm", multiple=True, metavar="ARCH ...", help="Architectures, such as 90 100. Default: all.")
 @click.option("--set", "set_name", type=click.Choice(matrix.SETS), default="default", show_default=True)
 @click.option("--only", multiple=True, metavar="FIELD=VALUE[,VALUE] ...", help="Keep these kernels of the set.")
+@click.option("--model", "model_path", type=click.Path(exists=True, path_type=Path), help=_MODEL_HELP)
 @click.option("--compiler", type=click.Choice(COMPILERS), default="nvrtc", show_default=True)
 @click.option("--jobs", type=click.IntRange(min=1), default=None, help="Compilers at once. Default: one per core.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("generated"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help=_OUT_HELP)
 @click.option("--lineinfo", is_flag=True, help="Line tables for profilers and compute-sanitizer.")
-@click.option("--dry-run", is_flag=True, help="Say what would be compiled and why; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what would be compiled (with --clean: removed); write nothing.")
 @click.option("--list", "list_", is_flag=True, help="Print the kernels of the set; build nothing.")
 @click.option("--json", "as_json", is_flag=True, help="With --list: a JSON array.")
 @click.option("--explain", multiple=True, metavar="FIELD=VALUE ...", help="Say whether this kernel exists, or why not.")
-@click.option("--clean", is_flag=True, help="Remove what builds made in --out; build nothing.")
+@click.option("--clean", is_flag=True, help="Remove what builds made in --out, of --sm if named; build nothing.")
+@click.pass_context
 def command(
+    context: click.Context,
     sm: tuple[str, ...],
     set_name: str,
     only: tuple[str, ...],
+    model_path: Path | None,
     compiler: str,
     jobs: int | None,
-    out: Path,
+    out: Path | None,
     lineinfo: bool,
     dry_run: bool,
     list_: bool,
@@ -191,21 +261,27 @@ def command(
     clean: bool,
 ) -> None:
     """Build attention kernels: render a source per kernel, compile, collect metadata.json."""
-    if as_json and not list_:
-        raise click.UsageError("--json belongs to --list")
+    refuse_idle(context)
     try:
+        folder = (out or places.default_output()).absolute()
         if explain:
-            show_explanation(explain)
-        elif clean:
-            click.echo(f"{pipeline.clean(out)} files removed from {out}")
-        elif list_:
-            show_list(select(set_name, sm, only), out, as_json)
+            sys.exit(show_explanation(explain))
+        if clean:
+            run_clean(folder, parse_archs(sm), dry_run)
+            return
+        need = None if model_path is None else _show_need(model_path, to_stderr=as_json)
+        specs = select(set_name, sm, only, need)
+        if list_:
+            show_list(specs, folder, as_json)
         else:
-            specs = select(set_name, sm, only)
-            chosen = pipeline.Build(out, find_toolchain(compiler, lineinfo))
+            chosen = pipeline.Build(folder, find_toolchain(compiler, lineinfo))
             sys.exit(run_build(chosen, specs, jobs or len(os.sched_getaffinity(0)), dry_run))
+    except BrokenPipeError:  # of whatever reads the output; click ends quietly
+        raise
     except (ArgumentError, BuildError) as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(": ".join(map(str, filter(None, (error.filename, error.strerror))))) from error
 
 
 def main() -> None:

@@ -87,10 +87,10 @@ def main(arguments: Sequence[str]) -> int:
         unit = Headers(from_folders(given.headers)).unit(stem.name, stem.parent.name, source)
         toolchain = Toolchain(given.compiler, given.version, given.lineinfo)
         cubin, report = compile_kernel(unit, toolchain, given.allow)
-    except BuildError as error:
+        write_result(stem, cubin, report)
+    except (BuildError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    write_result(stem, cubin, report)
     return 0
 
 

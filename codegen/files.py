@@ -15,7 +15,8 @@ TEMPORARY = ".skimattn-tmp"  # suffix of files that are being written; a later w
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data`` in one step; readers see the old bytes or the new ones, never a part.
 
-    The file is its owner's to write and everybody's to read; the folder decides who gets that far.
+    The file is its owner's to write and everybody's to read; the folder decides who gets that far. An ``OSError``
+    names a file, also one that comes while writing, such as of a full disk.
     """
     descriptor, temporary = tempfile.mkstemp(TEMPORARY, f"{path.name}.", path.parent)
     try:
@@ -23,8 +24,10 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fchmod(descriptor, 0o644)
             file.write(data)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
 
 

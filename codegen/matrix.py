@@ -8,6 +8,7 @@ from functools import cache
 from itertools import product
 from typing import NamedTuple
 
+from . import places
 from .features import BY_NAME, FEATURES, Feature, Value
 from .spec import KernelSpec
 
@@ -68,6 +69,15 @@ def judge(spec: KernelSpec) -> Accepted | Rejected:
         if rule.rejects(spec):
             return Rejected(rule.name, rule.reason)
     return Accepted(spec)
+
+
+def head_dims(phase: str, head_dim: int, head_dim_v: int) -> tuple[int, int] | None:
+    """The (head_dim, head_dim_v) of the phase's kernel with the fewest columns that holds these; None if none does.
+
+    TMA zero-fills the rest.
+    """
+    fitting = [dims for dims in HEAD_DIMS[phase] if dims[0] >= head_dim and dims[1] >= head_dim_v]
+    return min(fitting, key=sum, default=None)
 
 
 def complete(values: Mapping[str, object]) -> dict[str, object]:
@@ -225,7 +235,7 @@ def specs(
 
 
 def build_command(spec: KernelSpec) -> str:
-    """The ``build.py`` line that builds exactly this kernel."""
+    """The line for a shell that builds exactly this kernel."""
     fields = [f"{name}={str(value).lower()}" for name, value in spec.values.items() if name not in ("arch", "phase")]
     chosen = "" if in_default(spec) else " --set full"
-    return f"python build.py --sm {spec.arch.removeprefix('sm')}{chosen} --only {' '.join(fields)}"
+    return f"{places.command()} --sm {spec.arch.removeprefix('sm')}{chosen} --only {' '.join(fields)}"

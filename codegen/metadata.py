@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from . import parameter_block
+from . import parameter_block, places
 from .arch import ARCHS
 from .errors import MetadataError
 from .report import Report
@@ -130,29 +130,42 @@ def dump(kernels: Iterable[Kernel]) -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
+def _again() -> str:
+    return f"run {places.command()} again"
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise MetadataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
 def load(path: Path) -> tuple[Kernel, ...]:
     """Read and check ``metadata.json``.
 
     Raises:
         FileNotFoundError: nothing was built there.
-        MetadataError: the file is truncated, damaged, foreign, or of another version of this package.
+        MetadataError: the file cannot be read, is truncated, damaged, foreign, or of another version of this package.
     """
-    data = path.read_bytes()
+    data = _content(path)
     try:
         document = json.loads(data)
     except ValueError as error:
-        raise MetadataError(f"{path}: not JSON, truncated or damaged ({error}); run build.py again") from error
+        raise MetadataError(f"{path}: not JSON, truncated or damaged ({error}); {_again()}") from error
     if not isinstance(document, dict) or document.get("package") != "skimattn":
         raise MetadataError(f"{path}: not a skimattn metadata file")
     layout = parameter_block.layout_sha256(parameter_block.FIELDS)
     for name, wanted in (("format", FORMAT), ("params_layout_sha256", layout)):
         if document.get(name) != wanted:
-            raise MetadataError(f"{path}: {name}: expected {wanted} (got {document.get(name)}); run build.py again")
+            raise MetadataError(f"{path}: {name}: expected {wanted} (got {document.get(name)}); {_again()}")
     rows = document.get("kernels")
     if not isinstance(rows, list):
         raise MetadataError(f"{path}: kernels: expected a list (got {type(rows).__name__})")
     if document.get("kernels_sha256") != _digest(rows):
-        raise MetadataError(f"{path}: kernels_sha256 does not match the rows, the file was changed; run build.py again")
+        raise MetadataError(f"{path}: kernels_sha256 does not match the rows, the file was changed; {_again()}")
     return tuple(parse_kernel(row, str(path)) for row in rows)
 
 
@@ -183,11 +196,11 @@ def read_cubin(kernel: Kernel, folder: Path) -> bytes:
     """The bytes of a kernel's cubin, checked against the hash in its row.
 
     Raises:
-        MetadataError: the file is missing, truncated, damaged or another kernel's.
+        MetadataError: the file is missing, cannot be read, is truncated, damaged or another kernel's.
     """
     path = folder / kernel.cubin
     try:
-        data = path.read_bytes()
+        data = _content(path)
     except FileNotFoundError as error:
         raise MetadataError(
             f"{kernel.name}: cubin {path} is missing: a build is at work there, or has to be run again"
@@ -196,6 +209,6 @@ def read_cubin(kernel: Kernel, folder: Path) -> bytes:
     if found != kernel.cubin_sha256:
         raise MetadataError(
             f"{kernel.name}: cubin {path} has sha256 {found[:16]}... (expected {kernel.cubin_sha256[:16]}...): "
-            "truncated, damaged or another kernel's; run build.py again"
+            f"truncated, damaged or another kernel's; {_again()}"
         )
     return data

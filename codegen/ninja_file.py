@@ -6,6 +6,7 @@ timestamps go wrong when folders are copied and branches switched.
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import subprocess
@@ -13,18 +14,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import ninja
+from ninja import ninja_syntax
+
 from .toolchain import Toolchain
 
 NAME = "build.ninja"
 _STATUS = "[%f/%t, %p, %W left] "
-
-
-def _value(text: str) -> str:
-    return text.replace("$", "$$")
-
-
-def _path(text: str) -> str:
-    return _value(text).replace(" ", "$ ").replace(":", "$:")
 
 
 def render(stems: Iterable[str], toolchain: Toolchain, include: Path, allowed: Mapping[str, Sequence[str]]) -> str:
@@ -40,18 +36,15 @@ def render(stems: Iterable[str], toolchain: Toolchain, include: Path, allowed: M
     compiler = ["--compiler", toolchain.compiler, "--version", toolchain.version]
     line = ["--lineinfo"] if toolchain.lineinfo else []
     command = shlex.join([*worker, *compiler, *line, "--headers", "include", "--headers", str(include)])
-    lines = [
-        "ninja_required_version = 1.11",
-        "rule kernel",
-        f"  command = {_value(command)} $allow $stem",
-        "  description = $stem",
-    ]
+    text = io.StringIO()
+    writer = ninja_syntax.Writer(text, width=sys.maxsize)  # type: ignore[arg-type] # its stub says str; breaks no lines
+    writer.variable("ninja_required_version", "1.12")  # the first that knows %W
+    writer.rule("kernel", f"{ninja_syntax.escape(command)} $allow $stem", description="$stem")
     for stem in stems:
-        at = _path(stem)
-        lines += [f"build {at}.cubin {at}.json: kernel {at}.cu", f"  stem = {at}"]
-        if allowed.get(stem):
-            lines.append("  allow = " + _value(shlex.join(f"--allow={name}" for name in allowed[stem])))
-    return "\n".join(lines) + "\n"
+        allow = shlex.join(f"--allow={name}" for name in allowed.get(stem, ()))
+        variables = {"stem": stem} | ({"allow": ninja_syntax.escape(allow)} if allow else {})
+        writer.build([f"{stem}.cubin", f"{stem}.json"], "kernel", [f"{stem}.cu"], variables=variables)
+    return text.getvalue()
 
 
 def run(folder: Path, stems: Iterable[str], jobs: int, keep: int) -> int:
@@ -65,8 +58,6 @@ def run(folder: Path, stems: Iterable[str], jobs: int, keep: int) -> int:
     Returns:
         ninja's exit status.
     """
-    import ninja
-
     binary = Path(ninja.BIN_DIR) / "ninja"
     command = [str(binary), "-f", NAME, "-j", str(jobs), "-k", "0", *(f"{stem}.json" for stem in stems)]
     environment = {**os.environ, "NINJA_STATUS": os.environ.get("NINJA_STATUS", _STATUS)}

@@ -16,19 +16,13 @@ from pathlib import Path
 
 from . import emit, matrix, metadata, ninja_file, ptxas
 from .compile import key_of
-from .errors import BuildError
-from .features import BY_NAME
-from .files import TEMPORARY, locked, write_if_changed
+from .files import locked, write_if_changed
+from .output import LOCK, LOG, METADATA, log_text, require_own, temporaries
 from .report import Report, read_report, stale_reason
 from .spec import KernelSpec
 from .toolchain import Toolchain
 from .unit import Headers, Unit, from_folders
 
-METADATA = "metadata.json"
-LOG = "build_log.json"
-_LOCK = ".lock"
-_OWN_FILES = (METADATA, LOG, ninja_file.NAME, ".ninja_log", ".ninja_deps", _LOCK)
-_KERNEL_FILES = (".cu", ".cubin", ".json")
 _GUESS_SECONDS = 2.0  # per kernel, until a build has been measured
 
 
@@ -89,7 +83,16 @@ class Build:
         self.sources = Sources()
 
     def plan(self, specs: Sequence[KernelSpec]) -> Plan:
-        """Compare the folder with what the sources of now would give. Writes nothing."""
+        """Compare the folder with what the sources of now would give. Writes nothing.
+
+        Raises:
+            ArgumentError: the folder is none, or holds files of others that a build would overwrite.
+            OSError: it cannot be read.
+        """
+        require_own(self.folder)
+        return self._plan(specs)
+
+    def _plan(self, specs: Sequence[KernelSpec]) -> Plan:
         units = {spec: self.sources.unit(spec) for spec in specs}
         reasons = {spec: self._stale(spec, unit, self.toolchain) for spec, unit in units.items()}
         return Plan(units, {spec: reason for spec, reason in reasons.items() if reason})
@@ -108,11 +111,17 @@ class Build:
         return float(each) * count / min(jobs, max(count, 1))
 
     def run(self, specs: Sequence[KernelSpec], jobs: int) -> Outcome:
-        """Bring ``specs`` up to date. A kernel that fails does not keep the others from being built."""
+        """Bring ``specs`` up to date. A kernel that fails does not keep the others from being built.
+
+        Raises:
+            ArgumentError: the folder is none, or holds files of others, which stay as they are.
+            OSError: it cannot be written.
+        """
+        require_own(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / _LOCK, self._say_waiting) as lock:
+        with locked(self.folder / LOCK, self._say_waiting) as lock:
             self._sweep()
-            plan = self.plan(specs)
+            plan = self._plan(specs)
             self._write_sources(plan)
             if plan.stale:
                 self._announce(plan, jobs)
@@ -123,7 +132,7 @@ class Build:
         print(f"another build is at work in {self.folder}, waiting for it", flush=True)
 
     def _sweep(self) -> None:
-        for leftover in _temporaries(self.folder):
+        for leftover in temporaries(self.folder):
             leftover.unlink(missing_ok=True)
 
     def _announce(self, plan: Plan, jobs: int) -> None:
@@ -175,10 +184,7 @@ class Build:
 
 
 def _log(reports: Mapping[KernelSpec, Report]) -> str:
-    kernels = {spec.name: {"seconds": item.seconds, "peak_mb": item.peak_mb} for spec, item in reports.items()}
-    seconds = [item.seconds for item in reports.values()]
-    summary = {"median_seconds": statistics.median(seconds or [0.0]), "total_seconds": round(sum(seconds), 1)}
-    return json.dumps({**summary, "kernels": kernels}, indent=1) + "\n"
+    return log_text({spec.name: {"seconds": item.seconds, "peak_mb": item.peak_mb} for spec, item in reports.items()})
 
 
 def built(folder: Path) -> dict[KernelSpec, metadata.Kernel]:
@@ -188,36 +194,3 @@ def built(folder: Path) -> dict[KernelSpec, metadata.Kernel]:
     except FileNotFoundError:
         return {}
     return {row.spec: row for row in rows if (folder / row.cubin).is_file()}
-
-
-def _archs(folder: Path) -> list[Path]:
-    """The folders of kernels."""
-    return [path for arch in BY_NAME["arch"].values if (path := folder / str(arch)).is_dir()]
-
-
-def _temporaries(folder: Path) -> list[Path]:
-    """What killed builds left half written. Only where builds write: the folder may be one that holds other things."""
-    places = (folder, folder / "include" / "skimattn", *_archs(folder))
-    return [path for place in places for path in place.glob("*" + TEMPORARY)]
-
-
-def clean(folder: Path) -> int:
-    """Remove what builds made in ``folder`` and nothing else; returns the number of files."""
-    if not folder.is_dir():
-        return 0
-    if not (folder / _LOCK).exists() and any(folder.iterdir()):
-        raise BuildError(f"{folder}: no build was made here, nothing is removed")
-    with locked(folder / _LOCK):
-        arches = _archs(folder)
-        victims = [path for arch in arches for path in arch.glob("skim_*") if path.suffix in _KERNEL_FILES]
-        victims += _temporaries(folder)
-        victims += [folder / "include" / "skimattn" / name for name in emit.HEADERS]
-        victims += [folder / name for name in _OWN_FILES]
-        count = 0
-        for victim in victims:
-            count += victim.exists()
-            victim.unlink(missing_ok=True)
-    for empty in (*arches, folder / "include" / "skimattn", folder / "include", folder):
-        if empty.is_dir() and not any(empty.iterdir()):
-            empty.rmdir()
-    return count

@@ -20,7 +20,7 @@ def arch_of(capability: tuple[int, int]) -> str:
         known = " or ".join(f"{major}.{minor} ({name})" for (major, minor), name in BY_CAPABILITY.items())
         raise NoKernelError(
             f"device: expected compute capability {known} (got {capability[0]}.{capability[1]}); "
-            "there are no kernel specs for it, and no build.py line adds them"
+            "there are no kernel specs for it, and no build adds them"
         )
     return BY_CAPABILITY[capability]
 
@@ -31,15 +31,12 @@ def reference_arch(dtype: str) -> str:
 
 
 def head_dims(phase: str, head_dim: int, head_dim_v: int) -> tuple[int, int]:
-    """The (head_dim, head_dim_v) of the phase's kernel with the fewest columns that holds the call's.
-
-    TMA zero-fills the rest.
-    """
-    known = matrix.HEAD_DIMS[phase]
-    fitting = [dims for dims in known if dims[0] >= head_dim and dims[1] >= head_dim_v]
-    if not fitting:
-        raise NoKernelError(f"head_dim: expected at most one of {list(known)} (got {(head_dim, head_dim_v)})")
-    return min(fitting, key=sum)
+    """The (head_dim, head_dim_v) of the kernel that takes the call's; :class:`NoKernelError` if they are too many."""
+    found = matrix.head_dims(phase, head_dim, head_dim_v)
+    if found is None:
+        known = list(matrix.HEAD_DIMS[phase])
+        raise NoKernelError(f"head_dim: expected at most one of {known} (got {(head_dim, head_dim_v)})")
+    return found
 
 
 def phase_of(problem: Problem) -> str:

@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skimattn.codegen import matrix, metadata, variables
+from skimattn.codegen import matrix, metadata, places, variables
 from skimattn.codegen.errors import MetadataError
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.report import Report, read_report
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from skimattn.codegen.pipeline import Sources
 
 LOGGER = logging.getLogger("skimattn")
-FOLDER_VARIABLE = "SKIMATTN_KERNELS"  # a folder with metadata.json
+FOLDER_VARIABLE = places.VARIABLE
 JIT_VARIABLE = "SKIMATTN_JIT"  # off = never compile while running
 _METADATA = "metadata.json"
 _UNBUILT = Report("", "", "", "", 0, 0, 0.0, 0)
@@ -40,26 +40,14 @@ def unbuilt_row(spec: KernelSpec) -> Kernel:
     return metadata.kernel_of(spec, _UNBUILT, cubin="")
 
 
-def folder() -> Path | None:
-    """The folder of built kernels: ``SKIMATTN_KERNELS``, or ``generated`` of the checkout that this runs from.
-
-    Raises:
-        ArgumentError: ``SKIMATTN_KERNELS`` names a folder that is not there.
-    """
-    if named := variables.folder(FOLDER_VARIABLE):
-        return named
-    checkout = Path(__file__).resolve().parents[2]
-    return checkout / "generated" if (checkout / "build.py").is_file() else None
-
-
 def built() -> dict[KernelSpec, Located]:
     """What ``metadata.json`` of the folder holds now; it is read again only when a build has replaced it.
 
     Raises:
         ArgumentError: ``SKIMATTN_KERNELS`` names a folder that is not there.
-        MetadataError: the file is damaged, truncated or foreign, or everybody can write it.
+        MetadataError: the file is damaged, truncated or foreign, cannot be read, or everybody can write it.
     """
-    place = folder()
+    place = places.folder()
     return {} if place is None else _read(place, _state(place))
 
 
@@ -69,10 +57,12 @@ def _state(place: Path) -> tuple[int, ...] | None:
     Whose the files are is not asked: who names the folder, or runs from its checkout, takes code from there anyway.
     """
     try:
-        file = (place / _METADATA).stat()
+        file, above = (place / _METADATA).stat(), place.stat()
     except FileNotFoundError:
         return None
-    for path, status in ((place, place.stat()), (place / _METADATA, file)):
+    except OSError as error:
+        raise MetadataError(f"{place / _METADATA}: cannot be read: {error.strerror}") from error
+    for path, status in ((place, above), (place / _METADATA, file)):
         if status.st_mode & stat.S_IWOTH:
             raise MetadataError(f"{path}: every user can write to it, so no kernel is loaded from it; chmod o-w {path}")
     return file.st_ino, file.st_mtime_ns, file.st_size

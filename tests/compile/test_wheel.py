@@ -64,6 +64,7 @@ def test_it_builds_kernels_outside_the_checkout(wheel: Path, tmp_path: Path) -> 
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     environment = {**os.environ, "PYTHONPATH": str(site)}
+    environment.pop("SKIMATTN_KERNELS", None)
 
     def python(*arguments: str) -> str:
         command = [sys.executable, "-P", *arguments]
@@ -76,6 +77,14 @@ def test_it_builds_kernels_outside_the_checkout(wheel: Path, tmp_path: Path) -> 
     text = python("-m", "skimattn.codegen", "--sm", "90", "--only", *only)
     assert "1 compiled, 0 up to date, 0 failed" in text
     assert (tmp_path / "generated" / "metadata.json").is_file()
+    setting = f"SKIMATTN_KERNELS={tmp_path / 'generated'}"
+    assert f"calls do not look in {tmp_path / 'generated'}; to make them: export {setting}" in text
+    assert "build it: skimattn-build --sm 90 " in python("-m", "skimattn.codegen", "--explain", "mask=causal")
+    looked = "from skimattn._select import kernels; print(len(kernels.built()))"
+    assert python("-c", looked) == "0\n"
+    environment |= dict([setting.split("=")])
+    assert python("-c", looked) == "1\n"
+    assert "calls do not look" not in python("-m", "skimattn.codegen", "--sm", "90", "--only", *only)
 
 
 def test_an_editable_install_is_found_beside_a_checkout_of_its_name(tmp_path: Path) -> None:

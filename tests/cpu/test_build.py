@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from skimattn.codegen import emit, matrix, metadata, pipeline, ptxas
-from skimattn.codegen.errors import BuildError
 from skimattn.codegen.files import TEMPORARY, locked
 
 from tests.helpers import standin
@@ -285,10 +284,3 @@ def test_a_lock_is_held_until_its_last_holder_is_gone(tmp_path: Path) -> None:
     with locked(path):
         assert time.monotonic() - start > 0.1
         assert child.wait() == 0
-
-
-def test_clean_refuses_a_folder_of_something_else(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("all of it")
-    with pytest.raises(BuildError, match="no build was made here"):
-        pipeline.clean(tmp_path)
-    assert (tmp_path / "thesis.tex").exists()

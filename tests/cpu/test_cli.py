@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
-from skimattn.codegen import cli, matrix
+from skimattn.codegen import cli, matrix, places
 from skimattn.codegen.metadata import Kernel
 
 from tests.helpers.standin import ROOT, run
@@ -64,9 +64,19 @@ def test_a_flag_without_values_is_refused(given: str) -> None:
         ("--set some", "Invalid value for '--set'"),
         ("--compiler clang", "Invalid value for '--compiler'"),
         ("--jobs 0", "Invalid value for '--jobs'"),
-        ("--json", "--json belongs to --list"),
-        ("--explain mask=full,causal", "--explain: mask: expected one value (got full, causal)"),
-        ("--explain colour=red", "--explain: unknown field 'colour'"),
+        ("--json", "--json belongs to --list; nothing was done"),
+        ("--json --dry-run", "--json belongs to --list"),
+        ("--clean --list", "--clean does not go with --list"),
+        ("--clean --only dtype=bf16", "--clean does not go with --only"),
+        ("--clean --set smoke --jobs 2", "--clean does not go with --set, --jobs"),
+        ("--clean --model .", "--clean does not go with --model"),
+        ("--clean --lineinfo --compiler nvcc", "--clean does not go with --compiler, --lineinfo"),
+        ("--clean --sm 120", "--sm 120: sm120 has no kernel specs yet"),
+        ("--list --dry-run", "--list does not go with --dry-run"),
+        ("--list --jobs 1 --compiler nvrtc", "--list does not go with --compiler, --jobs"),
+        ("--explain mask=full --clean", "--explain does not go with --out, --clean"),
+        ("--model . --set full", "--model does not go with --set"),
+        ("--model ./none", "Path './none' does not exist"),
         ("--list stray", "unexpected extra argument"),
     ],
 )
@@ -75,6 +85,27 @@ def test_wrong_usage_is_refused_with_the_reason(arguments: str, words: str, tmp_
     assert result.exit_code == 2
     assert words in " ".join(result.output.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("mask=full,causal", "--explain: mask: expected one value (got full, causal)"),
+        ("colour=red", "--explain: unknown field 'colour'"),
+        ("mask=full --sm 90 --only skip=skip", "--explain does not go with --sm, --only; nothing was done"),
+        ("mask=full --list --json", "--explain does not go with --list, --json"),
+        ("mask=full --dry-run", "--explain does not go with --dry-run"),
+    ],
+)
+def test_wrong_usage_of_explain(arguments: str, words: str) -> None:
+    result = invoke("--explain", *arguments.split())
+    assert result.exit_code == 2
+    assert words in " ".join(result.output.split())
+
+
+def test_every_option_goes_with_something() -> None:
+    names = {parameter.name for parameter in cli.command.params}
+    assert names == {name for row in (*cli._GOES_BY.values(), cli._BUILD) for name in row}
 
 
 def test_spellings_of_an_architecture() -> None:
@@ -126,8 +157,9 @@ def test_explain_accepted() -> None:
 
 def test_explain_rejected() -> None:
     result = invoke("--explain", "dtype=bf16", "out_dtype=fp16")
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     assert result.output.startswith("rejected by rule out-dtype: 16-bit kernels write the type they read")
+    assert run("--explain", "head_dim=96").returncode == 1
 
 
 def test_a_damaged_metadata_file_is_named(tmp_path: Path) -> None:
@@ -152,6 +184,7 @@ def test_help_names_every_option() -> None:
         "json",
         "explain",
         "clean",
+        "model",
     ]
     for option in options:
         assert f"--{option}" in result.output
@@ -164,6 +197,14 @@ def test_the_exact_spelling_of_two_architectures(tmp_path: Path) -> None:
         wanted = {f"{spec.name}: not built" for spec in matrix.specs("default", archs=[arch])}
         assert wanted and wanted <= set(done.stdout.splitlines())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_calls_look_in_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(places.VARIABLE, raising=False)
+    assert f" built in {ROOT}/generated" in invoke("--list", "--set", "smoke").output
+    monkeypatch.setenv(places.VARIABLE, "of mine")
+    assert f" 0 built in {tmp_path}/of mine" in invoke("--list", "--set", "smoke").output
 
 
 def test_the_build_does_not_import_torch() -> None:

@@ -81,7 +81,7 @@ def test_damage_that_no_build_explains_is_refused_every_time_until_it_is_repaire
     collected(folder, row)
     (folder / row.cubin).write_bytes(b"a cubi")
     for _ in range(2):
-        with pytest.raises(BuildError, match=rf"^{SPEC.name}: cubin .* has sha256 .*run build.py again"):
+        with pytest.raises(BuildError, match=rf"^{SPEC.name}: cubin .* has sha256 .*run python build.py again"):
             kernels.obtain(SPEC)
     assert compiled(folder, b"a cubin") == row
     assert kernels.obtain(SPEC) == (row, b"a cubin")

@@ -100,11 +100,16 @@ def test_fresh_machine_commands_are_one_line_each() -> None:
     ids=" ".join,
 )
 def test_build_commands_are_valid(words: list[str], tmp_path: Path) -> None:
-    arguments = [*words[2:], "--out", str(tmp_path / "out")]
-    if not {"--list", "--explain"} & set(arguments):
-        arguments.append("--dry-run")
+    arguments, is_rejected = words[2:], False
+    if "--explain" in arguments:
+        is_rejected = "head_dim=96" in arguments
+    else:
+        arguments += ["--out", str(tmp_path / "out"), *([] if "--list" in arguments else ["--dry-run"])]
+    if "--model" in arguments:
+        (tmp_path / "config.json").write_text('{"head_dim": 128, "dtype": "bfloat16"}')
+        arguments[arguments.index("--model") + 1] = str(tmp_path / "config.json")
     result = CliRunner().invoke(cli.command, cli.expand(arguments))
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == int(is_rejected), result.output
 
 
 def test_every_command_is_one_of_those_that_are_checked() -> None:
