@@ -91,7 +91,10 @@ class Params:
         torch.int32,
     )
     kv_layout: str = _option(
-        'of pages: ``"NHD"`` = ``[pages, page_size, Hkv, D]``, ``"HND"`` = ``[pages, Hkv, page_size, D]``.', "NHD"
+        'of pages: ``"NHD"`` = ``[pages, page_size, Hkv, D]``, ``"HND"`` = ``[pages, Hkv, page_size, D]``. A page has '
+        "1, 2, 4 or 8 keys, or a multiple of 16 up to 1024. What is copied at once is the largest power of two that "
+        "divides it (at most a tile), so the smallest pages are the slowest.",
+        "NHD",
     )
     cu_seqlens_q: torch.Tensor | None = _input(
         "int32 ``[B + 1]`` row offsets of a ragged batch, starting at 0, ending at total_q.", torch.int32

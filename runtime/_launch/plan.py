@@ -16,7 +16,7 @@ from .._call.problem import Problem
 from .buffers import NAMES, Buffers
 
 L2_KV_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
-LEAST_BOX_ROWS = 16  # of one copy from what is not paged; pages have as few
+LEAST_BOX_ROWS = 16  # of one copy from what is not paged
 WARP_THREADS = 32  # each of which knows one request of a ragged batch
 LOG2E = math.log2(math.e)
 Value = int | float
