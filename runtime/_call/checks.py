@@ -187,5 +187,7 @@ def interleaved(tensor: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _byte_strides(tensor: torch.Tensor) -> list[tuple[int, int]]:
+    """Stride and size of every dimension that moves; an expanded one (stride 0) stays where it is."""
     size = tensor.element_size()
-    return [(stride * size, count) for count, stride in zip(tensor.shape, tensor.stride(), strict=True) if count > 1]
+    dims = zip(tensor.shape, tensor.stride(), strict=True)
+    return [(stride * size, count) for count, stride in dims if count > 1 and stride]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from skimattn._call import ambient, values
 from skimattn.reference import prefill
 
 BF16 = torch.bfloat16
+MKLDNN: Any = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9 and later
 
 
 @contextmanager
@@ -41,6 +44,28 @@ def precision(name: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision("highest")
+        if MKLDNN is not None:
+            MKLDNN.fp32_precision = "none"  # else it follows torch.backends.fp32_precision no more
+
+
+@contextmanager
+def backends(backend: Any, name: str) -> Iterator[None]:
+    """The precision of one backend alone (torch 2.9 and later); since then the one of all cannot be read."""
+    backend.fp32_precision = name
+    try:
+        yield
+    finally:
+        backend.fp32_precision = "none"
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -64,7 +89,15 @@ STATES: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "inference": torch.inference_mode,
     "no gradients": torch.no_grad,
     "deterministic": deterministic,
+    "one thread": lambda: threads(1),
+    "three threads": lambda: threads(3),
 }
+if MKLDNN is not None:
+    STATES |= {
+        "bf16 products": lambda: backends(MKLDNN, "bf16"),
+        "tf32 products": lambda: backends(torch.backends, "tf32"),
+        "tf32 products on GPUs": lambda: backends(torch.backends.cuda.matmul, "tf32"),
+    }
 # What each state would change without the shield, or without a dtype named: these must be seen to fail.
 SHIELDED = ("autocast", "autocast fp16", "default device meta", "default device cuda")
 
@@ -140,7 +173,46 @@ def test_what_is_read_from_counts_and_lengths_is_the_same(name: str) -> None:
     assert torch.equal(thresholds_again, thresholds) and thresholds_again.dtype == thresholds.dtype
 
 
-def test_the_precision_of_products_is_put_back() -> None:
+@pytest.mark.parametrize("torch_2_8", [False, True])
+def test_the_precision_of_products_is_full_inside_and_put_back(
+    monkeypatch: pytest.MonkeyPatch, torch_2_8: bool
+) -> None:
+    if torch_2_8:
+        for name, value in {"_matmul": None, "_FULL": "highest", "_INHERITED": "", "_found": "highest"}.items():
+            monkeypatch.setattr(ambient, name, value)
     with precision("high"):
-        written(nullcontext())
-        assert torch.get_float32_matmul_precision() == "high"
+        for _ in range(2):
+            with ambient.shielded(), ambient.shielded():
+                assert ambient._precision() == ambient._FULL
+            assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.skipif(MKLDNN is None, reason="torch 2.8 has one precision for all backends")
+def test_a_precision_that_was_inherited_goes_on_being_inherited() -> None:
+    with backends(torch.backends, "tf32"):
+        with ambient.shielded():
+            assert MKLDNN.fp32_precision == "ieee"
+        assert MKLDNN.fp32_precision == "tf32"
+    assert MKLDNN.fp32_precision == "none"
+
+
+def test_threads_that_overlap_all_compute_in_full_precision() -> None:
+    """The first one in leaves first: it must not put the precision back under the other."""
+    first, second = ambient.shielded(), ambient.shielded()
+    with precision("medium"), ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        one.submit(first.__enter__).result()
+        other.submit(second.__enter__).result()
+        one.submit(first.__exit__, None, None, None).result()
+        assert ambient._precision() == ambient._FULL
+        other.submit(second.__exit__, None, None, None).result()
+        assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_tensors_made_in_inference_mode_are_written_outside_of_it_as_kernels_do() -> None:
+    wanted = written(nullcontext())
+    with torch.inference_mode():
+        own = call()
+        given = {name: torch.empty_like(wanted[name]) for name in ("out", "lse")}
+    out, lse = launch(replace(own, **given))
+    assert out is given["out"] and torch.equal(out, wanted["out"]) and torch.equal(lse, wanted["lse"])
+    assert own.stats is not None and torch.equal(own.stats, wanted["stats"])
