@@ -6,7 +6,9 @@ This runs in every launch, so fields are fetched in one go by ``attrgetter``, an
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from numbers import Real
 from operator import attrgetter, itemgetter
+from types import NoneType
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from .shortcut import Shortcut
 MAX_OUTLINES = 1024  # kept; there are as many as a program has ways to write a call
 _NAMES = (*OPTIONS, *SIZES, *TENSORS)
 _FIELDS = attrgetter(*_NAMES)
+# Note: no other types as keys. Decimal(1) == numpy.int64(1) raises, so a refused call would break a good one after it.
+_OPTION_TYPES = (str, Real, tuple, NoneType)
 _SIZES_AT, _TENSORS_AT, _WINDOW_AT = len(OPTIONS), len(OPTIONS) + len(SIZES), OPTIONS.index("window_size")
 
 
@@ -78,7 +82,7 @@ def outline_of(params: Params) -> tuple[Outline, tuple[Any, ...]]:
     Numbers are keys together with their types: ``True`` equals 1, and is no number of keys.
 
     Raises:
-        TypeError: q, k or v is not a tensor, or an option cannot be hashed; validation says which.
+        TypeError: q, k or v is not a tensor, or an option is of no type that any has; validation says which.
     """
     values = _FIELDS(params)
     options, types = values[:_SIZES_AT], tuple(map(type, values))
@@ -94,6 +98,8 @@ def _other_outline(options: tuple[object, ...], types: tuple[type, ...], values:
     key = (options, types, *map(type, window))  # type: ignore[call-overload]
     outline = _all_outlines.get(key)
     if outline is None:
+        if not all([isinstance(value, _OPTION_TYPES) for value in (*options, *window)]):  # type: ignore[misc]
+            raise TypeError("an option of a type that none has")
         outline = Outline(types, window, values)
         if len(_all_outlines) >= MAX_OUTLINES:
             _all_outlines.clear()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from fractions import Fraction
+from itertools import permutations
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -123,6 +127,46 @@ def test_what_was_accepted_before_does_not_let_its_equals_in(fake: FakeDriver, c
     with pytest.raises(ArgumentError, match=rf"^{name}: expected"):
         launch(small_call(**{name: bad}, **more))
     assert len(fake.launches) == 2
+
+
+EQUAL_NUMBERS: tuple[Any, ...] = (1, 1.0, True, 1 + 0j, Decimal(1), Fraction(1))
+EQUAL_NUMBERS += np.int64(1), np.float64(1), np.float32(1), np.bool_(True), np.array(1)
+OPTIONS_OF_EQUALS: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
+    "skip_softmax_threshold": ({}, EQUAL_NUMBERS),
+    "softmax_scale": ({}, EQUAL_NUMBERS),
+    "softcap": ({}, EQUAL_NUMBERS),
+    "chunk_size": ({"mask": "chunked"}, EQUAL_NUMBERS),
+    "return_lse": ({}, EQUAL_NUMBERS),
+    "max_seqlen_q": ({}, tuple(type(one)(70) for one in EQUAL_NUMBERS if not isinstance(one, bool | np.ndarray))),
+    "window_size": ({"mask": "window"}, ((1, 1), [1, 1], *((one, 1) for one in EQUAL_NUMBERS))),
+    "mask": ({}, ("causal", np.str_("causal"), ["causal"])),
+}
+
+
+def verdict(name: str, value: object, more: dict[str, Any]) -> str:
+    """What comes of a launch: empty, or what the refusal says."""
+    try:
+        launch(small_call(**{**more, name: value}))
+    except ArgumentError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", OPTIONS_OF_EQUALS)
+def test_what_is_said_of_a_value_does_not_hang_on_an_equal_one_before_it(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    more, equals = OPTIONS_OF_EQUALS[name]
+    alone = []
+    for value in equals:
+        install(monkeypatch)
+        alone.append(verdict(name, value, more))
+    assert "" in alone and any(alone)
+    for first, second in permutations(range(len(equals)), 2):
+        install(monkeypatch)
+        for _ in range(2):  # the second launch finds what the first one left
+            assert verdict(name, equals[first], more) == alone[first]
+        assert verdict(name, equals[second], more) == alone[second], (equals[first], equals[second])
 
 
 def test_out_may_lie_between_the_rows_of_q(fake: FakeDriver) -> None:
