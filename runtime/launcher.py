@@ -133,9 +133,10 @@ def _first_launch(params: Params, stream: Any) -> Result:
     if not prepared.accepts(scan.addresses):
         check_addresses(params)  # says what is wrong
     bound = Bound(scan, prepared, token, threshold)
+    result = _enqueue(bound, params, stream)
     if forbid_changes(params):  # most calls are launched once, and need not be bound for another time
         keep_prepared(params, bound)
-    return _enqueue(bound, params, stream)
+    return result
 
 
 def _new_launch(params: Params, scan: Scan, known: _Known, stream: Any) -> Result:

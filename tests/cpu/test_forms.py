@@ -239,3 +239,16 @@ def test_a_call_is_frozen_by_its_first_launch_wherever_it_runs(fake: FakeDriver)
         launch(params)
         with pytest.raises(AttributeError, match=r"^softmax_scale: this call was launched and cannot change"):
             params.softmax_scale = 0.25
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_refused_call_can_be_changed(fake: FakeDriver, known: bool) -> None:
+    """On the CPU and on a GPU, where the form of the call is new, and where it is known."""
+    for make in (lambda: Params(*tensors()), small_call):
+        if known:
+            launch(make())
+        params = make()
+        with pytest.raises(ArgumentError, match=r"^stream: expected"):
+            launch(params, stream="a stream")
+        params.softmax_scale = 0.25
+        launch(params)
