@@ -80,7 +80,10 @@ def test_a_flag_without_values_is_refused(given: str) -> None:
         ("--list stray", "unexpected extra argument"),
     ],
 )
-def test_wrong_usage_is_refused_with_the_reason(arguments: str, words: str, tmp_path: Path) -> None:
+def test_wrong_usage_is_refused_with_the_reason(
+    arguments: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "run_build", lambda *_: pytest.fail("it builds"))
     result = invoke(*arguments.split(), "--out", str(tmp_path / "out"))
     assert result.exit_code == 2
     assert words in " ".join(result.output.split())

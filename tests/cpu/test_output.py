@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from skimattn.codegen import cli, compile, matrix, metadata, output, pipeline, places
+from skimattn.codegen import cli, compile, matrix, metadata, ninja_file, output, pipeline, places
 from skimattn.codegen.errors import ArgumentError, BuildError
 from skimattn.codegen.files import TEMPORARY
 
@@ -16,6 +16,12 @@ from tests.helpers import standin
 
 SPECS = matrix.SMOKE
 OURS = '{\n "format": 1,\n "package": "skimattn",\n "kernels": []\n}\n'  # as the first version wrote it
+
+
+@pytest.fixture(autouse=True)
+def _compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever gets as far as compiling failed to refuse."""
+    monkeypatch.setattr(ninja_file, "run", lambda *_: pytest.fail("it compiles"))
 
 
 def invoke(*arguments: str | Path) -> Result:
