@@ -59,21 +59,7 @@ _prepared = PreparedLaunches()
 
 
 def launch(params: Params, stream: Any = None) -> Result:
-    """Compute attention; asynchronous on a GPU, with the block-exact reference on CPU tensors.
-
-    Args:
-        params: the call; launching the same object again skips validation while its tensors stay where they are.
-        stream: where to enqueue: None = torch's current stream of q's device, or a stream, or its handle as an int.
-
-    Returns:
-        ``out``, or ``(out, lse)`` with ``return_lse=True``.
-
-    Raises:
-        ArgumentError: an argument is not acceptable.
-        NoKernelError: no kernel computes this, here.
-        BuildError: the kernel had to be compiled and could not be, or its files are damaged.
-        CudaError: the driver refused.
-    """
+    """:func:`skimattn.launch` where nothing traces the call."""
     if isinstance(params, Params):
         bound = params._prepared
         if bound is not None:

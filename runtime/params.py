@@ -91,7 +91,10 @@ class Params:
         torch.int32,
     )
     kv_layout: str = _option(
-        'of pages: ``"NHD"`` = ``[pages, page_size, Hkv, D]``, ``"HND"`` = ``[pages, Hkv, page_size, D]``.', "NHD"
+        'of pages: ``"NHD"`` = ``[pages, page_size, Hkv, D]``, ``"HND"`` = ``[pages, Hkv, page_size, D]``. A page has '
+        "1, 2, 4 or 8 keys, or a multiple of 16 up to 1024. What is copied at once is the largest power of two that "
+        "divides it (at most a tile), so the smallest pages are the slowest.",
+        "NHD",
     )
     cu_seqlens_q: torch.Tensor | None = _input(
         "int32 ``[B + 1]`` row offsets of a ragged batch, starting at 0, ending at total_q.", torch.int32
@@ -130,10 +133,14 @@ class Params:
     softmax_scale: float | None = _option("factor of q.k; default ``D ** -0.5``.", None)
     softcap: float = _option("scores become ``softcap * tanh(score / softcap)``; 0 = off.", 0.0)
     alibi_slopes: torch.Tensor | None = _input(
-        "float32 ``[Hq]``; ``slope * distance`` is subtracted from the scores.", torch.float32
+        "float32 ``[Hq]`` or ``[B, Hq]``; ``slope * distance`` is subtracted from the scores.", torch.float32
     )
     sinks: torch.Tensor | None = _input(
-        "float32 ``[Hq]``, one extra logit per head in the denominator (natural logarithm).", torch.float32
+        "``[Hq]``, one extra logit per head in the denominator (natural logarithm); float32, or bf16 or fp16, which "
+        "every launch converts anew, into memory that it allocates.",
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
     )
     q_descale: torch.Tensor | None = _input(
         "of 8-bit q: float32, one element or ``[B, Hkv]``, finite and above 0; q counts times it.", torch.float32

@@ -86,7 +86,7 @@ class Tile:
         return 0
 
     def smem_bytes(self, spec: KernelSpec) -> int:
-        """Dynamic shared memory of a kernel; ``storage.cuh`` asserts that the size of its storage agrees."""
+        """Dynamic shared memory of a kernel; ``kernel.cuh`` asserts that the size of its storage agrees."""
         q_row, v_row = row_bytes(spec.head_dim, spec.dtype), row_bytes(spec.head_dim_v, spec.dtype)
         o_row = row_bytes(spec.head_dim_v, spec.out_dtype)
         assert self.separate_o or o_row <= q_row, (spec.name, "O does not fit the memory that it shares with Q")

@@ -27,6 +27,8 @@ def require_tensor(name: str, value: object) -> torch.Tensor:
         raise expected(name, "a torch.Tensor", type(value).__name__)
     if value.layout is not torch.strided:
         raise expected(name, "a dense (strided) tensor", value.layout)
+    if value.is_neg():  # kernels would read what is not negated yet
+        raise expected(name, "a tensor whose negation was carried out (tensor.resolve_neg())", "a negative view")
     if value.requires_grad and torch.is_grad_enabled():
         raise expected(name, "no requires_grad, since there is no backward pass (use torch.no_grad())", "requires_grad")
     return value
@@ -155,8 +157,35 @@ def refuse_overlap(name: str, tensor: torch.Tensor, other_name: str, other: torc
     """``tensor`` is written, so it must not share memory with ``other``."""
     start, end = byte_range(tensor)
     other_start, other_end = byte_range(other)
-    if start < other_end and other_start < end:
+    if start < other_end and other_start < end and not interleaved(tensor, other):
         raise ArgumentError(
             f"{name}: expected memory of its own (got bytes {start:#x}..{end:#x}, which overlap {other_name} at "
             f"{other_start:#x}..{other_end:#x})"
         )
+
+
+def interleaved(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors in one stretch of memory surely share no byte, as slices of one packed tensor do.
+
+    Some step must divide the strides of all dimensions of both that are longer than it. Then each keeps to a part of
+    every period of that step, and the parts must be apart.
+    """
+    forms = [_byte_strides(x) for x in (tensor, other)]
+    offset = other.data_ptr() - tensor.data_ptr()
+    for period in sorted({stride for form in forms for stride, _ in form}):
+        spans = []
+        for form, x in zip(forms, (tensor, other), strict=True):
+            inner = [(stride, size) for stride, size in form if stride < period]
+            if any(stride % period for stride, _ in form if stride >= period):
+                break
+            spans.append(sum(stride * (size - 1) for stride, size in inner) + x.element_size())
+        else:
+            place = offset % period
+            if spans[0] <= place and place + spans[1] <= period:
+                return True
+    return False
+
+
+def _byte_strides(tensor: torch.Tensor) -> list[tuple[int, int]]:
+    size = tensor.element_size()
+    return [(stride * size, count) for count, stride in zip(tensor.shape, tensor.stride(), strict=True) if count > 1]

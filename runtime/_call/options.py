@@ -100,11 +100,13 @@ def check_thresholds(problem: Problem) -> None:
 
 def check_head_vectors(problem: Problem) -> None:
     """Sinks and alibi slopes."""
-    params = problem.params
-    for name, tensor in (("alibi_slopes", params.alibi_slopes), ("sinks", params.sinks)):
-        if tensor is not None:
-            require_shape(name, tensor, [problem.heads_q])
-            require_contiguous(name, tensor)
+    params, heads = problem.params, problem.heads_q
+    if params.sinks is not None:
+        require_shape("sinks", params.sinks, [heads])
+        require_contiguous("sinks", params.sinks)
+    if params.alibi_slopes is not None:
+        require_shape("alibi_slopes", params.alibi_slopes, [heads], [problem.batch, heads])
+        require_contiguous("alibi_slopes", params.alibi_slopes)
 
 
 def check_no_descales(params: Params, dtype: str) -> None:

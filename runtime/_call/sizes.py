@@ -22,7 +22,7 @@ from .checks import (
 from .dtypes import DTYPES
 from .problem import Form, Problem
 
-PAGE_SIZES = range(16, 257, 16)
+PAGE_SIZES = frozenset((1, 2, 4, 8, *range(16, 1025, 16)))
 _COLUMN_STEPS = {name: TMA_BYTES // dtype.itemsize for dtype, name in DTYPES.items()}
 _MAX_HEAD_DIM = max(int(value) for value in BY_NAME["head_dim"].values)
 
@@ -127,7 +127,7 @@ def _check_pages(params: Params, batch: int, page_size: int) -> int:
     require_near("page_table", table)
     if page_size not in PAGE_SIZES:
         name = "k" if params.kv_layout == "NHD" else "k (HND)"
-        raise expected(name, "a page size that is a multiple of 16 from 16 to 256", page_size)
+        raise expected(name, "a page size of 1, 2, 4 or 8, or a multiple of 16 from 16 to 1024", page_size)
     if table.shape[1] * page_size >= MAX_DIM:
         raise expected("page_table", f"room for fewer than 2**30 keys in pages of {page_size}", list(table.shape))
     return table.shape[1] * page_size

@@ -8,20 +8,22 @@ import torch
 
 from ..errors import ArgumentError, expected
 from . import options
+from .ambient import shielded
 from .checks import describe
 from .problem import Problem
 
 
+@shielded()
 def check_values(problem: Problem) -> None:
     """What only the contents of CPU tensors tell."""
     params = problem.params
     options.check_values(params)
     _check_offsets("cu_seqlens_q", params.cu_seqlens_q, problem.rows, problem.len_q, "max_seqlen_q")
     _check_offsets("cu_seqlens_k", params.cu_seqlens_k, problem.keys, problem.len_k, "max_seqlen_k")
-    _check_used("seqused_q", params.seqused_q, params.cu_seqlens_q, problem.batch, problem.len_q)
+    rows = _check_used("seqused_q", params.seqused_q, params.cu_seqlens_q, problem.batch, problem.len_q)
     lengths = _check_used("seqused_k", params.seqused_k, params.cu_seqlens_k, problem.batch, problem.len_k)
     if params.page_table is not None:
-        _check_page_numbers(problem, lengths)
+        _check_page_numbers(problem, rows, lengths)
 
 
 def _check_used(
@@ -49,14 +51,25 @@ def _check_offsets(name: str, offsets: torch.Tensor | None, total: int, longest:
         raise expected(hint, f"at least {max(lengths)}, the longest request in {name}", longest)
 
 
-def _check_page_numbers(problem: Problem, lengths: torch.Tensor) -> None:
+def _check_page_numbers(problem: Problem, rows: torch.Tensor, lengths: torch.Tensor) -> None:
+    """Pages that some row may see are there; those that a window or a chunk has left behind need not be."""
     params = problem.params
     assert params.page_table is not None
     pages = params.k.shape[0]
-    for batch, length in enumerate(lengths.tolist()):
-        used = params.page_table[batch, : -(-length // problem.page_size)]
+    for batch, (len_q, len_k) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=True)):
+        first = first_key(problem, len_k - len_q) // problem.page_size if len_q else len_k
+        used = params.page_table[batch, first : -(-len_k // problem.page_size)]
         if bool(((used < 0) | (used >= pages)).any()):
             raise ArgumentError(
-                f"page_table: expected page numbers from 0 to {pages - 1} (got {used.tolist()} for request {batch}; "
-                f"k is {describe(params.k)})"
+                f"page_table: expected page numbers from 0 to {pages - 1} (got {used.tolist()} for request {batch}, "
+                f"whose rows see keys in its pages from number {first} on; k is {describe(params.k)})"
             )
+
+
+def first_key(problem: Problem, diagonal: int) -> int:
+    """The first key that a row may see which stands at key ``diagonal``: rows after it see none before that."""
+    if problem.mask == "window" and problem.window[0] >= 0:
+        return max(0, diagonal - problem.window[0])
+    if problem.mask == "chunked":
+        return max(0, diagonal) // problem.chunk_size * problem.chunk_size
+    return 0

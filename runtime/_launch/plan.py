@@ -13,13 +13,12 @@ from skimattn.codegen.tiles.common import ELEMENT_BYTES, panel_columns
 
 from .._call.arguments import POINTERS
 from .._call.problem import Problem
-from .buffers import Buffers
+from .buffers import NAMES, Buffers
 
 L2_KV_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
-LEAST_BOX_ROWS = 16  # of one copy from what is not paged; pages have as few
+LEAST_BOX_ROWS = 16  # of one copy from what is not paged
 WARP_THREADS = 32  # each of which knows one request of a ragged batch
 LOG2E = math.log2(math.e)
-_NEW = ("out", "lse", "custom_mask")  # arguments whose tensor a launch may make itself
 Value = int | float
 Box = tuple[int, int, int, int]
 
@@ -180,7 +179,7 @@ def l2_sections(batch: int, heads_kv: int, head_bytes: int, varlen_q: bool) -> t
 
 def argument(problem: Problem, buffers: Buffers, name: str) -> torch.Tensor | None:
     """The tensor behind an argument's name, as the kernel sees it; None where there is none."""
-    value = getattr(buffers if name in _NEW else problem.params, name)
+    value = getattr(buffers if name in NAMES else problem.params, name)
     return value if isinstance(value, torch.Tensor) else None
 
 
@@ -236,6 +235,9 @@ def _add_strides_of_options(scalars: dict[str, Value], problem: Problem, buffers
         if value is not None:
             steps = value.stride() if value.dim() == 2 else (0, 0)
             scalars[f"{name}_stride_batch"], scalars[f"{name}_stride_head"] = steps
+    slopes = params.alibi_slopes
+    if slopes is not None:
+        scalars["alibi_stride_batch"] = slopes.stride(0) if slopes.dim() == 2 else 0
     if params.stats is not None:
         pairs = (*(stride // 2 for stride in params.stats.stride()[:-1]), 0, 0)
         scalars["stats_stride_batch"], scalars["stats_stride_head"] = pairs[:2]

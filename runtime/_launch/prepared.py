@@ -30,7 +30,7 @@ _FIELDS_OF: dict[str, tuple[list[str], list[str]]] = {  # argument -> (tensor ma
         [field for field, holder in TENSOR_MAPS.items() if holder == name],
         [field for field, holder in POINTERS.items() if holder == name],
     )
-    for name in TENSORS
+    for name in ("", *TENSORS)
 }
 
 
@@ -87,7 +87,8 @@ class Prepared:
                 step.fill(planned, loaded)
             self._counter = -1  # the block's may be gone
             self._threshold = problem.threshold
-            self._names = (*names, *made)
+            # What is replaced by a tensor that every launch makes is not pointed to.
+            self._names = (*["" if name in made else name for name in names], *made)
             self._addresses = [-1] * len(self._names)
             self._last: Sequence[int] = ()
             self._remember(names, problem)

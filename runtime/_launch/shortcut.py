@@ -17,7 +17,7 @@ import torch
 from skimattn.codegen.tiles.common import ELEMENT_BYTES
 
 from .._call.arguments import POINTERS
-from .._call.checks import MAX_DIM, MAX_STRIDE, TMA_BYTES
+from .._call.checks import MAX_DIM, MAX_STRIDE, TMA_BYTES, span_bytes
 from .._call.options import threshold_value
 from .._call.problem import Problem
 from .._cuda import driver, streams
@@ -29,10 +29,12 @@ from .plan import Extent, Planner, extent_of, kv_box_rows, l2_sections
 from .step import Step
 
 # The tensors that a call may have here, q, k and v first.
-SERVED = frozenset(("q", "k", "v", "page_table", "cu_seqlens_q", "cu_seqlens_k", "seqused_k"))
+_LENGTHS = ("page_table", "cu_seqlens_q", "cu_seqlens_k", "seqused_k")
+SERVED = frozenset(("q", "k", "v", *_LENGTHS, "skip_softmax_threshold", "out"))
 _POINTER_OF = {name: field for field, name in POINTERS.items()}
 _NEAR = 1 << 31  # entries of a page table
-_ROWS = {"cu_seqlens_q": 1, "cu_seqlens_k": 1, "seqused_k": 0}  # how many more they have than there are requests
+# How many more entries they have than there are requests.
+_EXTRA = {"cu_seqlens_q": 1, "cu_seqlens_k": 1, "seqused_k": 0, "skip_softmax_threshold": 0}
 
 
 class Elsewhere(Exception):
@@ -60,14 +62,21 @@ class Shortcut:
         self._lengths_k = self._ragged_k or params.seqused_k is not None
         self._host_threshold = form.skip != "dense" and not isinstance(params.skip_softmax_threshold, torch.Tensor)
         self._dtype, self._ranks = params.q.dtype, (params.q.dim(), params.k.dim())
-        others = names[3:]
-        self._others = [(_POINTER_OF[x], getattr(params, x).dtype, x, _ROWS.get(x)) for x in others]
+        self._given_out = params.out is not None  # the last of the names then
+        others = names[3:-1] if self._given_out else names[3:]
+        rest = {"skip_softmax_threshold": (problem.heads_q,)}  # of the shape, where there are two dimensions
+        self._others = []
+        for name in others:
+            tensor = getattr(params, name)
+            tail = rest.get(name, ()) if tensor.dim() == 2 else ()
+            self._others.append((_POINTER_OF[name], tensor.dtype, _EXTRA.get(name), tail))
         self._offsets_q = others.index("cu_seqlens_q") if form.ragged else -1
         self._table = others.index("page_table") if form.paged else -1
         self._v_like_k = problem.head_dim == problem.head_dim_v
         self._out_dtype, self._out_like_q = buffers.out.dtype, self._v_like_k and buffers.out.dtype == params.q.dtype
         self._box_rows = planned.maps["tma_k"].box[1]
         self._step, self._lock = Step(), threading.Lock()
+        self._sizes: tuple[object, ...] | None = None  # that the step was filled in for
         self._step.fill(planned, loaded)
         maps = self._step.maps
         self._to_q, self._to_k, self._to_v, self._to_o = maps["tma_q"], maps["tma_k"], maps["tma_v"], maps["tma_o"]
@@ -84,7 +93,7 @@ class Shortcut:
         # Note: long and plain on purpose. Half a microsecond here is one on the hosts of GPUs, and a call for each of
         # these steps made them twice as slow.
         q, k, v = tensors[:3]
-        others = tensors[3:]
+        others = tensors[3:-1] if self._given_out else tensors[3:]
         dtype, ordinal = self._dtype, self._ordinal
         if q.dtype is not dtype or k.dtype is not dtype or v.dtype is not dtype:
             raise Elsewhere
@@ -118,33 +127,47 @@ class Shortcut:
             if outer != batch or kv_box_rows(keys, self._tile_n) != self._box_rows:
                 raise Elsewhere
         like_q = self._out_like_q and q.is_contiguous()
-        out = torch.empty_like(q) if like_q else q.new_empty((*shape_q[:-1], self._head_dim_v), dtype=self._out_dtype)
-        address, strides, stream = out.data_ptr(), strides_q if like_q else out.stride(), streams.current(ordinal)
+        if self._given_out:
+            out = self._check_out(shape_q, tensors)
+        elif like_q:
+            out = torch.empty_like(q)
+        else:
+            out = q.new_empty((*shape_q[:-1], self._head_dim_v), dtype=self._out_dtype)
+        address, strides, stream = out.data_ptr(), out.stride(), streams.current(ordinal)
         counter, step, tiles = self._gpu.counters.of_launch(stream), self._step, -(-rows // self._tile_m)
         with self._lock:
-            self._to_q.rewrite(at_q, extent_q)
-            self._to_k.rewrite(at_k, extent_k)
-            if alike:
-                self._to_v.copy(self._to_k, at_v)
-            else:
-                self._to_v.rewrite(at_v, extent_v)
-            if like_q:
-                self._to_o.copy(self._to_q, address)
-            else:
-                self._to_o.rewrite(address, extent_of(out.shape, strides, self._out_size))
             block, config = step.block, step.config
-            block.out, block.work_counter, block.batch, block.len_q, block.len_k = address, counter, batch, len_q, len_k
-            sections = l2_sections(batch, heads_k, total * self._key_bytes, self._ragged_q)
-            block.heads_in_l2, block.requests_in_l2 = sections
-            block.window_left = min(self._window_left, len_k)
-            block.out_stride_row, block.out_stride_head = strides[-3], strides[-2]
-            block.out_stride_batch = 0 if self._ragged_q else strides[0]
+            sizes = (extent_q, extent_k, extent_v, strides, batch, len_q, len_k, total)
+            if sizes == self._sizes:
+                self._to_q.move(at_q)
+                self._to_k.move(at_k)
+                self._to_v.move(at_v)
+                self._to_o.move(address)
+            else:
+                self._sizes = None  # until all of it is there
+                self._to_q.rewrite(at_q, extent_q)
+                self._to_k.rewrite(at_k, extent_k)
+                if alike:
+                    self._to_v.copy(self._to_k, at_v)
+                else:
+                    self._to_v.rewrite(at_v, extent_v)
+                if like_q:
+                    self._to_o.copy(self._to_q, address)
+                else:
+                    self._to_o.rewrite(address, extent_of(out.shape, strides, self._out_size))
+                block.batch, block.len_q, block.len_k = batch, len_q, len_k
+                sections = l2_sections(batch, heads_k, total * self._key_bytes, self._ragged_q)
+                block.heads_in_l2, block.requests_in_l2 = sections
+                block.window_left = min(self._window_left, len_k)
+                block.out_stride_row, block.out_stride_head = strides[-3], strides[-2]
+                block.out_stride_batch = 0 if self._ragged_q else strides[0]
+                config.gridDimX = min(self._sm_count, (tiles + batch if self._ragged_q else tiles * batch) * heads_q)
+                self._sizes = sizes
+            block.out, block.work_counter, config.hStream = address, counter, stream
             if others:
                 self._point(block, others)
             if self._host_threshold:
                 block.threshold_value = threshold_value(params)
-            config.gridDimX = min(self._sm_count, (tiles + batch if self._ragged_q else tiles * batch) * heads_q)
-            config.hStream = stream
             self._current(self._found_at)
             if self._found.value != self._context:
                 with driver.current_context(self._context):
@@ -153,6 +176,21 @@ class Shortcut:
                 status = self._start(*step.arguments)
         if status:
             driver.raise_for(f"cuLaunchKernelEx of {step.name}", status)
+        return out
+
+    def _check_out(self, shape_q: tuple[int, ...], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The output that the caller gave, which is as one that is made here would be, and apart from everything."""
+        *inputs, out = tensors
+        start = out.data_ptr()
+        if out.dtype is not self._out_dtype or out.get_device() != self._ordinal or out.is_neg() or not start:
+            raise Elsewhere
+        if out.shape != (*shape_q[:-1], self._head_dim_v) or not out.is_contiguous() or start % TMA_BYTES:
+            raise Elsewhere
+        end = start + out.numel() * self._out_size
+        for tensor in inputs:
+            other = tensor.data_ptr()
+            if other < end and start < other + span_bytes(tensor):
+                raise Elsewhere
         return out
 
     def _extent_v(self, v: torch.Tensor, k: torch.Tensor) -> Extent:
@@ -181,10 +219,12 @@ class Shortcut:
         if others:
             if self._ragged_q:
                 batch = others[self._offsets_q].shape[0] - 1
-            for (_, dtype, _, extra), tensor in zip(self._others, others, strict=True):
+            for (_, dtype, extra, tail), tensor in zip(self._others, others, strict=True):
                 if tensor.dtype is not dtype or tensor.get_device() != self._ordinal or not tensor.is_contiguous():
                     raise Elsewhere
-                if (extra is not None and tensor.shape != (batch + extra,)) or tensor.is_neg() or not tensor.data_ptr():
+                if extra is not None and tensor.shape != (batch + extra, *tail):
+                    raise Elsewhere
+                if tensor.is_neg() or not tensor.data_ptr():
                     raise Elsewhere
         if page_size:
             table = others[self._table].shape

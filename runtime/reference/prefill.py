@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from skimattn.codegen.metadata import Kernel
 
+from .._call.ambient import shielded
 from .._call.problem import Problem
 from .._launch.buffers import Buffers
 
@@ -32,7 +33,7 @@ def attention(problem: Problem, kernel: Kernel, buffers: Buffers) -> None:
     if kernel.name not in _announced:
         _announced.add(kernel.name)
         LOGGER.info("CPU tensors: the reference computes what %s would (slow, for trying things out)", kernel.name)
-    with torch.no_grad():
+    with shielded():
         for request in _requests(problem, buffers):
             for first_row in range(0, request.len_q, kernel.group_rows):
                 _compute_group(problem, kernel, request, first_row)
@@ -49,6 +50,8 @@ class _Request:
     mask: torch.Tensor | None  # packed bits [1 or Hq, rows, bytes]
     out: torch.Tensor  # [rows, Hq, Dv]
     lse: torch.Tensor | None  # [rows, Hq]
+    sinks: torch.Tensor | None  # float32 [Hq]
+    slopes: torch.Tensor | None  # float32 [Hq]
 
     @property
     def len_q(self) -> int:
@@ -60,7 +63,7 @@ class _Request:
 
 
 def _requests(problem: Problem, buffers: Buffers) -> Iterator[_Request]:
-    params = problem.params
+    params, slopes = problem.params, problem.params.alibi_slopes
     for index in range(problem.batch):
         rows = _rows(problem, index)
         keys, values = _keys_and_values(problem, index)
@@ -72,6 +75,8 @@ def _requests(problem: Problem, buffers: Buffers) -> Iterator[_Request]:
             mask=_packed_rows(problem, buffers.custom_mask, index, rows),
             out=buffers.out[rows],
             lse=None if buffers.lse is None else buffers.lse[rows],
+            sinks=buffers.sinks,
+            slopes=slopes[index] if slopes is not None and slopes.dim() == 2 else slopes,
         )
 
 
@@ -99,7 +104,8 @@ def _keys_and_values(problem: Problem, index: int) -> tuple[torch.Tensor, torch.
         length = int(params.seqused_k[index])
     if params.page_table is not None:
         key = torch.arange(length)
-        page = params.page_table[index][key // problem.page_size].long()
+        # Clamped: pages that no row sees need not be there.
+        page = params.page_table[index][key // problem.page_size].long().clamp(0, params.k.shape[0] - 1)
         pools = (pool.transpose(1, 2) if params.kv_layout == "HND" else pool for pool in (params.k, params.v))
         k, v = (pool[page, key % problem.page_size] for pool in pools)
         return k, v
@@ -140,6 +146,15 @@ def _visible(problem: Problem, request: _Request, rows: torch.Tensor) -> torch.T
     return seen.unsqueeze(0)
 
 
+def _seen_by_tile(problem: Problem, kernel: Kernel, request: _Request, first_row: int) -> torch.Tensor:
+    """Which keys some row of the kernel's tile sees, bool [1, len_k]; V's others count as zeros, as in kernels."""
+    if problem.mask in ("full", "custom"):
+        return torch.ones(1, request.len_k, dtype=torch.bool)
+    start = first_row // kernel.tile_m * kernel.tile_m
+    rows = torch.arange(start, min(start + kernel.tile_m, request.len_q))
+    return _visible(problem, request, rows).any(dim=1)
+
+
 def _tiles(problem: Problem, visible: torch.Tensor, kernel: Kernel) -> list[int]:
     """The tiles a group visits, in the kernel's order: those between the first and the last key its rows may see."""
     tile_n = kernel.tile_n
@@ -171,17 +186,22 @@ class _Units:
         params = problem.params
         descale = _descale(problem, params.q_descale, index) * _descale(problem, params.k_descale, index)
         if problem.softcap > 0:
-            unit, of_unit = problem.softcap, torch.ones(1, 1)
-            cap = torch.tensor(problem.softmax_scale / problem.softcap) * descale
+            unit, of_unit = problem.softcap, _float([[1.0]])
+            cap = _float(problem.softmax_scale / problem.softcap) * descale
         else:
             unit, of_unit, cap = problem.softmax_scale, descale, None
-        return _Units(torch.tensor(unit) * of_unit, torch.tensor(unit * LOG2E) * of_unit, cap)
+        return _Units(_float(unit) * of_unit, _float(unit * LOG2E) * of_unit, cap)
+
+
+def _float(value: float | list[list[float]]) -> torch.Tensor:
+    """Whatever torch's default dtype is."""
+    return torch.tensor(value, dtype=torch.float32)
 
 
 def _descale(problem: Problem, value: torch.Tensor | None, index: int) -> torch.Tensor:
     """What stands for one in an 8-bit tensor, for every query head of request ``index``: float32 [Hq or 1, 1]."""
     if value is None:
-        return torch.ones(1, 1)
+        return _float([[1.0]])
     if value.dim() < 2:
         return value.reshape(1, 1)
     return value[index].repeat_interleave(problem.heads_q // problem.heads_kv).unsqueeze(1)
@@ -191,9 +211,9 @@ class _Softmax:
     """The running softmax of one row group over all heads: m in raw scores, l and o relative to it."""
 
     def __init__(self, heads: int, rows: int, columns: int, units: _Units, dtype: torch.dtype) -> None:
-        self.m = torch.full((heads, rows), -math.inf)
-        self.l = torch.zeros(heads, rows)
-        self.o = torch.zeros(heads, rows, columns)
+        self.m = torch.full((heads, rows), -math.inf, dtype=torch.float32)
+        self.l = torch.zeros(heads, rows, dtype=torch.float32)
+        self.o = torch.zeros(heads, rows, columns, dtype=torch.float32)
         self.units = units
         self.dtype, self.gain = dtype, FP8_GAIN if dtype.itemsize == 1 else 1.0
 
@@ -236,6 +256,7 @@ def _compute_group(problem: Problem, kernel: Kernel, request: _Request, first_ro
     last_row = min(first_row + kernel.group_rows, request.len_q)
     rows = torch.arange(first_row, last_row)
     visible = _visible(problem, request, rows)
+    seen_by_tile = _seen_by_tile(problem, kernel, request, first_row)
     units = _Units.of(problem, request.index)
     softmax = _Softmax(heads, len(rows), problem.head_dim_v, units, params.v.dtype)
     limit = _log2_threshold(problem, request.index)
@@ -244,13 +265,14 @@ def _compute_group(problem: Problem, kernel: Kernel, request: _Request, first_ro
         seen = visible[..., keys]
         scores = _scores(problem, request, units, rows, keys).masked_fill(~seen, -math.inf)
         skipped = softmax.skips(scores, limit)
-        values = request.v[:, keys].float().repeat_interleave(heads // problem.heads_kv, dim=0)
+        values = request.v[:, keys].float().masked_fill(~seen_by_tile[:, keys].unsqueeze(-1), 0.0)
+        values = values.repeat_interleave(heads // problem.heads_kv, dim=0)
         softmax.add(scores, values, ~skipped)
         _count(problem, request.index, skipped)
         if params.skip_map is not None:
             marks = torch.where(skipped, SKIPPED, KEPT).to(torch.uint8)
             params.skip_map[request.index, :, first_row // kernel.group_rows, tile] = marks
-    out = softmax.output(params.sinks, _descale(problem, params.v_descale, request.index))
+    out = softmax.output(request.sinks, _descale(problem, params.v_descale, request.index))
     request.out[first_row:last_row] = out.transpose(0, 1).to(request.out.dtype)
     if request.lse is not None:
         request.lse[first_row:last_row] = softmax.lse().transpose(0, 1)
@@ -262,7 +284,7 @@ def _scores(problem: Problem, request: _Request, units: _Units, rows: torch.Tens
     scores = request.q[:, rows] @ k.transpose(1, 2)
     if units.cap is not None:
         scores = torch.tanh(scores * units.cap.unsqueeze(-1))
-    slopes = problem.params.alibi_slopes
+    slopes = request.slopes
     if slopes is not None:
         diagonal = (rows + request.len_k - request.len_q).unsqueeze(1)
         distance = (diagonal - torch.arange(keys.start, keys.stop)).abs().float()
@@ -273,7 +295,7 @@ def _scores(problem: Problem, request: _Request, units: _Units, rows: torch.Tens
 def _log2_threshold(problem: Problem, index: int) -> torch.Tensor:
     """log2(min(threshold, 1)) per head as [Hq or 1, 1]; -inf, which skips nothing, for 0 and for dense calls."""
     value = problem.params.skip_softmax_threshold
-    threshold = value[index].reshape(-1, 1) if isinstance(value, torch.Tensor) else torch.tensor([[problem.threshold]])
+    threshold = value[index].reshape(-1, 1) if isinstance(value, torch.Tensor) else _float([[problem.threshold]])
     return torch.where(threshold > 0, threshold.clamp(max=1.0).log2(), -math.inf)
 
 

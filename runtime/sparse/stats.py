@@ -16,4 +16,4 @@ def sparsity(stats: torch.Tensor) -> torch.Tensor:
         got = f"{stats.dtype} {list(stats.shape)}" if isinstance(stats, torch.Tensor) else type(stats).__name__
         raise expected("stats", "int64 counts [..., 2]", got)
     visited, skipped = stats.unbind(-1)
-    return (skipped / visited.clamp(min=1)).to(torch.float32)
+    return skipped.to(torch.float32) / visited.clamp(min=1).to(torch.float32)  # whatever the default dtype is

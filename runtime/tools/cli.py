@@ -30,7 +30,7 @@ def demo(png: Path | None, seqlen: int, threshold: float, device: str | None) ->
             click.echo(line)
     except BrokenPipeError:  # of whatever reads the output; click ends quietly
         raise
-    except (ArgumentError, BuildError, CudaError, NoKernelError, OSError) as error:
+    except (ArgumentError, BuildError, CudaError, NoKernelError, ModuleNotFoundError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 NOT_VISITED, KEPT, SKIPPED = 0, 1, 2
 BLOCKS = " ░▒▓█"  # not visited, then by the kept share of what was visited: none, a half or less, more, all
@@ -44,14 +46,21 @@ def _shade(block: torch.Tensor, shades: str) -> str:
     return shades[2] if kept <= skipped else shades[3]
 
 
-def png_bytes(skip_map: torch.Tensor, tile: tuple[int, int], size: int = 1024) -> bytes:
-    """A PNG picture: blue = kept, orange = skipped, white = not visited.
+def picture(skip_map: torch.Tensor, tile: tuple[int, int], size: int = 1024) -> Image:
+    """A picture: blue = kept, orange = skipped, white = not visited. Needs Pillow.
 
     Args:
         skip_map: uint8 ``[groups, tiles]``.
         tile: query rows of a group and keys of a tile; a pixel is as many rows as keys.
         size: about how many pixels the longer side gets; at least one per tile.
+
+    Raises:
+        ModuleNotFoundError: Pillow is not there; the text says how to get it.
     """
+    try:
+        from PIL import Image  # an extra, which calls do without
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("pictures need Pillow: pip install 'skimattn[pictures]'") from error
     groups, tiles = skip_map.shape
     unit = size / max(groups * tile[0], tiles * tile[1], 1)
     high, wide = (max(1, round(side * unit)) for side in tile)
@@ -59,16 +68,11 @@ def png_bytes(skip_map: torch.Tensor, tile: tuple[int, int], size: int = 1024) -
     if min(high, wide) >= _LINE_LEAST:
         pixels[::high] = _GRID
         pixels[:, ::wide] = _GRID
-    rows = b"".join(b"\0" + row.numpy().tobytes() for row in pixels)  # 0: rows are stored as they are
-    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 3, 0, 0, 0)  # 8 bits, with a palette
-    chunks = ((b"IHDR", header), (b"PLTE", _PALETTE), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    image = Image.fromarray(pixels.numpy(), "P")
+    image.putpalette(_PALETTE)
+    return image
 
 
 def write_png(path: Path, skip_map: torch.Tensor, tile: tuple[int, int]) -> None:
-    """Write the picture of :func:`png_bytes`; ``OSError`` where that cannot be done."""
-    path.write_bytes(png_bytes(skip_map, tile))
+    """Write what :func:`picture` draws; ``OSError`` where that cannot be done."""
+    picture(skip_map, tile).save(path, "PNG")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 from skimattn.tools import demo
 from skimattn.tools.cli import main
-from skimattn.tools.tile_map import ASCII, BLOCKS, png_bytes, text_lines
+from skimattn.tools.tile_map import ASCII, BLOCKS, picture, text_lines
 
 
 @pytest.fixture(autouse=True)
@@ -31,20 +31,10 @@ def share_skipped(output: str) -> float:
     return float(line.split(" visited, ")[1].split(" %")[0])
 
 
-def decode(png: bytes) -> list[list[int]]:
-    """The palette indices of a picture; every chunk's checksum is checked."""
-    assert png[:8] == b"\x89PNG\r\n\x1a\n"
-    at, data = 8, {}
-    while at < len(png):
-        (size,) = struct.unpack(">I", png[at : at + 4])
-        body, check = png[at + 4 : at + 8 + size], png[at + 8 + size : at + 12 + size]
-        assert zlib.crc32(body) == int.from_bytes(check)
-        data[body[:4]], at = body[4:], at + 12 + size
-    assert [*data] == [b"IHDR", b"PLTE", b"IDAT", b"IEND"]
-    width, height = struct.unpack(">II", data[b"IHDR"][:8])
-    raw = zlib.decompress(data[b"IDAT"])
-    assert len(raw) == height * (width + 1)
-    return [list(raw[row * (width + 1) + 1 : (row + 1) * (width + 1)]) for row in range(height)]
+def indices(image: Image.Image) -> list[list[int]]:
+    """The palette indices of a picture."""
+    assert image.mode == "P"
+    return np.asarray(image).tolist()
 
 
 def test_it_runs_as_a_command(tmp_path: Path) -> None:
@@ -52,7 +42,7 @@ def test_it_runs_as_a_command(tmp_path: Path) -> None:
     done = subprocess.run([*arguments, "--device", "cpu"], capture_output=True, text=True, check=True)
     assert "skim_sm90_prefill_bf16_d128_causal_stat, tile 128x128" in done.stdout
     assert "path: reference, since the tensors are on the CPU" in done.stdout
-    assert done.stdout.endswith("map.png\n") and decode((tmp_path / "map.png").read_bytes())
+    assert done.stdout.endswith("map.png\n") and indices(Image.open(tmp_path / "map.png"))
     assert not done.stderr
 
 
@@ -135,11 +125,17 @@ def test_map_as_text() -> None:
 
 def test_map_as_a_picture() -> None:
     tiles = torch.tensor([[1, 0], [2, 1]], dtype=torch.uint8)
-    assert decode(png_bytes(tiles, (64, 128), size=4)) == [[1, 1, 0, 0], [2, 2, 1, 1]]
-    large = decode(png_bytes(tiles, (64, 128), size=64))
+    assert indices(picture(tiles, (64, 128), size=4)) == [[1, 1, 0, 0], [2, 2, 1, 1]]
+    large = indices(picture(tiles, (64, 128), size=64))
     assert len(large) == 32 and {len(row) for row in large} == {64}
     assert large[20][40] == 1 and large[20][10] == 2 and large[5][40] == 0 and large[16] == [3] * 64
-    assert len(decode(png_bytes(torch.ones(3000, 1500, dtype=torch.uint8), (64, 128)))) == 3000
+    assert len(indices(picture(torch.ones(3000, 1500, dtype=torch.uint8), (64, 128)))) == 3000
+
+
+def test_pictures_say_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    result = invoke("--seqlen", "10", "--png", "map.png")
+    assert result.exit_code == 1 and "pip install 'skimattn[pictures]'" in result.output
 
 
 @pytest.mark.parametrize(("encoding", "shades"), [("utf-8", BLOCKS), ("ascii", ASCII), (None, ASCII), ("?", ASCII)])

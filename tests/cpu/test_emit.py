@@ -75,6 +75,14 @@ def test_a_tile_adds_traits_of_its_own() -> None:
     assert "constexpr int kTmemColumns = 512;" in blackwell and "constexpr bool kOrderedProducts = true;" in blackwell
 
 
+def test_templates_name_files_of_codegen_that_exist() -> None:
+    root = emit.templates_root()
+    texts = [path.read_text() for suffix in ("j2", "cuh") for path in root.rglob(f"*.{suffix}")]
+    named = {name for text in texts for name in re.findall(r"codegen/([\w/]+\.py)", text)}
+    assert {"parameter_block.py", "tiles/sm90_prefill.py", "tiles/sm100_prefill.py"} <= named
+    assert not [name for name in named if not (Path(emit.__file__).parent / name).is_file()]
+
+
 def test_headers_hold_every_field_and_value() -> None:
     block = emit.render_header("params.cuh")
     assert all(f" {field.name};" in block and f"Params.{field.name} moved" in block for field in FIELDS)

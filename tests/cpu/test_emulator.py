@@ -34,6 +34,15 @@ def test_copy(at: tuple[int, int, int, int], schedule: str, seed: int) -> None:
 
 
 @every_schedule
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 32])
+def test_boxes_that_start_anywhere_in_the_swizzle(rows: int, schedule: str, seed: int) -> None:
+    bench = Bench()
+    bench.maps["tma_q"] = replace(bench.maps["tma_q"], box=(64, rows, 1, 1))
+    bench.run("copy_in_pieces", schedule, seed, len_k=rows)
+    assert torch.equal(bench.out[0, 0, :64, :64], bench.a[0, 0, :64, :64])
+
+
+@every_schedule
 def test_product(schedule: str, seed: int) -> None:
     bench = Bench()
     bench.run("product", schedule, seed)
@@ -115,7 +124,7 @@ def test_broken_rule_is_reported(name: str) -> None:
 def test_every_rule_kernel_is_used() -> None:
     right = {"copy", "product", "product_registers", "product_registers_k_major", "warp_exchange", "hand_over"}
     right |= {"product_of_layout"}  # test_emulator_operands.py
-    right |= {"registers", "store_written", "same_value"}
+    right |= {"registers", "store_written", "same_value", "copy_in_pieces"}
     own_test = {"mma_read_early", "global_out_of_bounds", "endless_loop", "register_sum"}
     assert set(names()) == right | own_test | set(BROKEN)
 

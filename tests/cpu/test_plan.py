@@ -158,7 +158,8 @@ def test_pages(layout: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page_size", "rows"), [(16, 16), (32, 32), (48, 16), (64, 64), (96, 32), (128, 128), (192, 64), (256, 128)]
+    ("page_size", "rows"),
+    [(1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (48, 16), (64, 64), (96, 32), (192, 64), (256, 128), (1024, 128)],
 )
 def test_rows_of_one_copy_from_a_page(page_size: int, rows: int) -> None:
     assert page_box_rows(page_size, 128) == rows

@@ -9,61 +9,43 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.helpers.bodies import each_property, name, run_and_check, run_as_dealt, run_boundary, run_planted
 from tests.helpers.boundary import Boundary, boundaries
 from tests.helpers.cases import Case
 from tests.helpers.catalogue import kernel_pair_cases
-from tests.helpers.check import check
 from tests.helpers.named_cases import device_cases, pattern_cases, shape_cases
-from tests.helpers.oracle import KEPT, SKIPPED
-from tests.helpers.properties import Target, properties_of, repeated_runs
-from tests.helpers.run import run_case
+from tests.helpers.properties import Target, repeated_runs
 
-SCHEDULES = ("late", "early", "random")
 TARGETS = (Target("emulator", "sm100"), Target("emulator", "sm100", "e4m3"))
 PATTERNS = pattern_cases("sm100")[::3]
 SHAPES = [
     case
     for case in shape_cases("sm100")
-    if case.name.startswith(("tall", "deep-skip", "deep-causal", "many-r", "uneven"))
+    if case.name.startswith(("tall", "deep-skip", "deep-causal", "many-r", "uneven", "pages-of"))
 ]
-
-
-def name(value: Case | Boundary) -> str:
-    return value.name if isinstance(value, Case) else value.case.name
 
 
 @pytest.mark.parametrize("case", kernel_pair_cases("sm100"), ids=name)
 def test_kernel_pairs(case: Case) -> None:
-    result, held = run_case(case, "emulator", schedule=SCHEDULES[case.seed % 3], seed=case.seed, sms=1 + case.seed % 4)
-    check(result, held)
+    run_as_dealt(case)
 
 
 @pytest.mark.parametrize("case", PATTERNS, ids=name)
 def test_planted_patterns(case: Case) -> None:
-    result, held = run_case(case, "emulator")
-    answers = check(result, held)
-    assert any((answer.skip_map == SKIPPED).any() for answer in answers), "nothing to skip: the pattern is not planted"
-    assert any((answer.skip_map == KEPT).any() for answer in answers)
+    run_planted(case, "emulator")
 
 
 @pytest.mark.parametrize("case", [*SHAPES, *device_cases("sm100")], ids=name)
 def test_shapes_and_values_of_devices(case: Case) -> None:
-    result, held = run_case(case, "emulator", sms=5)
-    check(result, held)
+    run_and_check(case, "emulator", sms=5)
 
 
 @pytest.mark.parametrize("boundary", boundaries("sm100")[::2], ids=name)
 def test_boundaries(boundary: Boundary) -> None:
-    result, held = run_case(boundary.case, "emulator", boundary.held)
-    for index, answer in enumerate(check(result, held)):
-        assert answer.skip_map[0].tolist() == [list(boundary.tiles[index])] * 2
+    run_boundary(boundary, "emulator")
 
 
-@pytest.mark.parametrize(
-    ("target", "holds"),
-    [(target, holds) for target in TARGETS for holds in properties_of(target)],
-    ids=lambda value: value.dtype if isinstance(value, Target) else value.__name__,
-)
+@each_property(TARGETS)
 def test_property(target: Target, holds: Callable[[Target], None]) -> None:
     holds(target)
 

@@ -138,10 +138,13 @@ PAGES = [
     wrong("table_rank", paged, "page_table", r"\[2, max_pages\]", r"\[8\]", page_table=ints(*range(8))),
     wrong("table_batch", paged, "page_table", r"\[2, max_pages\]", r"\[4, 2\]", page_table=ints(*range(8)).view(4, 2)),
     wrong("table_strides", paged, "page_table", "contiguous", "strides", page_table=ints(*range(8)).view(4, 2).t()),
-    wrong("page_size_8", paged, "k", "multiple of 16 from 16 to 256", "8", k=bf16(8, 8, 2, 64), v=bf16(8, 8, 2, 64)),
+    wrong("page_size_3", paged, "k", "of 1, 2, 4 or 8, or a mul", "3", k=bf16(8, 3, 2, 64), v=bf16(8, 3, 2, 64)),
+    wrong("page_size_0", paged, "k", "of 1, 2, 4 or 8, or a mul", "0", k=bf16(8, 0, 2, 64), v=bf16(8, 0, 2, 64)),
     wrong("page_size_40", paged, "k", "multiple of 16", "40", k=bf16(8, 40, 2, 64), v=bf16(8, 40, 2, 64)),
-    wrong("page_size_512", paged, "k", "to 256", "512", k=bf16(8, 512, 2, 64), v=bf16(8, 512, 2, 64)),
-    wrong("page_size_hnd", paged, "k", "multiple of 16", "2", kv_layout="HND"),
+    wrong("page_size_1040", paged, "k", "to 1024", "1040", k=bf16(8, 1040, 2, 64), v=bf16(8, 1040, 2, 64)),
+    wrong(
+        "page_size_hnd", paged, "k", "multiple of 16", "6", kv_layout="HND", k=bf16(8, 2, 6, 64), v=bf16(8, 2, 6, 64)
+    ),
     wrong("page_beyond", paged, "page_table", "from 0 to 7", "8", page_table=ints(0, 1, 2, 3, 4, 5, 6, 8).view(2, 4)),
     wrong("page_negative", paged, "page_table", "from 0 to 7", "-1", page_table=ints(0, -1, *range(2, 8)).view(2, 4)),
     wrong("used_paged", paged, "seqused_k", r"\[128, 128\]", "129", seqused_k=ints(1, 129)),

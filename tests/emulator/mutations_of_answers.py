@@ -68,7 +68,12 @@ WRONG_ANSWERS: tuple[Mutation, ...] = (
         (RESULT, "out-of-bounds"),
     ),
     Mutation(
-        "tail of V not cleared", CONSUMER, "    if (keys >= Tr::kTileN) return;\n", "    return;\n", PAGED, (RESULT,)
+        "tail of V not cleared",
+        CONSUMER,
+        "    if (seen.lo <= 0 && seen.hi >= Tr::kTileN) return;\n",
+        "    return;\n",
+        PAGED,
+        (RESULT,),
     ),
     Mutation("running maximum not kept", CONSUMER, "    rows_ = raised;\n", "", STAT, (RESULT,)),
     Mutation(

@@ -51,7 +51,7 @@ ANSWER_MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "tail of V not cleared",
         CORRECTION,
-        "if (group == 0 && keys < Tr::kTileN) clear_tail(keys);",
+        "if (group == 0 && (seen.lo > 0 || seen.hi < Tr::kTileN)) clear_unseen(seen);",
         "",
         PAGED,
         (RESULT,),

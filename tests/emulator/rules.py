@@ -107,7 +107,7 @@ BROKEN = {  # kernel -> (kind, what the message must say)
     "lanes_diverge": ("barrier", r"different warp-wide instructions"),
     "register_multiple": ("register", r"multiple of 8 in 24\.\.256 \(got 100\)"),
     "register_direction": ("register", r"setmaxnreg\.inc to 24, but the warp has 256"),
-    "load_misaligned": ("alignment", r"aligned to 1024 bytes.*smem\+128"),
+    "load_misaligned": ("alignment", r"aligned to 128 bytes.*smem\+1088"),
     "load_out_of_bounds": ("out-of-bounds", r"tma_load at smem\+16384, 8192 bytes, outside the 17408 bytes"),
     "read_early": ("early-read", r"ld_shared at smem\+0, where a tma_load has not landed"),
     "load_twice": ("early-overwrite", r"tma_load of tma_q at smem\+0, where another has not landed"),

@@ -69,7 +69,33 @@ def _shapes() -> tuple[Case, ...]:
         replace(crowd, name="many-requests-tall", lens=few, mask="full", heads_q=2),
         replace(_PLAIN, name="many-heads", lens=((70, 260), (70, 260)), heads_q=24, heads_kv=3),
         replace(_PLAIN, name="whole-pages", lens=((90, 384), (90, 256)), kv_layout="hnd", page_size=128),
+        *_page_shapes(),
         *_uneven_shapes(),
+    )
+
+
+def _page_shapes() -> tuple[Case, ...]:
+    """Pages of every size that is unlike the others: copies of one row up, and pages that are wider than a tile."""
+    base = replace(_PLAIN, lens=((70, 300), (70, 37), (70, 0)), pattern="random")
+    nhd, hnd = replace(base, kv_layout="nhd"), replace(base, kv_layout="hnd", memory="gaps")
+    deep = {"lens": ((66, 1100), (66, 515)), "heads_q": 1}
+    return (
+        replace(nhd, name="pages-of-1", page_size=1),
+        replace(
+            hnd,
+            name="pages-of-1-window-d256",
+            page_size=1,
+            head_dim=256,
+            head_dim_v=256,
+            mask="window",
+            window=(150, 20),
+        ),
+        replace(hnd, name="pages-of-2", page_size=2, mask="chunked", chunk=100),
+        replace(nhd, name="pages-of-4-mla", page_size=4, head_dim=192, skip="skip"),
+        replace(hnd, name="pages-of-8-dense", page_size=8, skip="dense", dtype="fp16"),
+        replace(nhd, name="pages-of-48", page_size=48, head_dim=64, head_dim_v=64),
+        replace(hnd, name="pages-of-512", page_size=512, **deep),
+        replace(nhd, name="pages-of-1024", page_size=1024, **deep),
     )
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from skimattn.codegen.tiles import tile_of
 
 from .build import build, stats_before
-from .cases import Case, Content, contents
+from .cases import Case, Content, contents, rules_of
 from .check import assert_same_bits, bits, check, check_maps
-from .oracle import KEPT, SKIPPED
+from .oracle import KEPT, SKIPPED, visible_keys
 from .run import run_built, run_case
 
 _UNEVEN = ((130, 300), (0, 40), (1, 200), (40, 0), (65, 270))
@@ -245,7 +246,60 @@ def repeated_runs(target: Target, options: list[dict[str, Any]]) -> None:
                 assert torch.equal(bits(first.tensors[name]), bits(again.tensors[name])), (case.name, option, name)
 
 
+def slopes_by_request(target: Target) -> None:
+    """Alibi slopes ``[B, Hq]`` are those of each request: it has the same bits as alone with its own."""
+    slopes, batched = torch.tensor([[0.01, 0.3], [0.5, 0.0]]), {"q_layout": "batched", "kv_layout": "batched"}
+    base = replace(BASE, name="property-slopes", lens=((70, 200), (70, 200)), ids=(0, 1), alibi=True, **batched)
+    base = target.of(base)
+    held = contents(base)
+    built = build(base, held)
+    built.tensors["alibi_slopes"] = slopes
+    together = run_built(built, target.backend)
+    parts = []
+    for index in (0, 1):
+        alone = replace(base, name=f"{base.name}-{index}", lens=base.lens[:1], ids=(index,))
+        one = build(alone, held[index : index + 1])
+        one.tensors["alibi_slopes"] = slopes[index].clone()
+        parts.append(run_built(one, target.backend))
+        for name in ("out", "lse"):
+            assert torch.equal(bits(together.tensors[name][index]), bits(parts[-1].tensors[name][0])), (name, index)
+    assert not torch.equal(bits(parts[0].tensors["lse"]), bits(parts[1].tensors["lse"]))
+
+
+def what_no_row_of_a_tile_sees_does_not_matter(target: Target) -> None:
+    """NaN in keys and values that no row of a CTA's tile sees: the tile's rows keep their bits, at every edge."""
+    plain = replace(BASE, name="property-edges", lens=((300, 700),), q_layout="batched", kv_layout="batched", heads_q=1)
+    edges = (
+        replace(plain, mask="window", window=(90, 20)),
+        replace(plain, mask="window", window=(200, 0), skip="dense"),
+        replace(plain, mask="chunked", chunk=150),
+        replace(plain, mask="causal", lens=((300, 650),)),
+        replace(plain, mask="window", window=(90, 20), kv_layout="nhd", page_size=16, skip="skip"),
+    )
+    for base in map(target.of, edges):
+        (held,) = contents(base)
+        clean, _ = run_case(base, target.backend, [held])
+        rows, keys = base.lens[0]
+        seen = visible_keys(rules_of(base), rows, keys)
+        height = tile_of(base.spec).tile_m
+        assert not seen[:height].any(0).all(), base.name
+        for first in range(0, rows, height):
+            poisoned = held.clone()
+            hidden = torch.from_numpy(~seen[first : first + height].any(0))
+            for tensor in (poisoned.k, poisoned.v):
+                if tensor.element_size() == 1:
+                    tensor.view(torch.uint8)[hidden] = 0x7F  # NaN of e4m3
+                else:
+                    tensor[hidden] = math.nan
+            got, _ = run_case(base, target.backend, [poisoned])
+            for name in ("out", "lse"):
+                wanted, found = (result.tensors[name][0, first : first + height] for result in (clean, got))
+                assert torch.equal(bits(found), bits(wanted)), (base.mask, base.kv_layout, first, name)
+
+
 PROPERTIES: tuple[Callable[[Target], None], ...] = (
+    slopes_by_request,
+    what_no_row_of_a_tile_sees_does_not_matter,
     threshold_zero_is_dense,
     skip_equals_stat,
     alone_equals_batched,

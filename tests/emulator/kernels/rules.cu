@@ -75,6 +75,19 @@ KERNEL(copy) {
   ptx::tma_store_commit();
   ptx::tma_store_wait<0>();
 }
+// The same box in copies of len_k rows each, one below the other.
+KERNEL(copy_in_pieces) {
+  init(s);
+  if (!leader()) return;
+  ptx::mbarrier_arrive_expect_tx(&s.full, kTile);
+  for (int row = 0; row < 64; row += p.len_k) {
+    ptx::tma_load(s.a + row * kPanelRowBytes, &p.tma_q, &s.full, 0, 0, row, 0, 0);
+  }
+  ptx::mbarrier_wait_parity(&s.full, 0);
+  store(p, s);
+  ptx::tma_store_commit();
+  ptx::tma_store_wait<0>();
+}
 // 64 x 64 x 64 from shared memory, both K-major.
 KERNEL(product) {
   load_both(p, s);
@@ -295,7 +308,7 @@ KERNEL(register_sum) {
 
 KERNEL(load_misaligned) {
   init(s);
-  if (leader()) load(p, s, s.a + 128);
+  if (leader()) load(p, s, s.a + 1088);
 }
 KERNEL(load_out_of_bounds) {
   init(s);

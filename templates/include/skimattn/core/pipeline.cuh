@@ -32,6 +32,12 @@ struct Vote {
   uint32_t kept, unused;
 };
 
+// The item's first row alone.
+template <class Storage>
+SKIM_DEVICE int read_row0(const Storage& smem, int slot) {
+  return static_cast<int>(ptx::ld_shared(&smem.work[slot][3]));
+}
+
 template <class Storage>
 SKIM_DEVICE WorkItem read_work(const Storage& smem, int slot) {
   int words[kWorkWords];
@@ -45,7 +51,17 @@ template <class Tr>
 SKIM_DEVICE TileRange visited_range(const WorkItem& item, int row0, int rows, const Params& p) {
   return tile_range<Tr::kMask, Tr::kTileN>(row0, imin(row0 + rows, item.len_q), item.len_q, item.len_k, p);
 }
-// Those of all the CTA's rows: what is loaded, and what every group walks.
+// The keys of tile n that some row of the CTA sees, from the tile's first on. V's others are zeroed before a product
+// reads them: times a probability of 0, a NaN that a cache, a neighbour or a page behind the window left there would
+// still be NaN.
+template <class Tr>
+SKIM_DEVICE Span seen_in_tile(int row0, int len_q, int len_k, int n, const Params& p) {
+  const int diagonal = row0 + len_k - len_q, rows = imin(Tr::kTileM, len_q - row0);
+  const Span top = visible_keys<Tr::kMask>(diagonal, len_k, p);
+  const Span bottom = visible_keys<Tr::kMask>(diagonal + rows - 1, len_k, p);
+  return {top.lo - n * Tr::kTileN, bottom.hi - n * Tr::kTileN};
+}
+// The tiles that all the CTA's rows visit: what is loaded, and what every group walks.
 template <class Tr>
 SKIM_DEVICE TileRange cta_range(const WorkItem& item, const Params& p) {
   return visited_range<Tr>(item, item.row0, Tr::kTileM, p);

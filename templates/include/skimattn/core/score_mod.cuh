@@ -5,6 +5,10 @@
 
 namespace skimattn {
 
+SKIM_DEVICE float alibi_slope(int batch, int head, const Params& p) {
+  return ptx::ld_global(p.alibi_slopes + batch * p.alibi_stride_batch + head);
+}
+
 // After this, one raw unit is worth `scale_log2`: softmax_scale without softcap, softcap with it.
 // `score_scale` is what a product counts inside the softcap.
 template <class Tr, class Layout, int kSize>

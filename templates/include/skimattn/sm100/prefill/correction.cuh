@@ -1,6 +1,6 @@
 // The correction warpgroup: keeps the outputs in tensor memory in step with the softmax, one row a thread, for all
-// groups in turn. Before a tile's product it multiplies the rows whose base has moved, and zeroes what lies past the
-// last key in V; after the last product it stores.
+// groups in turn. Before a tile's product it multiplies the rows whose base has moved, and zeroes what no
+// row sees of V; after the last product it stores.
 #pragma once
 #include <skimattn/sm100/prefill/epilogue.cuh>
 #include <skimattn/sm100/prefill/storage.cuh>
@@ -24,7 +24,12 @@ class Correction {
       const int tiles = range.last - range.first;
 #pragma unroll 1
       for (int i = 0; i < tiles; ++i) {
-        correct(item.len_k - visited_tile<Tr::kSinkFirst>(range.first, range.last, i) * Tr::kTileN);
+        const int n = visited_tile<Tr::kSinkFirst>(range.first, range.last, i);
+        Span seen = {0, Tr::kTileN};
+        if (n == range.first || n == range.last - 1) {
+          seen = seen_in_tile<Tr>(item.row0, item.len_q, item.len_k, n, p_);
+        }
+        correct(seen);
       }
 #pragma unroll 1
       for (int group = 0; group < Tr::kConsumers; ++group) epilogue(item, group, tiles > 0 || !Tr::kSeparateO);
@@ -45,14 +50,14 @@ class Correction {
 
   SKIM_DEVICE uint32_t output(int group) const { return tmem_ + TmemColumns<Tr>::o(group); }
 
-  // One tile, which holds `keys` keys from its first on, or more.
+  // One tile, of which some row sees the keys `seen`.
   // Note: acc_scale_full comes after s_full of the same tile, and that after the product of the tile before.
-  SKIM_DEVICE void correct(int keys) {
+  SKIM_DEVICE void correct(const Span& seen) {
 #pragma unroll 1
     for (int group = 0; group < Tr::kConsumers; ++group) {
       wait_tmem(&smem_.acc_scale_full[group], tile_phase_);
       const float acc_scale = __builtin_bit_cast(float, ptx::ld_shared(&smem_.acc_scale[group][thread_]));
-      if (group == 0 && keys < Tr::kTileN) clear_tail(keys);
+      if (group == 0 && (seen.lo > 0 || seen.hi < Tr::kTileN)) clear_unseen(seen);
       if (ptx::warp_any(acc_scale != 1.0f)) rescale(output(group), acc_scale);
       release_tmem(&smem_.p_full[group]);
     }
@@ -74,18 +79,19 @@ class Correction {
     ptx::tcgen05_wait_st();
   }
 
-  // Zeroes the rows of V past the last key: whatever a cache or a neighbouring request left there, times a probability
-  // of 0, would still be NaN if it is NaN. No product reads the tile before this warpgroup has arrived at p_full.
+  // Zeroes what no row of the CTA sees of V: see seen_in_tile. No product reads the tile before this warpgroup has
+  // arrived at p_full.
   // Note: the slot's V before this one has been seen full, or its phase would be taken for this one's: the products of
   // a tile are issued once all V but that of the tile before it are settled, and that one too where it has the same
   // slot.
-  SKIM_DEVICE void clear_tail(int keys) {
+  SKIM_DEVICE void clear_unseen(const Span& seen) {
     ptx::mbarrier_wait_parity(&smem_.v_full[v_.slot], v_.phase);
 #pragma unroll 1
     for (int panel = 0; panel < Storage::kPanelsV; ++panel) {
       uint8_t* begin = smem_.v[v_.slot] + panel * Storage::kKvPanelBytes;
-      for (int at = keys * kPanelRowBytes + thread_ * 16; at < Storage::kKvPanelBytes; at += kGroupThreads * 16) {
-        ptx::st_shared_zero16(begin + at);
+      for (int at = thread_ * 16; at < Storage::kKvPanelBytes; at += kGroupThreads * 16) {
+        const int key = at / kPanelRowBytes;
+        if (key < seen.lo || key >= seen.hi) ptx::st_shared_zero16(begin + at);
       }
     }
     ptx::fence_proxy_async();

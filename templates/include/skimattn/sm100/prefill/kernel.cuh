@@ -28,7 +28,7 @@ template <class Tr>
 SKIM_DEVICE void attention_forward(const Params& p) {
   using Storage = SharedStorage<Tr>;
   using R = Roles<Tr>;
-  static_assert(sizeof(Storage) == Tr::kSmemBytes, "codegen/tiles_sm100.py counts shared memory differently");
+  static_assert(sizeof(Storage) == Tr::kSmemBytes, "codegen/tiles/sm100_prefill.py counts shared memory differently");
   Storage& smem = *reinterpret_cast<Storage*>(ptx::dynamic_smem());
   // Shuffled: uniform for the compiler too.
   const int warpgroup = ptx::shfl(ptx::thread_index() / kGroupThreads, 0);

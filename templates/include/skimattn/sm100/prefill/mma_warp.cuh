@@ -101,7 +101,7 @@ class MmaWarp {
   SKIM_DEVICE void consume(int group, bool& started, bool& v_seen) {
     wait_tmem(&smem_.p_full[group], tile_ & 1);
     const bool keeps = !kSkips || ptx::ld_shared(&smem_.votes[tile_ % Storage::kVoteSlots][group].kept) == tile_ + 1;
-    if (!v_seen && (keeps || Tr::kStagesV == 1)) {  // for the one slot, see Correction::clear_tail
+    if (!v_seen && (keeps || Tr::kStagesV == 1)) {  // for the one slot, see Correction::clear_unseen
       wait_tmem(&smem_.v_full[v_.slot], v_.phase);
       v_seen = true;
     }

@@ -50,7 +50,7 @@ class Softmax {
     const WorkItem item = read_work(smem_, work_slot());
     if (!item.valid) return false;
     at_ = place_of(item);
-    if constexpr (Tr::kAlibi) at_.alibi = ptx::ld_global(p_.alibi_slopes + item.head) * p_.bias_scale;
+    if constexpr (Tr::kAlibi) at_.alibi = alibi_slope(item.batch, item.head, p_) * p_.bias_scale;
     if constexpr (kScaled) apply_descales(item);
     if constexpr (kSkips) limit_ = log2_threshold(p_, item.batch, item.head);
     row_ = RowState{};

@@ -45,7 +45,7 @@ struct SharedStorage {
   alignas(1024) uint8_t k[Tr::kStages][kPanels * kKvPanelBytes];
   alignas(1024) uint8_t v[Tr::kStagesV][kPanelsV * kKvPanelBytes];
   // From softmax to correction, as the bits of a float for each row: what O is to be multiplied with before the next
-  // tile, and at the end. Of two groups even where there is one: codegen/tiles_sm100.py counts so.
+  // tile, and at the end. Of two groups even where there is one: codegen/tiles/sm100_prefill.py counts so.
   uint32_t acc_scale[kMostGroups][Tr::kGroupRows];
   uint32_t inverse[kMostGroups][Tr::kGroupRows];
   // `full`: the loader's bytes have landed. `empty`: the products that read them are done.

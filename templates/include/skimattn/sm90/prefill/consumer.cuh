@@ -78,7 +78,7 @@ class Consumer {
     const WorkItem item = read_item();
     if (!item.valid) return false;
     at_ = place_of(item);
-    if constexpr (Tr::kAlibi) at_.alibi = ptx::ld_global(p_.alibi_slopes + item.head) * p_.bias_scale;
+    if constexpr (Tr::kAlibi) at_.alibi = alibi_slope(item.batch, item.head, p_) * p_.bias_scale;
     if constexpr (kSkips) limit_ = log2_threshold(p_, item.batch, item.head);
 #pragma unroll
     for (int i = 0; i < kOut; ++i) o_[i] = 0.0f;
@@ -100,16 +100,19 @@ class Consumer {
     const int tiles = last_ - first_;
     if (tiles > 0) {
       step<true, PrevTile::kNone>(visited(0));
-      clear_tail(visited(0));
+      clear_unseen(visited(0));
       int i = 1;
       // Masked tiles, and the one after a sink, which is the last of all; then whole ones; then the far edge.
       for (; i < tiles && ((Tr::kSinkFirst && i == 1) || visited(i) >= own_.clean_last); ++i) {
         next_step<true>(visited(i));
-        clear_tail(visited(i));
+        clear_unseen(visited(i));
       }
       walk_whole_tiles(i, tiles);
       if constexpr (kHidesFirstKeys<Tr::kMask>) {
-        for (; i < tiles; ++i) next_step<true>(visited(i));
+        for (; i < tiles; ++i) {
+          next_step<true>(visited(i));
+          clear_unseen(visited(i));
+        }
       }
       last_product();
     }
@@ -279,23 +282,33 @@ class Consumer {
     }
   }
 
-  // Zeroes the rows of V past the last key, if this tile holds any: whatever a cache or a neighbouring request left
-  // there, times a probability of 0, would still be NaN if it is NaN. The groups share the work before any of them may
-  // use the tile, and none of them holds the turn meanwhile.
-  SKIM_DEVICE void clear_tail(int n) {
-    const int keys = at_.len_k - n * Tr::kTileN;
-    if (keys >= Tr::kTileN) return;
+  // Zeroes what no row of the CTA sees of V, if this tile holds any: see seen_in_tile. The groups share the work before
+  // any of them may use the tile, and none of them holds the turn meanwhile.
+  // Note: all of them come here for such a tile, since none of them sees it whole.
+  SKIM_DEVICE void clear_unseen(int n) {
+    if (n != first_ && n != last_ - 1) return;
+    int row0 = 0;
+    if constexpr (kMaskHidesByRow<Tr::kMask>) row0 = read_row0(smem_, work_slot());
+    const Span seen = seen_in_tile<Tr>(row0, at_.len_q, at_.len_k, n, p_);
+    if (seen.lo <= 0 && seen.hi >= Tr::kTileN) return;
     const PipelineState<Tr::kStagesV> prev = v_.previous();
     ptx::mbarrier_wait_parity(&smem_.v_full[prev.slot], prev.phase);
+    clear_keys(prev.slot, 0, seen.lo);
+    clear_keys(prev.slot, seen.hi, Tr::kTileN);
+    ptx::fence_proxy_async();
+    ptx::bar_sync(Bars::kUnseen, Tr::kConsumers * kGroupThreads);
+  }
+
+  SKIM_DEVICE void clear_keys(int slot, int first, int last) {
+#pragma unroll 1
     for (int panel = 0; panel < Storage::kPanelsV; ++panel) {
-      const int begin = panel * Storage::kKvPanelBytes;
-      for (int at = keys * kPanelRowBytes + ptx::thread_index() * 16; at < Storage::kKvPanelBytes;
+      uint8_t* begin = smem_.v[slot] + panel * Storage::kKvPanelBytes;
+#pragma unroll 1
+      for (int at = imax(first, 0) * kPanelRowBytes + ptx::thread_index() * 16; at < last * kPanelRowBytes;
            at += Tr::kConsumers * kGroupThreads * 16) {
-        ptx::st_shared_zero16(smem_.v[prev.slot] + begin + at);
+        ptx::st_shared_zero16(begin + at);
       }
     }
-    ptx::fence_proxy_async();
-    ptx::bar_sync(Bars::kTail, Tr::kConsumers * kGroupThreads);
   }
 
   // The vote. A tile is dropped when all valid rows of the group agree. A warp in which one does not knows the answer:

@@ -13,7 +13,7 @@ namespace skimattn::sm90 {
 template <class Tr>
 SKIM_DEVICE void attention_forward(const Params& p) {
   using Storage = SharedStorage<Tr>;
-  static_assert(sizeof(Storage) == Tr::kSmemBytes, "codegen/tiles_sm90.py counts shared memory differently");
+  static_assert(sizeof(Storage) == Tr::kSmemBytes, "codegen/tiles/sm90_prefill.py counts shared memory differently");
   Storage& smem = *reinterpret_cast<Storage*>(ptx::dynamic_smem());
   const int group = ptx::shfl(ptx::thread_index() / kGroupThreads, 0);  // shuffled: uniform for the compiler too
   if (ptx::thread_index() == 0) {
