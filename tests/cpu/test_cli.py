@@ -205,7 +205,8 @@ def test_the_exact_spelling_of_two_architectures(tmp_path: Path) -> None:
 def test_a_folder_that_calls_look_in_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(places.VARIABLE, raising=False)
-    assert f" built in {ROOT}/generated" in invoke("--list", "--set", "smoke").output
+    monkeypatch.setattr(places, "checkout", lambda: tmp_path / "checkout")
+    assert f" 0 built in {tmp_path}/checkout/generated" in invoke("--list", "--set", "smoke").output
     monkeypatch.setenv(places.VARIABLE, "of mine")
     assert f" 0 built in {tmp_path}/of mine" in invoke("--list", "--set", "smoke").output
 

@@ -105,6 +105,19 @@ def test_folders_of_earlier_versions_are_ours(tmp_path: Path) -> None:
     assert not tmp_path.exists()
 
 
+def test_a_build_that_begins_meanwhile_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_lock = output._is_lock
+
+    def look(path: Path) -> bool:
+        answer = is_lock(path)
+        path.touch()
+        return answer
+
+    monkeypatch.setattr(output, "_is_lock", look)
+    output.require_own(tmp_path)
+    assert (tmp_path / ".lock").exists()
+
+
 def test_a_folder_with_other_things_can_be_built_in(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     assert invoke("--dry-run", "--set", "smoke", "--out", tmp_path).exit_code == 0
