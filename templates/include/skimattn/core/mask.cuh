@@ -16,10 +16,6 @@ struct Span {
 template <Mask kMask>
 inline constexpr bool kHidesFirstKeys = kMask != Mask::kFull && kMask != Mask::kCausal;
 
-// Whether what a row may see depends on the row.
-template <Mask kMask>
-inline constexpr bool kMaskHidesByRow = kMask != Mask::kFull && kMask != Mask::kCustom;
-
 // The keys that a row sees whose own position on the key axis is `diagonal` (row + len_k - len_q: bottom-right
 // aligned, negative where the row lies before the first key).
 template <Mask kMask>
