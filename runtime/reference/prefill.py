@@ -141,7 +141,8 @@ def _visible(problem: Problem, request: _Request, rows: torch.Tensor) -> torch.T
         seen = ((key >= diagonal - left) | (left < 0)) & ((key <= diagonal + right) | (right < 0))
     else:
         assert problem.mask == "chunked", problem.mask
-        seen = (key <= diagonal) & (key >= diagonal.div(problem.chunk_size, rounding_mode="floor") * problem.chunk_size)
+        chunk_of_key, own_chunk = (x.div(problem.chunk_size, rounding_mode="floor") for x in (key, diagonal))
+        seen = (chunk_of_key == own_chunk) & (key >= diagonal - left) & (key <= diagonal + right)
     return seen.unsqueeze(0)
 
 

@@ -278,7 +278,25 @@ def test_masks() -> None:
     plan, *_ = plan_of(**batched(mask="window", window_size=(2**31 - 1, 0)))
     assert strides(plan, "window_left", "window_right") == [300, 0]  # diagonal - left must fit 32 bits
     plan, *_ = plan_of(**batched(mask="chunked", chunk_size=48))
-    assert strides(plan, "window_left", "window_right", "chunk_size") == [-1, -1, 48]
+    assert strides(plan, "window_left", "window_right", "chunk_size") == [47, 0, 48]
+
+
+@pytest.mark.parametrize(
+    ("window", "chunk", "wanted"),
+    [
+        ((-1, -1), 48, [47, 0]),  # causal
+        ((-1, 0), 48, [47, 0]),
+        ((9, 5), 48, [9, 5]),
+        ((9, -1), 48, [9, 47]),
+        ((-1, 2**31 - 1), 48, [47, 47]),
+        ((2**31 - 1, 2**31 - 1), 2**31 - 1, [300, 2**30 - 1]),  # what kernels add up must fit 32 bits
+    ],
+)
+def test_windows_in_chunks_reach_no_farther_than_the_chunk(
+    window: tuple[int, int], chunk: int, wanted: list[int]
+) -> None:
+    plan, *_ = plan_of(**batched(mask="chunked", chunk_size=chunk, window_size=window))
+    assert strides(plan, "window_left", "window_right", "chunk_size") == [*wanted, chunk]
 
 
 def test_grid_is_bounded_by_work_and_by_the_device() -> None:

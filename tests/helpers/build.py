@@ -263,7 +263,7 @@ def build(case: Case, held: list[Content]) -> Built:
 def _plain(case: Case) -> dict[str, object]:
     longest = longest_keys(case)
     return {
-        "window_size": case.window if case.mask == "window" else None,
+        "window_size": case.window if case.mask in ("window", "chunked") else None,
         "chunk_size": case.chunk if case.mask == "chunked" else None,
         "softmax_scale": case.scale,
         "softcap": case.softcap or None,
