@@ -129,9 +129,9 @@ class Params:
         None,
     )
     custom_mask: torch.Tensor | None = _input(
-        'of ``mask="custom"``: bool ``[Sq, Sk]``, ``[B, Sq, Sk]`` or ``[B, Hq, Sq, Sk]`` (ragged: ``[total_q, '
-        "max_k]`` or ``[Hq, total_q, max_k]``), or the same packed by :func:`skimattn.pack_mask` (every "
-        "launch packs a bool mask anew, into memory that it allocates).",
+        'of ``mask="custom"``: bool ``[Sq, Sk]``, ``[B, Sq, Sk]`` or ``[B, Hq, Sq, Sk]``, in which B and Hq may be 1 = '
+        "one for all (ragged: ``[total_q, max_k]`` or ``[Hq, total_q, max_k]``), or the same packed by "
+        ":func:`skimattn.pack_mask` (every launch packs a bool mask anew, into memory that it allocates).",
         torch.bool,
         torch.uint8,
     )

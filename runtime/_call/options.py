@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from skimattn.codegen.features import BY_NAME
 from skimattn.codegen.matrix import FP8
@@ -157,7 +159,8 @@ def check_custom_mask(problem: Problem) -> None:
     if problem.ragged:
         require_shape(name, tensor, [rows, "max_k"], [heads, rows, "max_k"])
     else:
-        require_shape(name, tensor, [rows, "max_k"], [batch, rows, "max_k"], [batch, heads, rows, "max_k"])
+        per_head = product(dict.fromkeys((batch, 1)), dict.fromkeys((heads, 1)), (rows,), ("max_k",))
+        require_shape(name, tensor, [rows, "max_k"], [batch, rows, "max_k"], *per_head)
     loose = problem.ragged or problem.paged or problem.params.cu_seqlens_k is not None
     exact = tensor.dtype == torch.bool and not loose
     least = keys if tensor.dtype == torch.bool else mask_bytes(keys)

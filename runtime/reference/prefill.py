@@ -121,7 +121,7 @@ def _packed_rows(
     if isinstance(rows, slice):
         return mask[rows].unsqueeze(0) if mask.dim() == 2 else mask[:, rows]
     if mask.dim() == 4:
-        return mask[index][:, rows[1]]
+        return mask[index if len(mask) > 1 else 0][:, rows[1]]
     return (mask[rows] if mask.dim() == 3 else mask[rows[1]]).unsqueeze(0)
 
 

@@ -243,7 +243,14 @@ def test_thresholds() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "wanted"),
-    [((100, 300), [0, 0, 40]), ((2, 100, 300), [4000, 0, 40]), ((2, 8, 100, 300), [32000, 4000, 40])],
+    [
+        ((100, 300), [0, 0, 40]),
+        ((2, 100, 300), [4000, 0, 40]),
+        ((2, 8, 100, 300), [32000, 4000, 40]),
+        ((2, 1, 100, 300), [4000, 0, 40]),
+        ((1, 8, 100, 300), [0, 4000, 40]),
+        ((1, 1, 100, 300), [0, 0, 40]),
+    ],
 )
 def test_custom_masks_are_packed(shape: tuple[int, ...], wanted: list[int]) -> None:
     plan, buffers, _ = plan_of(**batched(mask="custom", custom_mask=torch.ones(shape, dtype=torch.bool)))

@@ -67,6 +67,15 @@ MASKS = [
         custom_mask=torch.ones(71, 200, dtype=torch.bool),
     ),
     wrong(
+        "custom_requests",
+        batched,
+        "custom_mask",
+        r"\[2, 4, 70, max_k\] or \[2, 1, 70, max_k\] or \[1, 4, 70, max_k\] or \[1, 1, 70, max_k\]",
+        r"\[3, 1, 70, 200\]",
+        mask="custom",
+        custom_mask=torch.ones(3, 1, 70, 200, dtype=torch.bool),
+    ),
+    wrong(
         "custom_keys",
         batched,
         "custom_mask",

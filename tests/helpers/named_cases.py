@@ -69,9 +69,19 @@ def _shapes() -> tuple[Case, ...]:
         replace(crowd, name="many-requests-tall", lens=few, mask="full", heads_q=2),
         replace(_PLAIN, name="many-heads", lens=((70, 260), (70, 260)), heads_q=24, heads_kv=3),
         replace(_PLAIN, name="whole-pages", lens=((90, 384), (90, 256)), kv_layout="hnd", page_size=128),
+        *_custom_shapes(),
         *_chunk_shapes(),
         *_page_shapes(),
         *_uneven_shapes(),
+    )
+
+
+def _custom_shapes() -> tuple[Case, ...]:
+    """Custom masks that all heads or all requests share, in four dimensions."""
+    base = replace(_PLAIN, mask="custom", lens=((70, 300), (70, 130)), seqused=True, heads_q=4, heads_kv=2)
+    return tuple(
+        replace(base, name=f"custom-{form}", custom=form, skip=skip)
+        for form, skip in (("bool4b", "stat"), ("packed4b", "dense"), ("bool4h", "skip"), ("packed4s", "stat"))
     )
 
 
