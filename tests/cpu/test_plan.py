@@ -157,6 +157,16 @@ def test_pages(layout: str) -> None:
     assert plan.scalars["page_table"] == params.page_table.data_ptr()  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+def test_pages_of_one_key(layout: str) -> None:
+    kv = bf16(9, 1, 2, 128) if layout == "NHD" else bf16(9, 2, 1, 128)
+    table = torch.zeros(2, 300, dtype=torch.int32)
+    plan, *_ = plan_of(q=bf16(2, 100, 8, 128), k=kv, v=kv, page_table=table, kv_layout=layout)
+    spec = plan.maps["tma_v"]
+    assert (spec.dims, spec.box, spec.strides) == ((128, 1, 2, 9), (64, 1, 1, 1), (256, 256, 512))
+    assert strides(plan, "page_size", "page_box_rows", "len_k") == [1, 1, 300]
+
+
 @pytest.mark.parametrize(
     ("page_size", "rows"),
     [(1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (48, 16), (64, 64), (96, 32), (192, 64), (256, 128), (1024, 128)],
