@@ -123,7 +123,7 @@ def _packed_rows(
     if isinstance(rows, slice):
         return mask[rows].unsqueeze(0) if mask.dim() == 2 else mask[:, rows]
     if mask.dim() == 4:
-        return mask[index][:, rows[1]]
+        return mask[index if len(mask) > 1 else 0][:, rows[1]]
     return (mask[rows] if mask.dim() == 3 else mask[rows[1]]).unsqueeze(0)
 
 
@@ -143,7 +143,8 @@ def _visible(problem: Problem, request: _Request, rows: torch.Tensor) -> torch.T
         seen = ((key >= diagonal - left) | (left < 0)) & ((key <= diagonal + right) | (right < 0))
     else:
         assert problem.mask == "chunked", problem.mask
-        seen = (key <= diagonal) & (key >= diagonal.div(problem.chunk_size, rounding_mode="floor") * problem.chunk_size)
+        chunk_of_key, own_chunk = (x.div(problem.chunk_size, rounding_mode="floor") for x in (key, diagonal))
+        seen = (chunk_of_key == own_chunk) & (key >= diagonal - left) & (key <= diagonal + right)
     return seen.unsqueeze(0)
 
 

@@ -28,7 +28,11 @@ SKIM_DEVICE Span visible_keys(int diagonal, int len_k, const Params& p) {
     const int hi = p.window_right < 0 || p.window_right > len_k - diagonal ? len_k : diagonal + p.window_right + 1;
     return {lo, imin(hi, len_k)};
   } else if constexpr (kMask == Mask::kChunked) {
-    return {diagonal < 0 ? 0 : diagonal / p.chunk_size * p.chunk_size, imin(diagonal + 1, len_k)};
+    // Causal is a window too here: neither of its sides is unlimited, nor so wide that a sum leaves 32 bits.
+    if (diagonal < 0) return {0, 0};
+    const int start = diagonal / p.chunk_size * p.chunk_size;
+    const int hi = imin(start + p.chunk_size, diagonal + p.window_right + 1);
+    return {imax(start, diagonal - p.window_left), imin(hi, len_k)};
   } else {
     return {0, len_k};
   }
