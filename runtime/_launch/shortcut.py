@@ -218,17 +218,17 @@ class Shortcut:
         if others:
             if self._ragged_q:
                 batch = others[self._offsets_q].shape[0] - 1
-            known: torch.Tensor | None = None
+            known: tuple[torch.Tensor, int | None] | None = None
             for (_, dtype, extra, tail), tensor in zip(self._others, others, strict=True):
-                if tensor is known:  # one tensor of offsets for queries and keys
-                    continue
+                if known is not None and tensor is known[0] and extra == known[1]:
+                    continue  # one tensor of offsets for queries and keys
                 if tensor.dtype is not dtype or tensor.get_device() != self._ordinal or not tensor.is_contiguous():
                     raise Elsewhere
                 if extra is not None and tensor.shape != (batch + extra, *tail):
                     raise Elsewhere
                 if tensor.is_neg():
                     raise Elsewhere
-                known = tensor
+                known = tensor, extra
         if page_size:
             table = others[self._table].shape
             len_k = table[-1] * page_size
