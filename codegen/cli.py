@@ -17,6 +17,7 @@ from . import matrix, model, output, pipeline, places
 from .arch import ARCHS
 from .errors import ArgumentError, BuildError
 from .features import BY_NAME, Value
+from .local_gpu import local_archs
 from .metadata import listing
 from .spec import KernelSpec
 from .toolchain import COMPILERS, find_toolchain
@@ -96,7 +97,7 @@ def refuse_idle(context: click.Context) -> None:
         raise click.UsageError("--model does not go with --set: either chooses the kernels; nothing was done")
 
 
-def parse_archs(sm: Sequence[str]) -> list[str]:
+def parse_archs(sm: Sequence[str]) -> Sequence[str]:
     """The architectures that ``--sm`` names."""
     return [parse_arch(item) for text in sm for item in text.split(",")]
 
@@ -105,7 +106,7 @@ def select(
     set_name: str, sm: Sequence[str], only: Sequence[str], need: model.Need | None = None
 ) -> tuple[KernelSpec, ...]:
     """The specs of ``--set``, or of a model, that ``--sm`` and ``--only`` leave; an empty choice is refused."""
-    archs = parse_archs(sm)
+    archs = parse_archs(sm) or ([] if need is None else local_archs())
     wanted: dict[str, list[Value]] = {}
     for name, values in parse_fields(only, "--only").items():
         try:
@@ -230,7 +231,7 @@ _OUT_HELP = f"Default: {places.VARIABLE}, or generated/ of the checkout, where c
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.option("--sm", multiple=True, metavar="ARCH ...", help="Architectures, such as 90 100. Default: all.")
+@click.option("--sm", multiple=True, metavar="ARCH ...", help="Architectures. Default: all; for --model the GPUs here.")
 @click.option("--set", "set_name", type=click.Choice(matrix.SETS), default="default", show_default=True)
 @click.option("--only", multiple=True, metavar="FIELD=VALUE[,VALUE] ...", help="Keep these kernels of the set.")
 @click.option("--model", "model_path", type=click.Path(exists=True, path_type=Path), help=_MODEL_HELP)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,26 @@ _WIDTHS = {"window": "sliding_window", "chunked": "attention_chunk_size"}
 _DECODERS = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")  # how the names of architectures end
 _MLA = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 _HEAD_DIMS = ("head_dim", "qk_head_dim", *_MLA)  # of MLA, qk_head_dim is the sum of two others
+_REFUSED = {
+    "index_topk": "an indexer that chooses the keys of each query",
+    "prefix_lm": "a prefix that all rows see, which is mask=custom",
+    "relative_attention": "products with positions that are added to scores",
+    "relative_attention_num_buckets": "learned biases that are added to scores",
+}
+# What a part leaves out, as it is the default of its class, where that decides over a kernel.
+_DEFAULTS: Mapping[str, Config] = {
+    "gemma2": {"head_dim": 256, "sliding_window": 4096, "attn_logit_softcapping": 50.0},
+    "gemma3_text": {"head_dim": 256, "sliding_window": 4096},
+}
+# Names that sound as if they were about scores or masks, and those of them that are read or decide over no kernel.
+_SOUNDS = re.compile("attn|attention|window|softcap|chunk|mask|sparse|bidirectional")
+_HARMLESS = re.compile(
+    r".*(_token|_token_id|_token_index|_drop|_dropout|_pdrop|_prob|_bias|_eps|_multiplier|_scale|_sinks?)"
+    r"|_?attn_implementation.*|(attn|final|router)_logit_softcapping|attn_temperature_tuning|attn_config"
+    r"|(use_)?sliding_window(_pattern)?|max_window_layers|attention_chunk_size|chunk_size_feed_forward|mask_(time|feature)_.*"
+    r"|use_bidirectional_attention|cross_attention_layers|num_attention_heads|query_pre_attn_scalar|full_attention_interval"
+    r"|(scale_)?attention_softmax_in_fp32|scale_attn_.*|reorder_and_upcast_attn"
+)
 _OF_OTHER_LAYERS = ("linear_", "mamba_", "conv_", "ssm_")  # how names begin that say nothing about attention
 
 
@@ -87,7 +108,7 @@ def needed(config: Config) -> Need:
         raise expected("head_dim", f"at most {largest}, of q and k and of v", dims)
     switches = f"softcap {_word(softcap)}: attn_logit_softcapping; alibi {_word(alibi)}"
     always = "paged and not; dense, skip and stat: calls decide. Numbers of heads, sinks and LSE need no other kernel"
-    return Need(specs, (of_dtypes, of_dims, of_masks, switches, always, *notes))
+    return Need(specs, (of_dtypes, of_dims, of_masks, switches, always, *notes, *_not_understood(part)))
 
 
 def _word(value: bool) -> str:
@@ -100,19 +121,46 @@ def _text_part(config: Config) -> tuple[Config, list[str]]:
     part: Config = config
     if name:
         above = {key: config[key] for key in ("dtype", "torch_dtype") if config.get(key)}
-        part = {**above, **config[name], "architectures": config.get("architectures")}
+        left_out = {key: value for key, value in _defaults(config[name]).items() if key not in config[name]}
+        part = {**left_out, **above, **config[name], "architectures": config.get("architectures")}
     others = [
         key
         for key, value in config.items()
         if key != name and isinstance(value, dict) and ("hidden_size" in value or "num_attention_heads" in value)
     ]
     notes = [f"not read: {', '.join(others)}; kernels of theirs compile on first use"] if others else []
+    if name and left_out:
+        notes.append(f"{', '.join(left_out)}: not in {name}, so the defaults of {part['model_type']}")
     if config.get("quantization_config"):
         notes.append("quantization_config: of weights; for q, k and v of 8 bits: --only dtype=e4m3, without --model")
     return part, notes
 
 
+def _defaults(part: Config) -> Config:
+    return _DEFAULTS.get(str(part.get("model_type")), {})
+
+
+def _not_understood(config: Config) -> list[str]:
+    """Lines on values that may be about scores or masks, in a way that is not known here."""
+    changes = "if it changes scores or masks, other kernels are needed"
+    return [
+        f"not understood: {name}={value!r}; {changes}"
+        for name, value in config.items()
+        if _SOUNDS.search(name)
+        and not _HARMLESS.fullmatch(name)
+        and not name.startswith(_OF_OTHER_LAYERS)
+        and not isinstance(value, dict)
+        and value not in (None, False, 0, "", [])
+    ]
+
+
 def _refuse_unknown(config: Config) -> None:
+    inner = config.get("attn_config")
+    for name, what in _REFUSED.items():
+        if value := config.get(name) or (isinstance(inner, dict) and inner.get(name)):
+            raise expected(name, f"nothing, as no kernel that is chosen here has {what}", repr(value))
+    if str(value := config.get("position_embedding_type")).startswith("relative"):
+        raise expected("position_embedding_type", "one that adds nothing to scores, or alibi", repr(value))
     if config.get("is_encoder_decoder"):
         raise expected("is_encoder_decoder", "false: what attends to what is known of decoders only", "true")
     for name, value in config.items():
@@ -185,6 +233,8 @@ def _masks(config: Config) -> tuple[set[str], str]:
     names = config.get("architectures") or ()
     if names and not any(str(name).endswith(_DECODERS) for name in names):
         found, why = found | {"full"}, f"{why}; full too, as architectures ({', '.join(map(str, names))}) may need it"
+    if config.get("is_causal") is False:
+        found, why = found | {"full"}, f"{why}; full too: is_causal is false"
     for name in ("use_bidirectional_attention", "cross_attention_layers"):
         if value := config.get(name):
             if value is not True and not isinstance(value, list):

@@ -48,11 +48,12 @@ def require_own(folder: Path) -> None:
 
 def _foreign(folder: Path) -> list[Path]:
     """Files with the names of ours that are not."""
+    made = _made(folder)  # Note: before the lock, which a build that begins meanwhile makes first
     locked_before = _is_lock(folder / LOCK)
     foreign = [folder / name for name, mark in _MARKS.items() if not _is_own(folder / name, mark, locked_before)]
     if foreign or locked_before or (folder / METADATA).exists():
         return foreign
-    return _made(folder)
+    return [path for path in made if path.exists()]
 
 
 def _is_lock(path: Path) -> bool:

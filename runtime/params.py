@@ -120,13 +120,18 @@ class Params:
         "full",
     )
     window_size: tuple[int, int] = _option(
-        'of ``mask="window"``: keys to the left and right, both inclusive, -1 = unlimited.', UNLIMITED
+        'of ``mask="window"``: keys to the left and right, both inclusive, -1 = unlimited. Of ``mask="chunked"``: '
+        "likewise, within the chunk, but ``(-1, -1)`` is causal (``(-1, chunk_size - 1)`` is the whole chunk).",
+        UNLIMITED,
     )
-    chunk_size: int | None = _option('of ``mask="chunked"``: keys per chunk.', None)
+    chunk_size: int | None = _option(
+        'of ``mask="chunked"``: keys per chunk; a row sees none of another than its own (see ``window_size``).',
+        None,
+    )
     custom_mask: torch.Tensor | None = _input(
-        'of ``mask="custom"``: bool ``[Sq, Sk]``, ``[B, Sq, Sk]`` or ``[B, Hq, Sq, Sk]`` (ragged: ``[total_q, '
-        "max_k]`` or ``[Hq, total_q, max_k]``), or the same packed by :func:`skimattn.pack_mask` (every "
-        "launch packs a bool mask anew, into memory that it allocates).",
+        'of ``mask="custom"``: bool ``[Sq, Sk]``, ``[B, Sq, Sk]`` or ``[B, Hq, Sq, Sk]``, in which B and Hq may be 1 = '
+        "one for all (ragged: ``[total_q, max_k]`` or ``[Hq, total_q, max_k]``), or the same packed by "
+        ":func:`skimattn.pack_mask` (every launch packs a bool mask anew, into memory that it allocates).",
         torch.bool,
         torch.uint8,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from skimattn.codegen.features import BY_NAME
 from skimattn.codegen.matrix import FP8
@@ -10,6 +12,7 @@ from ..errors import expected
 from ..params import UNLIMITED, Params
 from .arguments import TENSORS
 from .checks import (
+    MAX_DIM,
     TMA_BYTES,
     describe,
     integer,
@@ -36,15 +39,17 @@ def mask_name(params: Params) -> str:
 
 
 def check_mask(params: Params) -> tuple[tuple[int, int], int]:
-    """Window and chunk size, each only with its own mask; returns ``(-1, -1)`` and 0 where unused."""
+    """Window and chunk size, each only with its own masks; returns ``(-1, -1)`` and 0 where unused."""
     mask, window, chunk = mask_name(params), params.window_size, params.chunk_size
     if not isinstance(window, tuple) or len(window) != 2:  # a list could change after the launch
         raise expected("window_size", "a pair (left, right), a tuple", repr(window))
     left, right = (integer("window_size", side, -1) for side in window)
-    if mask != "window" and (left, right) != UNLIMITED:
-        raise expected("window_size", f"(-1, -1) with mask {params.mask!r} (mask='window' uses it)", window)
+    if mask not in ("window", "chunked") and (left, right) != UNLIMITED:
+        users = "masks 'window' and 'chunked' use it"
+        raise expected("window_size", f"(-1, -1) with mask {params.mask!r} ({users})", window)
     if mask == "chunked":
         chunk = integer("chunk_size", chunk, 1)
+        left, right = _window_in_chunk(left, right, chunk)
     elif chunk is not None:
         raise expected("chunk_size", f"None with mask {params.mask!r} (mask='chunked' uses it)", chunk)
     if mask == "custom" and params.custom_mask is None:
@@ -52,6 +57,15 @@ def check_mask(params: Params) -> tuple[tuple[int, int], int]:
     if mask != "custom" and params.custom_mask is not None:
         raise expected("custom_mask", f"None with mask {params.mask!r} (mask='custom' uses it)", "a tensor")
     return (left, right), chunk or 0
+
+
+def _window_in_chunk(left: int, right: int, chunk: int) -> tuple[int, int]:
+    """Keys to the left and right, neither -1 any more; no window at all means causal."""
+    if (left, right) == UNLIMITED:
+        right = 0
+    most = min(chunk, MAX_DIM) - 1  # no key of the chunk is farther away, and what kernels add up fits 32 bits
+    left, right = (most if side < 0 else min(side, most) for side in (left, right))
+    return left, right
 
 
 def softmax_scale(params: Params) -> float | None:
@@ -145,7 +159,8 @@ def check_custom_mask(problem: Problem) -> None:
     if problem.ragged:
         require_shape(name, tensor, [rows, "max_k"], [heads, rows, "max_k"])
     else:
-        require_shape(name, tensor, [rows, "max_k"], [batch, rows, "max_k"], [batch, heads, rows, "max_k"])
+        per_head = product(dict.fromkeys((batch, 1)), dict.fromkeys((heads, 1)), (rows,), ("max_k",))
+        require_shape(name, tensor, [rows, "max_k"], [batch, rows, "max_k"], *per_head)
     loose = problem.ragged or problem.paged or problem.params.cu_seqlens_k is not None
     exact = tensor.dtype == torch.bool and not loose
     least = keys if tensor.dtype == torch.bool else mask_bytes(keys)

@@ -85,7 +85,7 @@ class Problem:
 
     @property
     def window(self) -> tuple[int, int]:
-        """Keys to the left and right, -1 = unlimited."""
+        """Keys to the left and right, -1 = unlimited; of chunked masks both are numbers of keys inside the chunk."""
         return self.form.window
 
     @property

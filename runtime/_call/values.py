@@ -71,5 +71,6 @@ def first_key(problem: Problem, diagonal: int) -> int:
     if problem.mask == "window" and problem.window[0] >= 0:
         return max(0, diagonal - problem.window[0])
     if problem.mask == "chunked":
-        return max(0, diagonal) // problem.chunk_size * problem.chunk_size
+        start = max(0, diagonal) // problem.chunk_size * problem.chunk_size
+        return max(start, diagonal - problem.window[0])
     return 0

@@ -78,7 +78,6 @@ class Planner:
     def plan(self, problem: Problem, buffers: Buffers) -> LaunchPlan:
         """The plan of one launch, all but the addresses of pointers and the work counter.
 
-
         Args:
             problem: a validated call with at least one row.
             buffers: outputs and packed custom mask.
@@ -220,9 +219,9 @@ def _add_strides_of_options(scalars: dict[str, Value], problem: Problem, buffers
     """Those of tensors that few calls have."""
     params, custom = problem.params, buffers.custom_mask
     if custom is not None:
-        strides, shared = custom.stride(), 3 if problem.ragged else 4
+        strides = [step * (size > 1) for size, step in zip(custom.shape, custom.stride(), strict=True)]  # 1: for all
         scalars["custom_stride_row"] = strides[-2]
-        scalars["custom_stride_head"] = strides[-3] if len(strides) == shared else 0
+        scalars["custom_stride_head"] = strides[-3] if len(strides) == (3 if problem.ragged else 4) else 0
         scalars["custom_stride_batch"] = strides[0] if not problem.ragged and len(strides) > 2 else 0
     if params.skip_map is not None:
         for name, stride in zip(("batch", "head", "group"), params.skip_map.stride(), strict=False):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from skimattn.codegen.tiles.common import ELEMENT_BYTES
@@ -70,6 +69,7 @@ class Shortcut:
             tensor = getattr(params, name)
             tail = rest.get(name, ()) if tensor.dim() == 2 else ()
             self._others.append((_POINTER_OF[name], tensor.dtype, _EXTRA.get(name), tail))
+        self._fields = [field for field, *_ in self._others]
         self._offsets_q = others.index("cu_seqlens_q") if form.ragged else -1
         self._table = others.index("page_table") if form.paged else -1
         self._v_like_k = problem.head_dim == problem.head_dim_v
@@ -120,6 +120,9 @@ class Shortcut:
             raise Elsewhere
         if strides_q[-1] != 1 or strides_k[-1] != 1 or not (at_q and at_k and at_v):
             raise Elsewhere
+        pointers = [tensor.data_ptr() for tensor in others]
+        if 0 in pointers:
+            raise Elsewhere
         if others or params.max_seqlen_q is not None or params.max_seqlen_k is not None:
             batch, len_q, len_k, total = self._lengths(params, others, rows, batch, keys, outer)
         else:
@@ -165,7 +168,10 @@ class Shortcut:
                 self._sizes = sizes
             block.out, block.work_counter, config.hStream = address, counter, stream
             if others:
-                self._point(block, others)
+                for field, at in zip(self._fields, pointers, strict=True):
+                    setattr(block, field, at)
+                if self._paged:
+                    block.page_table_stride = others[self._table].shape[1]
             if self._host_threshold:
                 block.threshold_value = threshold_value(params)
             self._current(self._found_at)
@@ -204,13 +210,6 @@ class Shortcut:
             raise Elsewhere
         return extent
 
-    def _point(self, block: Any, others: Sequence[torch.Tensor]) -> None:
-        """Write the addresses of all tensors but q, k and v."""
-        for (field, *_), tensor in zip(self._others, others, strict=True):
-            setattr(block, field, tensor.data_ptr())
-        if self._paged:
-            block.page_table_stride = others[self._table].shape[1]
-
     def _lengths(
         self, params: Params, others: Sequence[torch.Tensor], rows: int, batch: int, keys: int, outer: int
     ) -> tuple[int, int, int, int]:
@@ -219,13 +218,17 @@ class Shortcut:
         if others:
             if self._ragged_q:
                 batch = others[self._offsets_q].shape[0] - 1
+            known: tuple[torch.Tensor, int | None] | None = None
             for (_, dtype, extra, tail), tensor in zip(self._others, others, strict=True):
+                if known is not None and tensor is known[0] and extra == known[1]:
+                    continue  # one tensor of offsets for queries and keys
                 if tensor.dtype is not dtype or tensor.get_device() != self._ordinal or not tensor.is_contiguous():
                     raise Elsewhere
                 if extra is not None and tensor.shape != (batch + extra, *tail):
                     raise Elsewhere
-                if tensor.is_neg() or not tensor.data_ptr():
+                if tensor.is_neg():
                     raise Elsewhere
+                known = tensor, extra
         if page_size:
             table = others[self._table].shape
             len_k = table[-1] * page_size

@@ -19,6 +19,7 @@ from skimattn.codegen.metadata import Kernel
 
 from .._call.ambient import shielded
 from .._call.problem import Problem
+from .._call.values import first_key
 from .._launch.buffers import Buffers
 
 LOGGER = logging.getLogger("skimattn")
@@ -122,7 +123,7 @@ def _packed_rows(
     if isinstance(rows, slice):
         return mask[rows].unsqueeze(0) if mask.dim() == 2 else mask[:, rows]
     if mask.dim() == 4:
-        return mask[index][:, rows[1]]
+        return mask[index if len(mask) > 1 else 0][:, rows[1]]
     return (mask[rows] if mask.dim() == 3 else mask[rows[1]]).unsqueeze(0)
 
 
@@ -142,17 +143,15 @@ def _visible(problem: Problem, request: _Request, rows: torch.Tensor) -> torch.T
         seen = ((key >= diagonal - left) | (left < 0)) & ((key <= diagonal + right) | (right < 0))
     else:
         assert problem.mask == "chunked", problem.mask
-        seen = (key <= diagonal) & (key >= diagonal.div(problem.chunk_size, rounding_mode="floor") * problem.chunk_size)
+        chunk_of_key, own_chunk = (x.div(problem.chunk_size, rounding_mode="floor") for x in (key, diagonal))
+        seen = (chunk_of_key == own_chunk) & (key >= diagonal - left) & (key <= diagonal + right)
     return seen.unsqueeze(0)
 
 
-def _seen_by_tile(problem: Problem, kernel: Kernel, request: _Request, first_row: int) -> torch.Tensor:
-    """Which keys some row of the kernel's tile sees, bool [1, len_k]; V's others count as zeros, as in kernels."""
-    if problem.mask in ("full", "custom"):
-        return torch.ones(1, request.len_k, dtype=torch.bool)
-    start = first_row // kernel.tile_m * kernel.tile_m
-    rows = torch.arange(start, min(start + kernel.tile_m, request.len_q))
-    return _visible(problem, request, rows).any(dim=1)
+def _seen_by_request(problem: Problem, request: _Request) -> torch.Tensor:
+    """Which keys some row may see by its place, bool [len_k]; V's others count as zeros, as in kernels."""
+    first = first_key(problem, request.len_k - request.len_q)
+    return torch.arange(request.len_k) >= first
 
 
 def _tiles(problem: Problem, visible: torch.Tensor, kernel: Kernel) -> list[int]:
@@ -256,7 +255,7 @@ def _compute_group(problem: Problem, kernel: Kernel, request: _Request, first_ro
     last_row = min(first_row + kernel.group_rows, request.len_q)
     rows = torch.arange(first_row, last_row)
     visible = _visible(problem, request, rows)
-    seen_by_tile = _seen_by_tile(problem, kernel, request, first_row)
+    seen_by_request = _seen_by_request(problem, request)
     units = _Units.of(problem, request.index)
     softmax = _Softmax(heads, len(rows), problem.head_dim_v, units, params.v.dtype)
     limit = _log2_threshold(problem, request.index)
@@ -265,7 +264,7 @@ def _compute_group(problem: Problem, kernel: Kernel, request: _Request, first_ro
         seen = visible[..., keys]
         scores = _scores(problem, request, units, rows, keys).masked_fill(~seen, -math.inf)
         skipped = softmax.skips(scores, limit)
-        values = request.v[:, keys].float().masked_fill(~seen_by_tile[:, keys].unsqueeze(-1), 0.0)
+        values = request.v[:, keys].float().masked_fill(~seen_by_request[keys].unsqueeze(-1), 0.0)
         values = values.repeat_interleave(heads // problem.heads_kv, dim=0)
         softmax.add(scores, values, ~skipped)
         _count(problem, request.index, skipped)

@@ -80,7 +80,10 @@ def test_a_flag_without_values_is_refused(given: str) -> None:
         ("--list stray", "unexpected extra argument"),
     ],
 )
-def test_wrong_usage_is_refused_with_the_reason(arguments: str, words: str, tmp_path: Path) -> None:
+def test_wrong_usage_is_refused_with_the_reason(
+    arguments: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "run_build", lambda *_: pytest.fail("it builds"))
     result = invoke(*arguments.split(), "--out", str(tmp_path / "out"))
     assert result.exit_code == 2
     assert words in " ".join(result.output.split())
@@ -202,7 +205,8 @@ def test_the_exact_spelling_of_two_architectures(tmp_path: Path) -> None:
 def test_a_folder_that_calls_look_in_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(places.VARIABLE, raising=False)
-    assert f" built in {ROOT}/generated" in invoke("--list", "--set", "smoke").output
+    monkeypatch.setattr(places, "checkout", lambda: tmp_path / "checkout")
+    assert f" 0 built in {tmp_path}/checkout/generated" in invoke("--list", "--set", "smoke").output
     monkeypatch.setenv(places.VARIABLE, "of mine")
     assert f" 0 built in {tmp_path}/of mine" in invoke("--list", "--set", "smoke").output
 

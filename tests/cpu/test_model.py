@@ -155,6 +155,7 @@ CAUSAL = names("bf16", "d128", "causal")
         ({"architectures": ["MistralModel"]}, names("bf16", "d128", "causal full"), "mask causal, full: no sliding_wi"),
         ({"cross_attention_layers": [3]}, names("bf16", "d128", "causal full"), "mask causal, full: no sliding_window"),
         ({"architectures": None}, CAUSAL, "mask causal"),
+        ({"is_causal": False}, names("bf16", "d128", "causal full"), "mask causal, full: no sliding_window is in use;"),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
@@ -230,13 +231,24 @@ def test_the_command_says_what_was_chosen_and_why(given: str, config: Path, tmp_
 
 def test_the_command_lists_and_narrows(config: Path, tmp_path: Path) -> None:
     done = invoke(
-        "--model", config, "--list", "--json", "--only", "skip=stat", "mask=window", "--out", tmp_path / "out"
+        "--model",
+        config,
+        "--sm",
+        "90",
+        "100",
+        "--list",
+        "--json",
+        "--only",
+        "skip=stat",
+        "mask=window",
+        "--out",
+        tmp_path / "out",
     )
     listed = {row["name"] for row in json.loads(done.stdout)}
     assert listed == {name for name in names("bf16", "d256", "window") if "_stat" in name}
     assert "dtype bf16: dtype\n" in done.stderr
-    done = invoke("--model", config, "--only", "dtype=fp16")
-    assert done.exit_code == 2 and "nothing that the model needs matches --only dtype=fp16" in done.output
+    done = invoke("--model", config, "--sm", "90", "--only", "dtype=fp16")
+    assert done.exit_code == 2 and "nothing that the model needs matches --sm 90 --only dtype=fp16" in done.output
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,9 @@ def test_visible_keys_by_hand() -> None:
     assert seen("window", 4, 2, window=(0, 2)) == ["x.", "xx", "xx", ".x"]
     assert seen("chunked", 3, 5, chunk=3) == ["xxx..", "...x.", "...xx"]
     assert seen("chunked", 3, 2, chunk=2) == ["..", "x.", "xx"]
+    assert seen("chunked", 4, 5, chunk=3, window=(1, 0)) == ["xx...", ".xx..", "...x.", "...xx"]
+    assert seen("chunked", 4, 4, chunk=3, window=(-1, 1)) == ["xx..", "xxx.", "xxx.", "...x"]
+    assert seen("chunked", 5, 4, chunk=2, window=(0, -1)) == ["....", "xx..", ".x..", "..xx", "...x"]
 
 
 def test_sinks_softcap_alibi_by_hand() -> None:

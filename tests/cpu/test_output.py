@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from skimattn.codegen import cli, compile, matrix, metadata, output, pipeline, places
+from skimattn.codegen import cli, compile, matrix, metadata, ninja_file, output, pipeline, places
 from skimattn.codegen.errors import ArgumentError, BuildError
 from skimattn.codegen.files import TEMPORARY
 
@@ -16,6 +16,12 @@ from tests.helpers import standin
 
 SPECS = matrix.SMOKE
 OURS = '{\n "format": 1,\n "package": "skimattn",\n "kernels": []\n}\n'  # as the first version wrote it
+
+
+@pytest.fixture(autouse=True)
+def _compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever gets as far as compiling failed to refuse."""
+    monkeypatch.setattr(ninja_file, "run", lambda *_: pytest.fail("it compiles"))
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -97,6 +103,19 @@ def test_folders_of_earlier_versions_are_ours(tmp_path: Path) -> None:
     output.require_own(tmp_path)
     assert invoke("--clean", "--out", tmp_path).exit_code == 0
     assert not tmp_path.exists()
+
+
+def test_a_build_that_begins_meanwhile_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_lock = output._is_lock
+
+    def look(path: Path) -> bool:
+        answer = is_lock(path)
+        path.touch()
+        return answer
+
+    monkeypatch.setattr(output, "_is_lock", look)
+    output.require_own(tmp_path)
+    assert (tmp_path / ".lock").exists()
 
 
 def test_a_folder_with_other_things_can_be_built_in(tmp_path: Path) -> None:

@@ -157,6 +157,16 @@ def test_pages(layout: str) -> None:
     assert plan.scalars["page_table"] == params.page_table.data_ptr()  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+def test_pages_of_one_key(layout: str) -> None:
+    kv = bf16(9, 1, 2, 128) if layout == "NHD" else bf16(9, 2, 1, 128)
+    table = torch.zeros(2, 300, dtype=torch.int32)
+    plan, *_ = plan_of(q=bf16(2, 100, 8, 128), k=kv, v=kv, page_table=table, kv_layout=layout)
+    spec = plan.maps["tma_v"]
+    assert (spec.dims, spec.box, spec.strides) == ((128, 1, 2, 9), (64, 1, 1, 1), (256, 256, 512))
+    assert strides(plan, "page_size", "page_box_rows", "len_k") == [1, 1, 300]
+
+
 @pytest.mark.parametrize(
     ("page_size", "rows"),
     [(1, 1), (2, 2), (4, 4), (8, 8), (16, 16), (48, 16), (64, 64), (96, 32), (192, 64), (256, 128), (1024, 128)],
@@ -243,7 +253,14 @@ def test_thresholds() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "wanted"),
-    [((100, 300), [0, 0, 40]), ((2, 100, 300), [4000, 0, 40]), ((2, 8, 100, 300), [32000, 4000, 40])],
+    [
+        ((100, 300), [0, 0, 40]),
+        ((2, 100, 300), [4000, 0, 40]),
+        ((2, 8, 100, 300), [32000, 4000, 40]),
+        ((2, 1, 100, 300), [4000, 0, 40]),
+        ((1, 8, 100, 300), [0, 4000, 40]),
+        ((1, 1, 100, 300), [0, 0, 40]),
+    ],
 )
 def test_custom_masks_are_packed(shape: tuple[int, ...], wanted: list[int]) -> None:
     plan, buffers, _ = plan_of(**batched(mask="custom", custom_mask=torch.ones(shape, dtype=torch.bool)))
@@ -278,7 +295,25 @@ def test_masks() -> None:
     plan, *_ = plan_of(**batched(mask="window", window_size=(2**31 - 1, 0)))
     assert strides(plan, "window_left", "window_right") == [300, 0]  # diagonal - left must fit 32 bits
     plan, *_ = plan_of(**batched(mask="chunked", chunk_size=48))
-    assert strides(plan, "window_left", "window_right", "chunk_size") == [-1, -1, 48]
+    assert strides(plan, "window_left", "window_right", "chunk_size") == [47, 0, 48]
+
+
+@pytest.mark.parametrize(
+    ("window", "chunk", "wanted"),
+    [
+        ((-1, -1), 48, [47, 0]),  # causal
+        ((-1, 0), 48, [47, 0]),
+        ((9, 5), 48, [9, 5]),
+        ((9, -1), 48, [9, 47]),
+        ((-1, 2**31 - 1), 48, [47, 47]),
+        ((2**31 - 1, 2**31 - 1), 2**31 - 1, [300, 2**30 - 1]),  # what kernels add up must fit 32 bits
+    ],
+)
+def test_windows_in_chunks_reach_no_farther_than_the_chunk(
+    window: tuple[int, int], chunk: int, wanted: list[int]
+) -> None:
+    plan, *_ = plan_of(**batched(mask="chunked", chunk_size=chunk, window_size=window))
+    assert strides(plan, "window_left", "window_right", "chunk_size") == [*wanted, chunk]
 
 
 def test_grid_is_bounded_by_work_and_by_the_device() -> None:

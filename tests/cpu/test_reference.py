@@ -159,6 +159,17 @@ def test_a_custom_mask_can_be_any_mask(packed: bool) -> None:
     assert torch.equal(out, wanted)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("shape", [(3, 1), (1, 4), (1, 1)])
+def test_one_custom_mask_can_serve_all_heads_or_requests(shape: tuple[int, int]) -> None:
+    """As torch's scaled_dot_product_attention has it."""
+    q, k, v = inputs(3, 20, 40)
+    mask = torch.rand(*shape, 20, 40, generator=torch.Generator().manual_seed(1)) < 0.5
+    for given in (mask, pack_mask(mask)):
+        out = launch(Params(q, k, v, mask="custom", custom_mask=given))
+        wanted = launch(Params(q, k, v, mask="custom", custom_mask=mask.expand(3, 4, 20, 40)))
+        assert torch.equal(out, wanted)  # type: ignore[arg-type]
+
+
 def test_geometry_comes_from_the_named_kernel() -> None:
     seen: list[Kernel] = []
     real = module._compute_group

@@ -132,6 +132,9 @@ def test_both_ways_send_the_same(
         {"skip_softmax_threshold": "batch"},
         {"skip_softmax_threshold": "head", "mask": "causal"},
         {"out": "given"},
+        {"mask": "chunked", "chunk_size": 100},
+        {"mask": "chunked", "chunk_size": 200, "window_size": (150, 30)},
+        {"mask": "window", "window_size": (-1, 5)},
     )
     for kind in kinds:
         launch(Params(**concrete(choose, kind, sizes(choose, way, head_dim_v))))

@@ -21,7 +21,7 @@ PATTERNS = pattern_cases("sm100")[::3]
 SHAPES = [
     case
     for case in shape_cases("sm100")
-    if case.name.startswith(("tall", "deep-skip", "deep-causal", "many-r", "uneven", "pages-of"))
+    if case.name.startswith(("tall", "deep-skip", "deep-causal", "many-r", "uneven", "pages-of", "chunks", "custom"))
 ]
 
 

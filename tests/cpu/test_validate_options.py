@@ -28,13 +28,25 @@ NAN, INF = math.nan, math.inf
 MASKS = [
     wrong("mask_name", batched, "mask", "one of 'full'", "'caudal'", mask="caudal"),
     wrong("mask_bool", batched, "mask", "one of", "True", mask=True),
-    wrong("window_unused", batched, "window_size", "mask='window' uses it", r"\(3, 0\)", window_size=(3, 0)),
+    wrong(
+        "window_unused", batched, "window_size", "masks 'window' and 'chunked' use it", r"\(3, 0\)", window_size=(3, 0)
+    ),
     wrong("window_causal", batched, "window_size", "mask 'causal'", r"\(3, 0\)", mask="causal", window_size=(3, 0)),
     wrong("window_int", batched, "window_size", "a pair", "3", mask="window", window_size=3),
     wrong("window_list", batched, "window_size", "a tuple", r"\[3, 0\]", mask="window", window_size=[3, 0]),
     wrong("window_triple", batched, "window_size", "a pair", r"\(1, 2, 3\)", mask="window", window_size=(1, 2, 3)),
     wrong("window_float", batched, "window_size", "an int", "1.5", mask="window", window_size=(1.5, 0)),
     wrong("window_minus2", batched, "window_size", "from -1", "-2", mask="window", window_size=(-2, 0)),
+    wrong(
+        "window_chunked_minus2",
+        batched,
+        "window_size",
+        "from -1",
+        "-2",
+        mask="chunked",
+        chunk_size=9,
+        window_size=(3, -2),
+    ),
     wrong("chunk_missing", batched, "chunk_size", "an int", "None", mask="chunked"),
     wrong("chunk_0", batched, "chunk_size", "from 1", "0", mask="chunked", chunk_size=0),
     wrong("chunk_negative", batched, "chunk_size", "from 1", "-5", mask="chunked", chunk_size=-5),
@@ -53,6 +65,15 @@ MASKS = [
         r"\[71, 200\]",
         mask="custom",
         custom_mask=torch.ones(71, 200, dtype=torch.bool),
+    ),
+    wrong(
+        "custom_requests",
+        batched,
+        "custom_mask",
+        r"\[2, 4, 70, max_k\] or \[2, 1, 70, max_k\] or \[1, 4, 70, max_k\] or \[1, 1, 70, max_k\]",
+        r"\[3, 1, 70, 200\]",
+        mask="custom",
+        custom_mask=torch.ones(3, 1, 70, 200, dtype=torch.bool),
     ),
     wrong(
         "custom_keys",

@@ -27,6 +27,7 @@ PAGED = replace(DENSE, name="mutation-paged", kv_layout="nhd", page_size=48, len
 SHARED_O = replace(DENSE, name="mutation-shared-o", head_dim=192, lens=((256, 300),), heads_q=4)
 HEADS = replace(DENSE, name="mutation-heads", heads_q=4)
 WINDOW = replace(DENSE, name="mutation-window", mask="window", window=(150, 20))
+CHUNKED = replace(DENSE, name="mutation-chunked", mask="chunked", chunk=100, window=(40, 70))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .mutation import (
     CAUSAL,
+    CHUNKED,
     CONSUMER,
     DENSE,
     MASK,
@@ -49,6 +50,22 @@ WRONG_ANSWERS: tuple[Mutation, ...] = (
         "? 0 : diagonal - p.window_left;",
         "? 0 : diagonal - p.window_left + 1;",
         WINDOW,
+        (RESULT,),
+    ),
+    Mutation(
+        "window of a chunk open to the left",
+        MASK,
+        "return {imax(start, diagonal - p.window_left),",
+        "return {start,",
+        CHUNKED,
+        (RESULT,),
+    ),
+    Mutation(
+        "window of a chunk leaves it",
+        MASK,
+        "imin(start + p.chunk_size, diagonal + p.window_right + 1)",
+        "diagonal + p.window_right + 1",
+        CHUNKED,
         (RESULT,),
     ),
     Mutation(

@@ -165,8 +165,9 @@ def mask_tensor(case: Case, held: list[Content]) -> torch.Tensor:
         bits = bits if case.custom.endswith("3") else bits[0]
     else:
         bits = np.stack(padded)
-        shared = bits[:, 0].all(axis=0)  # requests that have a bit of it agree
-        bits = {"2": shared, "3": bits[:, 0], "4": bits}[case.custom[-1]]
+        shared = bits.all(axis=0, keepdims=True)  # requests that have a bit of it agree
+        forms = {"2": shared[0, 0], "3": bits[:, 0], "4": bits, "b": bits[:, :1], "h": shared, "s": shared[:, :1]}
+        bits = forms[case.custom[-1]]
     if case.custom.startswith("bool"):
         return torch.from_numpy(np.ascontiguousarray(bits))
     width = 32 * -(-keys // 32) + 64  # rows longer than they need be, hostile at the end
@@ -263,7 +264,7 @@ def build(case: Case, held: list[Content]) -> Built:
 def _plain(case: Case) -> dict[str, object]:
     longest = longest_keys(case)
     return {
-        "window_size": case.window if case.mask == "window" else None,
+        "window_size": case.window if case.mask in ("window", "chunked") else None,
         "chunk_size": case.chunk if case.mask == "chunked" else None,
         "softmax_scale": case.scale,
         "softcap": case.softcap or None,

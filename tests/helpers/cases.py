@@ -41,7 +41,9 @@ class Case:
     mask: str = "causal"
     window: tuple[int, int] = (-1, -1)
     chunk: int = 0
-    custom: str = ""  # "bool2", "bool3", "bool4", "packed2", "packed3", "packed4"; ragged q: 2 and 3 only
+    # "bool" or "packed" and its rank, 2, 3 or 4 (ragged q: 2 or 3). Rank 4 can go on: "b" one for all heads, "h" one
+    # for all requests, "s" a single one.
+    custom: str = ""
     q_layout: str = "batched"  # batched, ragged
     kv_layout: str = "batched"  # batched, ragged, nhd, hnd
     seqused_q: bool = False  # lengths in seqused_q, and rows that no request uses
@@ -181,8 +183,8 @@ def custom_bits(case: Case, stream: int, len_q: int, len_k: int) -> NDArray[np.b
     """The custom mask of one request, [Hq, len_q, len_k]; its top left corner does not depend on the lengths."""
     if case.mask != "custom":
         return None
-    per_head = case.custom.endswith("4") or (case.q_layout == "ragged" and case.custom.endswith("3"))
-    shared = case.custom.endswith("2") and case.q_layout == "batched"
+    per_head = case.custom.endswith(("4", "4h")) or (case.q_layout == "ragged" and case.custom.endswith("3"))
+    shared = case.custom.endswith(("2", "4h", "4s")) and case.q_layout == "batched"
     head = np.arange(case.heads_q, dtype=np.uint64)[:, None, None] * per_head
     row = np.arange(len_q, dtype=np.uint64)[None, :, None]
     key = np.arange(len_k, dtype=np.uint64)[None, None, :]

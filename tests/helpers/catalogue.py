@@ -207,7 +207,7 @@ def case_of(row: Row, index: int, arch: str = "sm90") -> Case:
         head_dim=dims[0],
         head_dim_v=dims[1],
         mask=row["mask"],
-        window=WINDOWS[index % len(WINDOWS)] if row["mask"] == "window" else (-1, -1),
+        window=_window(row["mask"], index),
         chunk=CHUNKS[index % len(CHUNKS)] if row["mask"] == "chunked" else 0,
         custom=forms[index % len(forms)] if row["mask"] == "custom" else "",
         q_layout="ragged" if row["q_ragged"] else "batched",
@@ -232,6 +232,12 @@ def case_of(row: Row, index: int, arch: str = "sm90") -> Case:
         fill=(math.nan, math.inf)[index % 2],
         seed=index,
     )
+
+
+def _window(mask: str, index: int) -> tuple[int, int]:
+    """Every second chunked call has one too."""
+    used = mask == "window" or (mask == "chunked" and index // 2 % 2 == 0)
+    return WINDOWS[index % len(WINDOWS)] if used else (-1, -1)
 
 
 def spec_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from itertools import product
 from typing import Any
 
 import torch
-from skimattn import ArgumentError, Params, launch
 
 from .flash_attn import Call, Seen
 
@@ -69,21 +67,10 @@ SMALL = ((70, 130), (64, 128), (1, 1), (1, 130), (130, 70), (33, 33), (5, 1))
 LARGE = ((1, 1), (64, 128), (1, 1025), (113, 203), (239, 1), (799, 3), (1023, 1024), (1024, 1023), (640, 128))
 
 
-@cache
-def windows_go_with_chunks() -> bool:
-    """Whether ``Params`` takes a window with a chunked mask."""
-    q = torch.zeros(1, 1, 1, 64, dtype=torch.bfloat16)
-    try:
-        launch(Params(q, q, q, mask="chunked", chunk_size=2, window_size=(1, 1)))
-    except ArgumentError:
-        return False
-    return True
-
-
 def _masks(face: str) -> list[Mask]:
     if face == "fa4":
         return FA4_MASKS
-    return FA3_MASKS + (FA3_CHUNKS_IN_WINDOWS if windows_go_with_chunks() else [])
+    return FA3_MASKS + FA3_CHUNKS_IN_WINDOWS
 
 
 def batched_calls(face: str, every_lens: tuple[tuple[int, int], ...]) -> Iterator[Call]:

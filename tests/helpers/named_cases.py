@@ -69,8 +69,36 @@ def _shapes() -> tuple[Case, ...]:
         replace(crowd, name="many-requests-tall", lens=few, mask="full", heads_q=2),
         replace(_PLAIN, name="many-heads", lens=((70, 260), (70, 260)), heads_q=24, heads_kv=3),
         replace(_PLAIN, name="whole-pages", lens=((90, 384), (90, 256)), kv_layout="hnd", page_size=128),
+        *_custom_shapes(),
+        *_chunk_shapes(),
         *_page_shapes(),
         *_uneven_shapes(),
+    )
+
+
+def _custom_shapes() -> tuple[Case, ...]:
+    """Custom masks that all heads or all requests share, in four dimensions."""
+    base = replace(_PLAIN, mask="custom", lens=((70, 300), (70, 130)), seqused=True, heads_q=4, heads_kv=2)
+    return tuple(
+        replace(base, name=f"custom-{form}", custom=form, skip=skip)
+        for form, skip in (("bool4b", "stat"), ("packed4b", "dense"), ("bool4h", "skip"), ("packed4s", "stat"))
+    )
+
+
+def _chunk_shapes() -> tuple[Case, ...]:
+    """Windows inside chunks: chunks seen whole, sides that end before the chunk does and after, and huge ones."""
+    base = replace(_PLAIN, mask="chunked", chunk=100, lens=((150, 400),), pattern="random")
+    ragged = {"q_layout": "ragged", "kv_layout": "ragged", "lens": ((150, 400), (30, 20), (65, 300))}
+    most = 2**31 - 1
+    return (
+        replace(base, name="chunks-whole", window=(-1, 99)),
+        replace(base, name="chunks-whole-tiles", chunk=128, window=(-1, 127), skip="dense"),
+        replace(base, name="chunks-forward", window=(0, -1), head_dim=192),
+        replace(base, name="chunks-window", window=(40, 30), chunk=192, **ragged),
+        replace(base, name="chunks-causal-window", window=(50, 0), kv_layout="nhd", lens=((150, 400), (150, 90))),
+        replace(base, name="chunks-window-d256", window=(90, 150), head_dim=256, head_dim_v=256, skip="skip"),
+        replace(base, name="chunks-of-1", chunk=1, window=(3, 3), head_dim=64, head_dim_v=64),
+        replace(base, name="chunks-huge", chunk=most, window=(most, most)),
     )
 
 

@@ -25,7 +25,10 @@ _SNAP = 1e-9  # float64 noise of an exact boundary; the rule is a strict <
 
 @dataclass(frozen=True)
 class Rules:
-    """What all requests of a call share. ``window`` is (left, right), -1 unlimited; ``margin`` is in log2 units."""
+    """What all requests of a call share. ``margin`` is in log2 units.
+
+    ``window`` is (left, right), -1 unlimited; of chunked masks (-1, -1) is causal.
+    """
 
     mask: str
     scale: float
@@ -95,7 +98,11 @@ def visible_keys(rules: Rules, len_q: int, len_k: int) -> Bits:
             seen &= key <= position + right
         return seen
     assert rules.mask == "chunked", rules.mask
-    return np.asarray((key <= position) & (key // rules.chunk == np.floor_divide(position, rules.chunk)))
+    left, right = (math.inf if side < 0 else side for side in rules.window)
+    if rules.window == (-1, -1):
+        right = 0
+    near = (position - key <= left) & (key - position <= right)
+    return np.asarray(near & (key // rules.chunk == np.floor_divide(position, rules.chunk)))
 
 
 def scores(rules: Rules, q: F64, k: F64, head: int) -> F64:

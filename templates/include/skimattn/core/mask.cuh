@@ -16,10 +16,6 @@ struct Span {
 template <Mask kMask>
 inline constexpr bool kHidesFirstKeys = kMask != Mask::kFull && kMask != Mask::kCausal;
 
-// Whether what a row may see depends on the row.
-template <Mask kMask>
-inline constexpr bool kMaskHidesByRow = kMask != Mask::kFull && kMask != Mask::kCustom;
-
 // The keys that a row sees whose own position on the key axis is `diagonal` (row + len_k - len_q: bottom-right
 // aligned, negative where the row lies before the first key).
 template <Mask kMask>
@@ -32,7 +28,11 @@ SKIM_DEVICE Span visible_keys(int diagonal, int len_k, const Params& p) {
     const int hi = p.window_right < 0 || p.window_right > len_k - diagonal ? len_k : diagonal + p.window_right + 1;
     return {lo, imin(hi, len_k)};
   } else if constexpr (kMask == Mask::kChunked) {
-    return {diagonal < 0 ? 0 : diagonal / p.chunk_size * p.chunk_size, imin(diagonal + 1, len_k)};
+    // Causal is a window too here: neither of its sides is unlimited, nor so wide that a sum leaves 32 bits.
+    if (diagonal < 0) return {0, 0};
+    const int start = diagonal / p.chunk_size * p.chunk_size;
+    const int hi = imin(start + p.chunk_size, diagonal + p.window_right + 1);
+    return {imax(start, diagonal - p.window_left), imin(hi, len_k)};
   } else {
     return {0, len_k};
   }

@@ -1,6 +1,6 @@
 // The correction warpgroup: keeps the outputs in tensor memory in step with the softmax, one row a thread, for all
 // groups in turn. Before a tile's product it multiplies the rows whose base has moved, and zeroes what no
-// row sees of V; after the last product it stores.
+// row of the request sees of V; after the last product it stores.
 #pragma once
 #include <skimattn/sm100/prefill/epilogue.cuh>
 #include <skimattn/sm100/prefill/storage.cuh>
@@ -25,11 +25,7 @@ class Correction {
 #pragma unroll 1
       for (int i = 0; i < tiles; ++i) {
         const int n = visited_tile<Tr::kSinkFirst>(range.first, range.last, i);
-        Span seen = {0, Tr::kTileN};
-        if (n == range.first || n == range.last - 1) {
-          seen = seen_in_tile<Tr>(item.row0, item.len_q, item.len_k, n, p_);
-        }
-        correct(seen);
+        correct(seen_in_tile<Tr>(item.len_q, item.len_k, n, p_));
       }
 #pragma unroll 1
       for (int group = 0; group < Tr::kConsumers; ++group) epilogue(item, group, tiles > 0 || !Tr::kSeparateO);
@@ -50,7 +46,7 @@ class Correction {
 
   SKIM_DEVICE uint32_t output(int group) const { return tmem_ + TmemColumns<Tr>::o(group); }
 
-  // One tile, of which some row sees the keys `seen`.
+  // One tile, of which rows of the request see the keys `seen`, or fewer.
   // Note: acc_scale_full comes after s_full of the same tile, and that after the product of the tile before.
   SKIM_DEVICE void correct(const Span& seen) {
 #pragma unroll 1
@@ -79,7 +75,7 @@ class Correction {
     ptx::tcgen05_wait_st();
   }
 
-  // Zeroes what no row of the CTA sees of V: see seen_in_tile. No product reads the tile before this warpgroup has
+  // Zeroes what no row of the request sees of V: see seen_in_tile. No product reads the tile before this warpgroup has
   // arrived at p_full.
   // Note: the slot's V before this one has been seen full, or its phase would be taken for this one's: the products of
   // a tile are issued once all V but that of the tile before it are settled, and that one too where it has the same

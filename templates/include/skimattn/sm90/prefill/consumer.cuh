@@ -282,14 +282,11 @@ class Consumer {
     }
   }
 
-  // Zeroes what no row of the CTA sees of V, if this tile holds any: see seen_in_tile. The groups share the work before
-  // any of them may use the tile, and none of them holds the turn meanwhile.
+  // Zeroes what no row of the request sees of V, if this tile holds any: see seen_in_tile. The groups share the work
+  // before any of them may use the tile, and none of them holds the turn meanwhile.
   // Note: all of them come here for such a tile, since none of them sees it whole.
   SKIM_DEVICE void clear_unseen(int n) {
-    if (n != first_ && n != last_ - 1) return;
-    int row0 = 0;
-    if constexpr (kMaskHidesByRow<Tr::kMask>) row0 = read_row0(smem_, work_slot());
-    const Span seen = seen_in_tile<Tr>(row0, at_.len_q, at_.len_k, n, p_);
+    const Span seen = seen_in_tile<Tr>(at_.len_q, at_.len_k, n, p_);
     if (seen.lo <= 0 && seen.hi >= Tr::kTileN) return;
     const PipelineState<Tr::kStagesV> prev = v_.previous();
     ptx::mbarrier_wait_parity(&smem_.v_full[prev.slot], prev.phase);
