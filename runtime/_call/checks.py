@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 
 import torch
+from torch.compiler import is_compiling
 
 from ..errors import ArgumentError, expected
 
@@ -27,7 +28,8 @@ def require_tensor(name: str, value: object) -> torch.Tensor:
         raise expected(name, "a torch.Tensor", type(value).__name__)
     if value.layout is not torch.strided:
         raise expected(name, "a dense (strided) tensor", value.layout)
-    if value.is_neg():  # kernels would read what is not negated yet
+    # Kernels would read what is not negated yet. Code that is traced cannot ask, and asks when it runs.
+    if not is_compiling() and value.is_neg():
         raise expected(name, "a tensor whose negation was carried out (tensor.resolve_neg())", "a negative view")
     if value.requires_grad and torch.is_grad_enabled():
         raise expected(name, "no requires_grad, since there is no backward pass (use torch.no_grad())", "requires_grad")
