@@ -1,7 +1,7 @@
 """The CUDA driver through ``cuda.bindings``, imported at first use: errors as exceptions, contexts, capture modes.
 
 What runs in every launch goes through plain ctypes (:func:`raw`), whose arguments can be made once: encoding a tensor
-map takes 0.7 us so, 1.9 us through ``cuda.bindings`` (bench/NOTES.md, row 33).
+map takes 0.7 us so, 1.9 us through ``cuda.bindings`` (bench/NOTES.md, host time).
 """
 
 from __future__ import annotations
