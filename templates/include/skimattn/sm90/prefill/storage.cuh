@@ -68,9 +68,9 @@ struct SharedStorage {
 // Named barriers; 0 belongs to cta_sync.
 template <class Tr>
 struct NamedBarrier {
-  static constexpr int kOrder = 1;                        // + group: whose turn it is to issue matrix products
-  static constexpr int kGroup = kOrder + Tr::kConsumers;  // + group: one warpgroup, in the epilogue
-  static constexpr int kUnseen = kGroup + Tr::kConsumers;   // all consumers
+  static constexpr int kOrder = 1;                         // + group: whose turn it is to issue matrix products
+  static constexpr int kGroup = kOrder + Tr::kConsumers;   // + group: one warpgroup, in the epilogue
+  static constexpr int kUnseen = kGroup + Tr::kConsumers;  // all consumers
 };
 
 }  // namespace skimattn::sm90
