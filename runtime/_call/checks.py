@@ -28,6 +28,8 @@ def require_tensor(name: str, value: object) -> torch.Tensor:
         raise expected(name, "a torch.Tensor", type(value).__name__)
     if value.layout is not torch.strided:
         raise expected(name, "a dense (strided) tensor", value.layout)
+    if value.is_nested:  # of the strided layout, as it says, but without a shape
+        raise expected(name, "a dense (strided) tensor", "a nested tensor")
     # Kernels would read what is not negated yet. Code that is traced cannot ask, and asks when it runs.
     if not is_compiling() and value.is_neg():
         raise expected(name, "a tensor whose negation was carried out (tensor.resolve_neg())", "a negative view")
