@@ -275,6 +275,35 @@ def test_interleaved_is_never_said_of_tensors_that_share_an_element(first: Any, 
         assert not elements(one) & elements(other)
 
 
+@st.composite
+def two_parts(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two parts of one tensor, apart in one dimension and cut anyhow in the others; rows may have padding."""
+    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    split = draw(st.integers(0, len(sizes) - 1))
+    sizes[split] += 1
+    strides, stride = [], draw(st.integers(1, 2))
+    for size in reversed(sizes):
+        strides.insert(0, stride)
+        stride = size * stride + draw(st.integers(0, 3))
+    whole = torch.zeros(stride, dtype=torch.int16).as_strided(sizes, strides)
+    at = draw(st.integers(1, sizes[split] - 1))
+    parts = [whole.narrow(split, 0, at), whole.narrow(split, at, sizes[split] - at)]
+    for index, part in enumerate(parts):
+        for dim in range(part.dim()):
+            first = draw(st.integers(0, part.shape[dim] - 1))
+            step = draw(st.integers(1, 2))
+            parts[index] = parts[index][(slice(None),) * dim + (slice(first, None, step),)]
+    return parts[0], parts[1]
+
+
+@settings(max_examples=300, deadline=None)
+@given(two_parts())
+def test_interleaved_is_said_of_parts_of_one_tensor(parts: tuple[torch.Tensor, torch.Tensor]) -> None:
+    one, other = parts
+    assert not elements(one) & elements(other)
+    assert interleaved(one, other) and interleaved(other, one)
+
+
 def test_interleaved_knows_the_slices_of_packed_tensors() -> None:
     for shape, dim in (((3, 5, 2, 4, 8), 2), ((3, 5, 4, 2, 8), 3), ((3, 2, 5, 4, 8), 1)):
         one, other = torch.zeros(shape, dtype=BF16).unbind(dim)
