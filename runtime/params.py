@@ -166,7 +166,8 @@ class Params:
     )
     out: torch.Tensor | None = _output(
         "where to write, shaped as ``q`` with Dv columns and of its dtype; default: a new tensor. For 8-bit "
-        "``q`` it is bf16, or fp16 if such a tensor is given.",
+        "``q`` it is bf16, or fp16 if such a tensor is given. It shares no element with another argument, but may "
+        "lie between the rows of one.",
         tensor_map="tma_o",
     )
     lse: torch.Tensor | None = _output(

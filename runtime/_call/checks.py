@@ -15,6 +15,8 @@ TMA_BYTES = 16  # of addresses and strides that a tensor map describes
 MAX_STRIDE = 1 << 40  # bytes, of a tensor map
 MAX_DIM = 1 << 30  # rows, heads, pages and keys, whose sums and differences are 32-bit on the device
 _MAX_INT = (1 << 31) - 1
+_MAX_DISTANCES = 4  # more are only where strides are no sizes of anything; those tensors count as sharing memory
+_Dims = list[tuple[int, int]]  # stride in bytes and size
 
 
 def describe(tensor: torch.Tensor) -> str:
@@ -28,6 +30,8 @@ def require_tensor(name: str, value: object) -> torch.Tensor:
         raise expected(name, "a torch.Tensor", type(value).__name__)
     if value.layout is not torch.strided:
         raise expected(name, "a dense (strided) tensor", value.layout)
+    if value.is_nested:  # of the strided layout, as it says, but without a shape
+        raise expected(name, "a dense (strided) tensor", "a nested tensor")
     # Kernels would read what is not negated yet. Code that is traced cannot ask, and asks when it runs.
     if not is_compiling() and value.is_neg():
         raise expected(name, "a tensor whose negation was carried out (tensor.resolve_neg())", "a negative view")
@@ -167,28 +171,39 @@ def refuse_overlap(name: str, tensor: torch.Tensor, other_name: str, other: torc
 
 
 def interleaved(tensor: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors in one stretch of memory surely share no byte, as slices of one packed tensor do.
-
-    Some step must divide the strides of all dimensions of both that are longer than it. Then each keeps to a part of
-    every period of that step, and the parts must be apart.
-    """
-    forms = [_byte_strides(x) for x in (tensor, other)]
+    """Whether two tensors in one stretch of memory surely share no byte, as slices of one packed tensor do."""
     offset = other.data_ptr() - tensor.data_ptr()
-    for period in sorted({stride for form in forms for stride, _ in form}):
-        spans = []
-        for form, x in zip(forms, (tensor, other), strict=True):
-            inner = [(stride, size) for stride, size in form if stride < period]
-            if any(stride % period for stride, _ in form if stride >= period):
-                break
-            spans.append(sum(stride * (size - 1) for stride, size in inner) + x.element_size())
-        else:
-            place = offset % period
-            if spans[0] <= place and place + spans[1] <= period:
-                return True
+    return _apart(_byte_strides(tensor), tensor.element_size(), _byte_strides(other), other.element_size(), offset)
+
+
+def _apart(dims: _Dims, size: int, other: _Dims, other_size: int, offset: int) -> bool:
+    """Whether elements of ``size`` bytes at all places of ``dims`` share none with others that begin at ``offset``.
+
+    Where some step divides all strides that are longer, what remains inside is the same at every multiple of it. So
+    only that has to be apart, at every distance that the two can have modulo the step.
+    """
+    if offset >= _reach(dims, size) or offset + _reach(other, other_size) <= 0:
+        return True
+    strides = sorted({stride for stride, _ in (*dims, *other)}, reverse=True)
+    for index, period in enumerate(strides):
+        if any(stride % period for stride in strides[:index]):
+            continue
+        inside, other_inside = ([dim for dim in x if dim[0] < period] for x in (dims, other))
+        nearest = 1 - _reach(other_inside, other_size)
+        distances = range(nearest + (offset - nearest) % period, _reach(inside, size), period)
+        if len(distances) > _MAX_DISTANCES:
+            continue
+        if all(_apart(inside, size, other_inside, other_size, distance) for distance in distances):
+            return True
     return False
 
 
-def _byte_strides(tensor: torch.Tensor) -> list[tuple[int, int]]:
+def _reach(dims: _Dims, size: int) -> int:
+    """Bytes from the first element to the end of the last."""
+    return sum(stride * (count - 1) for stride, count in dims) + size
+
+
+def _byte_strides(tensor: torch.Tensor) -> _Dims:
     """Stride and size of every dimension that moves; an expanded one (stride 0) stays where it is."""
     size = tensor.element_size()
     dims = zip(tensor.shape, tensor.stride(), strict=True)

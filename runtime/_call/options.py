@@ -121,6 +121,7 @@ def check_head_vectors(problem: Problem) -> None:
     if params.alibi_slopes is not None:
         require_shape("alibi_slopes", params.alibi_slopes, [heads], [problem.batch, heads])
         require_contiguous("alibi_slopes", params.alibi_slopes)
+        require_near("alibi_slopes", params.alibi_slopes)
 
 
 def check_no_descales(params: Params, dtype: str) -> None:

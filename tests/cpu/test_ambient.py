@@ -151,6 +151,85 @@ def test_without_the_shield_they_are_others(monkeypatch: pytest.MonkeyPatch, nam
     assert any(not torch.equal(got[key], tensor) for key, tensor in wanted.items())
 
 
+def drawn(*shape: int, dtype: torch.dtype = BF16, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(dtype)
+
+
+def ints(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def ragged() -> dict[str, Any]:
+    return {
+        "q": drawn(3, 4, 64),
+        "k": drawn(900, 2, 64, seed=1),
+        "v": drawn(900, 2, 64, seed=2),
+        "cu_seqlens_q": ints(0, 1, 3),
+        "cu_seqlens_k": ints(0, 300, 900),
+        "mask": "causal",
+        "alibi_slopes": drawn(2, 4, dtype=torch.float32).abs(),
+        "sinks": drawn(4),
+        "skip_softmax_threshold": torch.tensor([[0.9, 0.8, 0.1, 1.0]] * 2, dtype=torch.float32),
+    }
+
+
+def paged() -> dict[str, Any]:
+    return {
+        "q": drawn(2, 2, 4, 64),
+        "k": drawn(30, 64, 2, 64, seed=1),
+        "v": drawn(30, 64, 2, 64, seed=2),
+        "page_table": torch.arange(30, dtype=torch.int32).view(2, 15),
+        "seqused_k": ints(900, 700),
+        "mask": "chunked",
+        "chunk_size": 600,
+        "skip_softmax_threshold": torch.tensor([0.9, 1.0], dtype=torch.float32),
+    }
+
+
+def eight_bit() -> dict[str, Any]:
+    e4m3 = torch.float8_e4m3fn
+    return {
+        "q": drawn(2, 2, 4, 64, dtype=e4m3),
+        "k": drawn(2, 300, 2, 64, dtype=e4m3, seed=1),
+        "v": drawn(2, 300, 2, 64, dtype=e4m3, seed=2),
+        "q_descale": torch.tensor([[0.5, 1.5], [0.7, 1.1]], dtype=torch.float32),
+        "k_descale": torch.tensor([0.9], dtype=torch.float32),
+        "v_descale": torch.tensor(0.7, dtype=torch.float32),
+        "softcap": 9.0,
+        "skip_softmax_threshold": 0.9,
+    }
+
+
+@pytest.mark.parametrize("make", [ragged, paged, eight_bit])
+@pytest.mark.parametrize("name", STATES)
+def test_so_are_those_of_other_kinds_of_calls(name: str, make: Callable[[], dict[str, Any]]) -> None:
+    results = []
+    for state in (nullcontext(), STATES[name]()):
+        params = Params(**make(), stats=torch.zeros(2, 4, 2, dtype=torch.int64), return_lse=True)
+        with state:
+            results.append((*launch(params), params.stats))
+    assert results[0][2][..., 1].sum() > 0  # something was skipped
+    for wanted, got in zip(*results, strict=True):
+        assert got.dtype == wanted.dtype and torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("name", ["default bf16", "default fp16", "default fp64"])
+def test_where_no_dtype_is_named_they_are_others(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A default dtype is no mode that a shield could leave, so what guards from it are names of dtypes."""
+    wanted = written(nullcontext(), softcap=0.0)
+    monkeypatch.setattr(prefill, "_float", torch.tensor)
+    got = written(STATES[name](), softcap=0.0)
+    assert any(got[key].dtype != tensor.dtype or not torch.equal(got[key], tensor) for key, tensor in wanted.items())
+
+
+def test_a_compiler_around_the_call_has_no_part_in_its_bits() -> None:
+    wanted = written(nullcontext())
+    params = call()
+    out, lse = torch.compile(lambda q: launch(replace(params, q=q)), fullgraph=True)(params.q)
+    assert torch.equal(out, wanted["out"]) and torch.equal(lse, wanted["lse"])
+    assert params.stats is not None and torch.equal(params.stats, wanted["stats"])
+
+
 @pytest.mark.parametrize("name", STATES)
 def test_a_custom_mask_is_packed_the_same(name: str) -> None:
     mask = torch.rand(70, 300, generator=torch.Generator().manual_seed(1), dtype=torch.float32) < 0.8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from itertools import permutations
@@ -13,9 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimattn import ArgumentError, Params, launch
+from skimattn._call.arguments import TENSORS
 from skimattn._call.checks import interleaved
 
 from tests.helpers.fake_driver import FakeDriver, install, on_gpu, small_call
+from tests.helpers.wrong_calls import batched, eight_bit, paged, ragged
 
 BF16 = torch.bfloat16
 
@@ -98,10 +101,59 @@ def test_negative_views_are_refused(fake: FakeDriver, name: str, known: bool) ->
     assert len(fake.launches) == known
 
 
-def test_negative_views_are_refused_on_the_cpu_too() -> None:
-    q, k, v = tensors()
-    with pytest.raises(ArgumentError, match=r"^k: expected a tensor whose negation was carried out"):
-        launch(Params(q, torch._neg_view(k), v))
+def right_call(name: str) -> dict[str, Any]:
+    """A call on CPU tensors that has the argument ``name``."""
+    more = {
+        "alibi_slopes": torch.zeros(2, 4),
+        "sinks": torch.zeros(4),
+        "seqused_q": torch.tensor([70, 3], dtype=torch.int32),
+        "skip_softmax_threshold": torch.zeros(2),
+        "custom_mask": torch.ones(70, 200, dtype=torch.bool),
+    }
+    calls = (batched(), ragged(), paged(), eight_bit(), batched() | more)
+    call = next(call for call in calls if isinstance(call.get(name), torch.Tensor))
+    return call | ({"mask": "custom"} if name == "custom_mask" else {"custom_mask": None})
+
+
+@pytest.mark.parametrize("name", TENSORS)
+@pytest.mark.parametrize(
+    ("disguise", "message"),
+    [
+        (
+            torch._neg_view,
+            r"a tensor whose negation was carried out \(tensor.resolve_neg\(\)\) \(got a negative view\)",
+        ),
+        (lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype), "a tensor with memory of its own"),
+        (lambda x: torch.nested.nested_tensor([x]), r"a dense \(strided\) tensor \(got a nested tensor\)"),
+    ],
+    ids=["negative", "zero", "nested"],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_what_holds_other_values_than_its_memory_is_refused(
+    name: str, disguise: Callable[[torch.Tensor], torch.Tensor], message: str
+) -> None:
+    call = right_call(name)
+    call[name] = disguise(call[name])
+    with pytest.raises(ArgumentError, match=rf"^{name}: expected {message}"):
+        launch(Params(**call))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_on_a_gpu_are_refused(fake: FakeDriver) -> None:
+    params = small_call()
+    launch(params)  # the form is known
+    with pytest.raises(ArgumentError, match=r"^k: expected a dense \(strided\) tensor \(got a nested tensor\)"):
+        launch(Params(params.q, torch.nested.nested_tensor([params.k.as_subclass(torch.Tensor)[0]]), params.v))
+    assert len(fake.launches) == 1
+
+
+def test_slopes_lie_where_the_kernel_can_reach_them(fake: FakeDriver) -> None:
+    """It counts their elements in 32 bits."""
+    batch, heads = (1 << 15) + 1, 1 << 16
+    q, k, v = (on_gpu(torch.empty(batch, 1, heads, 64, dtype=BF16, device="meta")) for _ in "qkv")
+    slopes = on_gpu(torch.empty(batch, heads, dtype=torch.float32, device="meta"))
+    with pytest.raises(ArgumentError, match=r"^alibi_slopes: expected elements within 2\*\*31 of the first"):
+        launch(Params(q, k, v, alibi_slopes=slopes))
 
 
 # An option, a value that it accepts, and one that equals it and that it refuses.
@@ -221,6 +273,35 @@ def test_interleaved_is_never_said_of_tensors_that_share_an_element(first: Any, 
     )
     if interleaved(one, other):
         assert not elements(one) & elements(other)
+
+
+@st.composite
+def two_parts(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two parts of one tensor, apart in one dimension and cut anyhow in the others; rows may have padding."""
+    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    split = draw(st.integers(0, len(sizes) - 1))
+    sizes[split] += 1
+    strides, stride = [], draw(st.integers(1, 2))
+    for size in reversed(sizes):
+        strides.insert(0, stride)
+        stride = size * stride + draw(st.integers(0, 3))
+    whole = torch.zeros(stride, dtype=torch.int16).as_strided(sizes, strides)
+    at = draw(st.integers(1, sizes[split] - 1))
+    parts = [whole.narrow(split, 0, at), whole.narrow(split, at, sizes[split] - at)]
+    for index, part in enumerate(parts):
+        for dim in range(part.dim()):
+            first = draw(st.integers(0, part.shape[dim] - 1))
+            step = draw(st.integers(1, 2))
+            parts[index] = parts[index][(slice(None),) * dim + (slice(first, None, step),)]
+    return parts[0], parts[1]
+
+
+@settings(max_examples=300, deadline=None)
+@given(two_parts())
+def test_interleaved_is_said_of_parts_of_one_tensor(parts: tuple[torch.Tensor, torch.Tensor]) -> None:
+    one, other = parts
+    assert not elements(one) & elements(other)
+    assert interleaved(one, other) and interleaved(other, one)
 
 
 def test_interleaved_knows_the_slices_of_packed_tensors() -> None:

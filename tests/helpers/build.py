@@ -240,6 +240,15 @@ def _descales(case: Case, held: list[Content]) -> Tensors:
     return {name: torch.from_numpy(values[0, :1] if one else values) for name, values in by_name.items()}
 
 
+def _head_vectors(case: Case) -> Tensors:
+    """Sinks [Hq], and alibi slopes [Hq] or [B, Hq]."""
+    slopes = [slopes_of(case, stream) for stream in case.streams]
+    arrays = {"sinks": sinks_of(case), "alibi_slopes": slopes[0] if slopes else None}
+    if case.alibi and case.alibi_kind == "batch":
+        arrays["alibi_slopes"] = np.stack([one for one in slopes if one is not None])
+    return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
+
+
 def build(case: Case, held: list[Content]) -> Built:
     """Lay the requests out in memory as the case says."""
     tensors = _allocate(case)
@@ -247,9 +256,7 @@ def build(case: Case, held: list[Content]) -> Built:
         tensors |= _pages(case, held)
     _place(case, tensors, held)
     tensors |= _lengths(case) | _results(case) | _descales(case, held)
-    for name, array in (("sinks", sinks_of(case)), ("alibi_slopes", slopes_of(case))):
-        if array is not None:
-            tensors[name] = torch.from_numpy(array)
+    tensors |= _head_vectors(case)
     if case.mask == "custom":
         tensors["custom_mask"] = mask_tensor(case, held)
     values: dict[str, object] = {"mask": case.mask, **_threshold(case, held)}

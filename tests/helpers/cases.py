@@ -61,6 +61,7 @@ class Case:
     scale: float | None = None
     softcap: float = 0.0
     alibi: bool = False
+    alibi_kind: str = "head"  # head, batch: the same slopes for all requests or not
     sinks: bool = False
     lse: bool = True
     give_out: bool = True
@@ -132,7 +133,7 @@ class Case:
 
 @dataclass
 class Content:
-    """One request: q [len_q, Hq, D], k and v [len_k, Hkv, *], thresholds [Hq], mask [Hq, len_q, len_k].
+    """One request: q [len_q, Hq, D], k and v [len_k, Hkv, *], thresholds and slopes [Hq], mask [Hq, len_q, len_k].
 
     ``descales``: what q, k and v are multiplied by, [Hkv] each, by argument name.
     """
@@ -143,6 +144,7 @@ class Content:
     threshold: NDArray[np.float32] | None
     custom: NDArray[np.bool_] | None
     descales: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    slopes: NDArray[np.float32] | None = None
 
     def clone(self) -> Content:
         """A copy whose tensors can be written to."""
@@ -154,9 +156,10 @@ def sinks_of(case: Case) -> NDArray[np.float32] | None:
     return np.resize(np.array(_SINKS, np.float32), case.heads_q) if case.sinks else None
 
 
-def slopes_of(case: Case) -> NDArray[np.float32] | None:
-    """One alibi slope per query head."""
-    return 2.0 ** -(6 + np.arange(case.heads_q, dtype=np.float32) % 3) if case.alibi else None
+def slopes_of(case: Case, stream: int) -> NDArray[np.float32] | None:
+    """Alibi slopes [Hq] of the request with random stream ``stream``."""
+    first = stream if case.alibi_kind == "batch" else 0
+    return 2.0 ** -(6 + (first + np.arange(case.heads_q, dtype=np.float32)) % 3) if case.alibi else None
 
 
 def descales_of(case: Case, stream: int) -> dict[str, NDArray[np.float32]]:
@@ -198,8 +201,7 @@ def custom_bits(case: Case, stream: int, len_q: int, len_k: int) -> NDArray[np.b
 
 def content(case: Case, index: int) -> Content:
     """The content of request ``index`` of a case."""
-    len_q, len_k = case.lens[index]
-    stream = case.streams[index]
+    (len_q, len_k), stream = case.lens[index], case.streams[index]
     rng = np.random.default_rng([case.seed, stream, len_q, len_k])
     q = rng.standard_normal((len_q, case.heads_q, case.head_dim))
     k = rng.standard_normal((len_k, case.heads_kv, case.head_dim))
@@ -209,7 +211,8 @@ def content(case: Case, index: int) -> Content:
     if len_q and len_k:
         heavy = _plant(case, q, k, custom, descales, rng)
         v *= np.where(heavy, LOUD[case.dtype], 1.0)[:, :, None]
-    return Content(*(narrow(x, case.dtype) for x in (q, k, v)), threshold_of(case, stream), custom, descales)
+    narrowed = (narrow(x, case.dtype) for x in (q, k, v))
+    return Content(*narrowed, threshold_of(case, stream), custom, descales, slopes_of(case, stream))
 
 
 def narrow(x: F64, dtype: str) -> torch.Tensor:
@@ -260,9 +263,9 @@ def contents(case: Case) -> list[Content]:
     return [content(case, index) for index in range(len(case.lens))]
 
 
-def rules_of(case: Case) -> Rules:
-    """What the oracle needs to know about the call."""
-    sinks, slopes = sinks_of(case), slopes_of(case)
+def rules_of(case: Case, one: Content | None = None) -> Rules:
+    """What the oracle needs to know about the call, and of request ``one`` its slopes."""
+    sinks, slopes = sinks_of(case), None if one is None else one.slopes
     # The device's tanh is good to 2^-11 of its value: two scores may move apart by 2^-10 of the cap.
     margin = 1e-4 + (case.softcap * 2.0**-10 / math.log(2.0) if case.softcap else 0.0)
     return Rules(
@@ -283,8 +286,7 @@ def rules_of(case: Case) -> Rules:
 
 def answers(case: Case, held: list[Content]) -> list[Answer]:
     """The oracle's answer for every request."""
-    rules = rules_of(case)
-    return [attend(rules, _request(one)) for one in held]
+    return [attend(rules_of(case, one), _request(one)) for one in held]
 
 
 def _request(one: Content) -> Request:

@@ -225,6 +225,7 @@ def case_of(row: Row, index: int, arch: str = "sm90") -> Case:
         pattern=row["pattern"],
         softcap=20.0 if row["softcap"] else 0.0,
         alibi=row["alibi"],
+        alibi_kind=("head", "batch")[index % 2],
         sinks=row["sinks"],
         lse=row["give"] != 1,
         give_out=row["give"] != 0,

@@ -147,7 +147,7 @@ def same_precision(case: Case, one: Content, answer: Answer) -> Array:
     """The same attention over the kept keys, by PyTorch in the type of its operands; [len_q, Hq, Dv] float64."""
     if case.dtype == "e4m3":
         return _same_precision_e4m3(case, one, answer)
-    rules = rules_of(case)
+    rules = rules_of(case, one)
     repeat = case.heads_q // case.heads_kv
     q = (one.q * torch.tensor(case.softmax_scale, dtype=DTYPES[case.dtype])).transpose(0, 1)
     k, v = (x.repeat_interleave(repeat, dim=1).transpose(0, 1) for x in (one.k, one.v))
@@ -168,7 +168,7 @@ def same_precision(case: Case, one: Content, answer: Answer) -> Array:
 
 def _same_precision_e4m3(case: Case, one: Content, answer: Answer) -> Array:
     """PyTorch with 8-bit operands and float32 sums, P rounded once from the row's maximum; the output as the case's."""
-    rules, repeat = rules_of(case), case.heads_q // case.heads_kv
+    rules, repeat = rules_of(case, one), case.heads_q // case.heads_kv
     if not len(one.k):
         return np.zeros_like(answer.out)
     scale = {name: torch.from_numpy(values)[:, None, None] for name, values in one.descales.items()}

@@ -25,7 +25,7 @@ _SNAP = 1e-9  # float64 noise of an exact boundary; the rule is a strict <
 
 @dataclass(frozen=True)
 class Rules:
-    """What all requests of a call share. ``margin`` is in log2 units.
+    """What all requests of a call share, but for ``alibi``. ``margin`` is in log2 units.
 
     ``window`` is (left, right), -1 unlimited; of chunked masks (-1, -1) is causal.
     """
