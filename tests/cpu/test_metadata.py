@@ -106,7 +106,8 @@ def test_another_layout_of_the_parameters_is_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[tuple[Field, ...]], tuple[Field, ...]]
 ) -> None:
     monkeypatch.setattr(parameter_block, "FIELDS", change(parameter_block.FIELDS))
-    with pytest.raises(MetadataError, match=r"params_layout_sha256: expected \w+ \(got \w+\); run python build\.py again"):
+    told = r"params_layout_sha256: expected \w+ \(got \w+\); run python build\.py again"
+    with pytest.raises(MetadataError, match=told):
         metadata.load(path)
 
 
