@@ -13,7 +13,11 @@ from .features import BY_NAME, FEATURES, Feature, Value
 from .spec import KernelSpec
 
 # (head_dim, head_dim_v) of the kernels of each phase
-HEAD_DIMS: Mapping[str, tuple[tuple[int, int], ...]] = {"prefill": ((64, 64), (128, 128), (192, 128), (256, 256))}
+HEAD_DIMS: Mapping[str, tuple[tuple[int, int], ...]] = {
+    "prefill": ((64, 64), (128, 128), (192, 128), (256, 256)),
+    "decode": ((64, 64), (128, 128), (256, 256)),
+    "combine": ((64, 64), (128, 128), (256, 256)),
+}
 FP8 = ("e4m3",)  # dtypes of 8 bits, whose output is 16-bit
 SETS = ("smoke", "default", "full")
 
@@ -33,6 +37,12 @@ _HEAD_DIMS = Rule(
     + "; ".join(f"{', '.join(map(str, dims))} of {phase}" for phase, dims in HEAD_DIMS.items())
     + "; a call with smaller dims (multiples of 16 bytes) runs on the next larger kernel through TMA zero fill",
 )
+
+
+def _has_option(spec: KernelSpec) -> bool:
+    return spec.paged or spec.softcap or spec.alibi
+
+
 RULES = (
     Rule(
         "out-dtype",
@@ -43,6 +53,16 @@ RULES = (
         "fp8-arch",
         lambda spec: spec.dtype in FP8 and spec.arch == "sm90",
         "SM90 multiplies 8-bit values only if V is transposed first, which no kernel here does; e4m3 needs sm100",
+    ),
+    Rule(
+        "decode-arch",
+        lambda spec: spec.phase in ("decode", "combine") and spec.arch != "sm90",
+        "SM100 computes requests of few rows with its prefill kernels",
+    ),
+    Rule(
+        "combine-options",
+        lambda spec: spec.phase == "combine" and (spec.mask != "full" or spec.skip != "dense" or _has_option(spec)),
+        "partial results are merged in one way, whatever mask and options they were computed with",
     ),
     _HEAD_DIMS,
 )
@@ -236,6 +256,6 @@ def specs(
 
 def build_command(spec: KernelSpec) -> str:
     """The line for a shell that builds exactly this kernel."""
-    fields = [f"{name}={str(value).lower()}" for name, value in spec.values.items() if name not in ("arch", "phase")]
+    fields = [f"{name}={str(value).lower()}" for name, value in spec.values.items() if name != "arch"]
     chosen = "" if in_default(spec) else " --set full"
     return f"{places.command()} --sm {spec.arch.removeprefix('sm')}{chosen} --only {' '.join(fields)}"

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..spec import KernelSpec
-from . import sm90_prefill, sm100_prefill
+from . import combine, sm90_decode, sm90_prefill, sm100_prefill
 from .common import Tile
 
 _BY_ARCH_AND_PHASE: Mapping[tuple[str, str], Callable[[KernelSpec], Tile]] = {
     ("sm90", "prefill"): sm90_prefill.tile_of,
+    ("sm90", "decode"): sm90_decode.tile_of,
+    ("sm90", "combine"): combine.tile_of,
     ("sm100", "prefill"): sm100_prefill.tile_of,
 }
 
@@ -29,5 +31,8 @@ def order_of(spec: KernelSpec) -> str:
     ``sink_first``: tile 0, then from the last visible one down; attention sinks raise the running maximum at once, so
     more of what follows can be skipped. ``reverse``: from the last down to the first. All groups of a CTA walk its
     tiles in one order, which is each group's own only if they start at the same tile: where rows see the first key.
+    Decode visits the tiles of each leaf in ``reverse``, since every leaf starts from a maximum anyway.
     """
+    if spec.phase != "prefill":
+        return "reverse"
     return "sink_first" if spec.mask in ("full", "causal", "custom") else "reverse"

@@ -13,6 +13,7 @@ PANEL_BYTES = 128  # of a row: the width of the swizzle, so tiles lie in shared 
 GROUP_THREADS = 128  # a warpgroup
 MAX_SMEM_BYTES = 232448  # 227 KB, the opt-in limit of one CTA on SM90 and SM100
 _SM_REGISTERS = 65536
+_CTA_BYTES = 1024  # that the system takes for itself, of the SM's 228 KB
 _ALIGN = 1024  # of a 128-byte-swizzled TMA destination
 
 
@@ -30,7 +31,7 @@ def row_bytes(columns: int, dtype: str) -> int:
 class Tile:
     """Launch geometry of one kernel: ``tile_m`` query rows by ``tile_n`` keys, ``stages`` K, ``stages_v`` V slots.
 
-    ``separate_o``: O has shared memory of its own, and does not share Q's.
+    ``separate_o``: O has shared memory of its own, and does not share Q's. ``ctas_per_sm`` run beside each other.
     """
 
     tile_m: int
@@ -39,11 +40,12 @@ class Tile:
     stages_v: int
     separate_o: bool
     stages_q: int = 1
+    ctas_per_sm: int = 1
 
     def __post_init__(self) -> None:
         """setmaxnreg only moves registers that the CTA got at launch: asking for more would wait for ever."""
         warpgroups = len(self.registers)
-        at_launch = _SM_REGISTERS // (warpgroups * GROUP_THREADS) // 8 * 8 * warpgroups
+        at_launch = _SM_REGISTERS // (self.ctas_per_sm * warpgroups * GROUP_THREADS) // 8 * 8 * warpgroups
         assert sum(self.registers) <= at_launch, (self, at_launch)
 
     @property
@@ -95,4 +97,5 @@ class Tile:
         o = self.o_rows * o_row if self.separate_o else 0
         total = q + kv + o + self.barrier_bytes
         assert total % _ALIGN == 0 and total <= MAX_SMEM_BYTES, (spec.name, total)
+        assert self.ctas_per_sm * (total + _CTA_BYTES) <= MAX_SMEM_BYTES + _CTA_BYTES, (spec.name, total)
         return total

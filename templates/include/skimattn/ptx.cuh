@@ -62,6 +62,8 @@ SKIM_DEVICE uint32_t ld_shared(const void* pointer) {
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(smem_address(pointer)) : "memory");
   return value;
 }
+SKIM_DEVICE void st_shared_float(float* pointer, float value) { st_shared(pointer, __float_as_uint(value)); }
+SKIM_DEVICE float ld_shared_float(const float* pointer) { return __uint_as_float(ld_shared(pointer)); }
 // Makes this thread's shared-memory writes visible to TMA and to matrix products.
 SKIM_DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
@@ -174,6 +176,19 @@ SKIM_DEVICE void atomic_add(unsigned long long* address, unsigned long long valu
 SKIM_DEVICE void st_global(float* address, float value) { *address = value; }
 SKIM_DEVICE void st_global(uint32_t* address, uint32_t value) { *address = value; }
 SKIM_DEVICE void st_global(uint8_t* address, uint8_t value) { *address = value; }
+// Two floats at a multiple of 8 bytes, which this kernel or one before it wrote.
+struct Pair {
+  float x, y;
+};
+SKIM_DEVICE void st_global_pair(float* address, const Pair& pair) {
+  asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(address), "f"(pair.x), "f"(pair.y) : "memory");
+}
+SKIM_DEVICE Pair ld_global_pair(const float* address) {
+  Pair pair;
+  asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "l"(address) : "memory");
+  return pair;
+}
+// What this kernel only reads.
 template <class T>
 SKIM_DEVICE T ld_global(const T* address) {
   return __ldg(address);

@@ -25,13 +25,20 @@ SKIM_DEVICE uint32_t pack_output(float low, float high, float inverse) {
   return ptx::pack(Out{}, normalised(low, inverse), normalised(high, inverse));
 }
 
-template <class Layout>
-SKIM_DEVICE void store_lse(float sum, float base, float scale_log2, int r, const FragmentPlace<Layout>& at,
-                           const Params& p) {
+// Where row r of the fragment begins in the output, whose elements have 16 bits.
+template <class Place>
+SKIM_DEVICE uint16_t* output_row(const Place& at, int r, const Params& p) {
+  const int64_t outer = p.cu_seqlens_q == nullptr ? at.batch * p.out_stride_batch : 0;
+  const int64_t row = at.q_offset + at.row_of(r);
+  return static_cast<uint16_t*>(p.out) + outer + row * p.out_stride_row + at.head_of(r) * p.out_stride_head;
+}
+
+template <class Place>
+SKIM_DEVICE void store_lse(float sum, float base, float scale_log2, int r, const Place& at, const Params& p) {
   const int64_t outer = p.cu_seqlens_q == nullptr ? at.batch * p.lse_stride_batch : 0;
   const int64_t row = at.q_offset + at.row_of(r);
   const float lse = sum == 0.0f ? -kInf : fmaf(base, scale_log2 * kLn2, logf(sum));
-  ptx::st_global(p.lse + outer + row * p.lse_stride_row + at.head * p.lse_stride_head, lse);
+  ptx::st_global(p.lse + outer + row * p.lse_stride_row + at.head_of(r) * p.lse_stride_head, lse);
 }
 
 }  // namespace skimattn

@@ -71,45 +71,56 @@ struct UniformTileScheduler {
   }
 };
 
-// Requests of their own lengths, a section of `p.requests_in_l2` of them and `p.heads_in_l2` kv heads after the other.
-// A level holds tile number `level` of every request of the section that is so long, so its longest tiles come first.
-// Each of the 32 lanes, which all call together, knows one request, so an item costs a few instructions, and the walk,
-// which only moves forward, loads every length once: how many requests there are does not show.
-template <int kTileM>
-class VarlenTileScheduler {
+// Whether a request is computed by decode kernels: codegen/tiles/split.py has the rule.
+SKIM_DEVICE bool decodes(const Params& p, int len_q, int len_k) {
+  const int packed = len_q * (p.heads_q / p.heads_kv);
+  return packed <= p.decode_always_rows || (packed <= p.decode_most_rows && len_k >= p.decode_keys_per_row * packed);
+}
+
+// Requests with numbers of units of their own, a section of `p.requests_in_l2` of them and Units::heads_step() heads
+// after the other. A level holds unit number `level` of every request of the section that has so many, so what is
+// longest comes first. Each of the 32 lanes, which all call together, knows one request, so an item costs a few
+// instructions, and the walk, which only moves forward, loads every length once: how many requests there are does not
+// show.
+template <class Units>
+class LevelScheduler {
  public:
-  SKIM_DEVICE explicit VarlenTileScheduler(const Params& p) {
-    if (is_ragged(p)) start_requests(p, 0);
+  // Where an item is; `request` is -1 past the end.
+  struct Located {
+    int request, head, level;
+  };
+
+  // From request `first` up to `end`.
+  SKIM_DEVICE void start(const Params& p, int first, int end) {
+    end_ = end;
+    start_requests(p, first);
   }
-  SKIM_DEVICE static bool is_ragged(const Params& p) { return p.cu_seqlens_q != nullptr || p.seqused_q != nullptr; }
 
   // Not valid past the end.
-  SKIM_DEVICE WorkItem decode(const Params& p, int ticket) {
+  SKIM_DEVICE Located locate(const Params& p, int ticket) {
     int per_level = level_items(p);
 #pragma unroll 1
     for (int last = last_level(); ticket >= before_ + (level_ - last + 1) * per_level; last = last_level()) {
       before_ += (level_ - last + 1) * per_level;
-      if (!advance(p, last)) return {};
+      if (!advance(p, last)) return {-1, 0, 0};
       per_level = level_items(p);
     }
     const int rest = ticket - before_, slot = rest % per_level, heads = section_heads(p);
-    const int request = first_request_ + find_lane(slot / heads);
-    return make_item(p, request, first_head_ + slot % heads, (level_ - rest / per_level) * kTileM);
+    return {first_request_ + find_lane(slot / heads), first_head_ + slot % heads, level_ - rest / per_level};
   }
-  // Once decode() was past the end.
+  // Once locate() was past the end.
   SKIM_DEVICE int items() const { return before_; }
 
  private:
   SKIM_DEVICE static int lane() { return ptx::thread_index() % kWarpThreads; }
-  SKIM_DEVICE static int heads_step(const Params& p) { return p.heads_in_l2 * (p.heads_q / p.heads_kv); }
-  SKIM_DEVICE int section_heads(const Params& p) const { return imin(heads_step(p), p.heads_q - first_head_); }
-  SKIM_DEVICE uint32_t reaching() const { return ptx::ballot(tiles_ > level_); }
+  SKIM_DEVICE int section_heads(const Params& p) const { return imin(Units::heads_step(p), Units::heads(p) - first_head_); }
+  SKIM_DEVICE uint32_t reaching() const { return ptx::ballot(units_ > level_); }
   SKIM_DEVICE int level_items(const Params& p) const { return ptx::popcount(reaching()) * section_heads(p); }
 
   // The `rank`-th request that reaches these levels.
   SKIM_DEVICE int find_lane(int rank) const {
     const uint32_t before = reaching() & ((1u << lane()) - 1);
-    return ptx::lowest_bit(ptx::ballot(tiles_ > level_ && ptx::popcount(before) == rank));
+    return ptx::lowest_bit(ptx::ballot(units_ > level_ && ptx::popcount(before) == rank));
   }
   // On to the next levels, heads or requests; false where there are none.
   SKIM_DEVICE bool advance(const Params& p, int last) {
@@ -117,23 +128,56 @@ class VarlenTileScheduler {
       level_ = last - 1;
       return true;
     }
-    first_head_ += heads_step(p);
-    if (level_ < 0 || first_head_ >= p.heads_q) return start_requests(p, first_request_ + p.requests_in_l2);
-    level_ = ptx::redux_max(tiles_) - 1;
+    first_head_ += Units::heads_step(p);
+    if (level_ < 0 || first_head_ >= Units::heads(p)) return start_requests(p, first_request_ + p.requests_in_l2);
+    level_ = ptx::redux_max(units_) - 1;
     return true;
   }
   SKIM_DEVICE bool start_requests(const Params& p, int first) {
-    if (first >= p.batch) return false;
+    if (first >= end_) return false;
     first_request_ = first;
-    first_head_ = tiles_ = 0;
-    if (lane() < imin(p.requests_in_l2, p.batch - first)) tiles_ = ceil_div(request_rows(p, first + lane()), kTileM);
-    level_ = ptx::redux_max(tiles_) - 1;
+    first_head_ = units_ = 0;
+    if (lane() < imin(p.requests_in_l2, end_ - first)) units_ = Units::of_request(p, first + lane());
+    level_ = ptx::redux_max(units_) - 1;
     return true;
   }
-  SKIM_DEVICE int last_level() const { return ptx::redux_max(tiles_ > level_ ? 0 : tiles_); }
+  SKIM_DEVICE int last_level() const { return ptx::redux_max(units_ > level_ ? 0 : units_); }
 
-  int tiles_ = 0;  // of this lane's request
-  int first_request_ = 0, first_head_ = 0, before_ = 0, level_ = -1;
+  int units_ = 0;  // of this lane's request
+  int first_request_ = 0, first_head_ = 0, before_ = 0, level_ = -1, end_ = 0;
+};
+
+// Query tiles of requests of their own lengths.
+template <int kTileM>
+struct QueryTiles {
+  SKIM_DEVICE static int heads(const Params& p) { return p.heads_q; }
+  SKIM_DEVICE static int heads_step(const Params& p) { return p.heads_in_l2 * (p.heads_q / p.heads_kv); }
+  SKIM_DEVICE static int of_request(const Params& p, int request) {
+    const int rows = request_rows(p, request);
+    if (p.decode_always_rows > 0 && decodes(p, rows, request_keys(p, request))) return 0;
+    return ceil_div(rows, kTileM);
+  }
+};
+
+template <int kTileM>
+class VarlenTileScheduler {
+ public:
+  SKIM_DEVICE explicit VarlenTileScheduler(const Params& p) {
+    if (is_varlen(p)) levels_.start(p, 0, p.batch);
+  }
+  // Whether requests have rows, or keys that decide over who computes them, of their own.
+  SKIM_DEVICE static bool is_varlen(const Params& p) {
+    return p.cu_seqlens_q != nullptr || p.seqused_q != nullptr || p.decode_always_rows > 0;
+  }
+  // Not valid past the end.
+  SKIM_DEVICE WorkItem decode(const Params& p, int ticket) {
+    const auto found = levels_.locate(p, ticket);
+    return found.request < 0 ? WorkItem{} : make_item(p, found.request, found.head, found.level * kTileM);
+  }
+  SKIM_DEVICE int items() const { return levels_.items(); }
+
+ private:
+  LevelScheduler<QueryTiles<kTileM>> levels_;
 };
 
 // The order that the call's layout asks for.
@@ -143,12 +187,12 @@ class TileScheduler {
   SKIM_DEVICE explicit TileScheduler(const Params& p) : ragged_(p) {}
   // TileCounter must rise. Not valid past the end.
   SKIM_DEVICE WorkItem decode(const Params& p, int ticket) {
-    return VarlenTileScheduler<kTileM>::is_ragged(p) ? ragged_.decode(p, ticket)
+    return VarlenTileScheduler<kTileM>::is_varlen(p) ? ragged_.decode(p, ticket)
                                                      : UniformTileScheduler<kTileM>::decode(p, ticket);
   }
   // How many there were, once decode() was past the end.
   SKIM_DEVICE int items(const Params& p) const {
-    return VarlenTileScheduler<kTileM>::is_ragged(p) ? ragged_.items() : UniformTileScheduler<kTileM>::items(p);
+    return VarlenTileScheduler<kTileM>::is_varlen(p) ? ragged_.items() : UniformTileScheduler<kTileM>::items(p);
   }
 
  private:

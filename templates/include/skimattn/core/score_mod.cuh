@@ -11,8 +11,9 @@ SKIM_DEVICE float alibi_slope(int batch, int head, const Params& p) {
 
 // After this, one raw unit is worth `scale_log2`: softmax_scale without softcap, softcap with it.
 // `score_scale` is what a product counts inside the softcap.
-template <class Tr, class Layout, int kSize>
-SKIM_DEVICE void apply_score_mod(float (&s)[kSize], int key0, const FragmentPlace<Layout>& at, float score_scale) {
+template <class Tr, class Place, int kSize>
+SKIM_DEVICE void apply_score_mod(float (&s)[kSize], int key0, const Place& at, float score_scale) {
+  using Layout = typename Place::Layout;
   if constexpr (Tr::kSoftcap) {
 #pragma unroll
     for (int i = 0; i < kSize; ++i) s[i] = ptx::tanh_approx(s[i] * score_scale);
@@ -25,7 +26,7 @@ SKIM_DEVICE void apply_score_mod(float (&s)[kSize], int key0, const FragmentPlac
 #pragma unroll
       for (int i = 0; i < kSize; ++i) {
         if (Layout::row(i) != r) continue;
-        s[i] = fmaf(-at.alibi, fabsf(first - static_cast<float>(Layout::column(i))), s[i]);
+        s[i] = fmaf(-at.alibi_of(r), fabsf(first - static_cast<float>(Layout::column(i))), s[i]);
       }
     }
   }
@@ -33,20 +34,20 @@ SKIM_DEVICE void apply_score_mod(float (&s)[kSize], int key0, const FragmentPlac
 
 // 32 bits of the custom mask: row r of the fragment against keys [key, key + 32). Keys and rows past the end are
 // hidden.
-template <class Layout>
-SKIM_DEVICE uint32_t load_mask_word(int r, int key, const FragmentPlace<Layout>& at, const Params& p) {
+template <class Place>
+SKIM_DEVICE uint32_t load_mask_word(int r, int key, const Place& at, const Params& p) {
   if (!at.valid(r) || key >= at.len_k) return 0;
   // Note: a ragged batch's mask has its rows end to end, a batched one a plane per request (stride 0: shared).
   const int64_t row = at.q_offset + at.row_of(r);
-  const uint8_t* bits = p.custom_mask + at.batch * p.custom_stride_batch + at.head * p.custom_stride_head +
+  const uint8_t* bits = p.custom_mask + at.batch * p.custom_stride_batch + at.head_of(r) * p.custom_stride_head +
                         row * p.custom_stride_row + key / 8;
   return ptx::ld_global(reinterpret_cast<const uint32_t*>(bits));
 }
 
 // Hides from row r of the fragment what it does not see; `span` is what the mask's geometry lets it see.
-template <class Tr, class Layout, int kSize>
-SKIM_DEVICE void mask_row(float (&s)[kSize], int r, const Span& span, int key0, const FragmentPlace<Layout>& at,
-                          const Params& p) {
+template <class Tr, class Place, int kSize>
+SKIM_DEVICE void mask_row(float (&s)[kSize], int r, const Span& span, int key0, const Place& at, const Params& p) {
+  using Layout = typename Place::Layout;
   constexpr bool kCustom = Tr::kMask == Mask::kCustom;
   constexpr bool kHasLow = kHidesFirstKeys<Tr::kMask> && !kCustom;
   const int lo = span.lo - key0 - at.column, hi = span.hi - key0 - at.column;
@@ -63,10 +64,10 @@ SKIM_DEVICE void mask_row(float (&s)[kSize], int r, const Span& span, int key0, 
   }
 }
 
-template <class Tr, class Layout, int kSize>
-SKIM_DEVICE void mask_scores(float (&s)[kSize], int key0, const FragmentPlace<Layout>& at, const Params& p) {
+template <class Tr, class Place, int kSize>
+SKIM_DEVICE void mask_scores(float (&s)[kSize], int key0, const Place& at, const Params& p) {
 #pragma unroll
-  for (int r = 0; r < Layout::kRows; ++r) {
+  for (int r = 0; r < Place::Layout::kRows; ++r) {
     mask_row<Tr>(s, r, visible_keys<Tr::kMask>(at.diagonal(r), at.len_k, p), key0, at, p);
   }
 }

@@ -64,6 +64,8 @@ inline uint32_t ld_shared(const void* pointer) {
   emu::shared_read(&value, pointer, 4);
   return value;
 }
+inline void st_shared_float(float* pointer, float value) { emu::shared_write(pointer, &value, 4); }
+inline float ld_shared_float(const float* pointer) { return __builtin_bit_cast(float, ld_shared(pointer)); }
 inline void fence_proxy_async() { emu::fence_proxy_async(); }
 
 // ---- mbarrier
@@ -126,6 +128,14 @@ inline void st_global(void* address, uint32_t value) { host_store(address, value
 inline void st_global(float* address, float value) { host_store(address, value); }
 inline void st_global(uint32_t* address, uint32_t value) { host_store(address, value); }
 inline void st_global(uint8_t* address, uint8_t value) { host_store(address, value); }
+struct Pair {
+  float x, y;
+};
+inline void st_global_pair(float* address, const Pair& pair) { host_store(address, pair); }
+inline Pair ld_global_pair(const float* address) {
+  emu::global_access(address, sizeof(Pair), false);
+  return {address[0], address[1]};
+}
 template <class T>
 inline T ld_global(const T* address) {
   emu::global_access(address, sizeof(T), false);

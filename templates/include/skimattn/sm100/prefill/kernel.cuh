@@ -25,7 +25,7 @@ SKIM_DEVICE void run_single_warp(const Params& p, SharedStorage<Tr>& smem, int w
 }
 
 template <class Tr>
-SKIM_DEVICE void attention_forward(const Params& p) {
+SKIM_DEVICE void forward(const Params& p) {
   using Storage = SharedStorage<Tr>;
   using R = Roles<Tr>;
   static_assert(sizeof(Storage) == Tr::kSmemBytes, "codegen/tiles/sm100_prefill.py counts shared memory differently");

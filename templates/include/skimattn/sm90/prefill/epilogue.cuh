@@ -3,7 +3,7 @@
 #pragma once
 #include <skimattn/core/output.cuh>
 #include <skimattn/sm90/descriptor.cuh>
-#include <skimattn/sm90/prefill/softmax.cuh>
+#include <skimattn/sm90/softmax.cuh>
 #include <skimattn/sm90/prefill/storage.cuh>
 
 namespace skimattn::sm90 {
@@ -79,13 +79,10 @@ struct Epilogue {
 
   SKIM_DEVICE static void store_rows(const float (&o)[kOut], const float (&inverse)[kThreadRows], const Place& at,
                                      const Params& p) {
-    const int64_t outer = p.cu_seqlens_q == nullptr ? at.batch * p.out_stride_batch : 0;
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       if (!at.valid(r)) continue;
-      const int64_t row = at.q_offset + at.row_of(r);
-      auto* to =
-          static_cast<uint16_t*>(p.out) + outer + row * p.out_stride_row + at.head * p.out_stride_head + at.column;
+      uint16_t* to = output_row(at, r, p) + at.column;
 #pragma unroll
       for (int i = 2 * r; i < kOut; i += 4) {
         const int column = Layout::column(i);

@@ -11,7 +11,7 @@
 namespace skimattn::sm90 {
 
 template <class Tr>
-SKIM_DEVICE void attention_forward(const Params& p) {
+SKIM_DEVICE void forward(const Params& p) {
   using Storage = SharedStorage<Tr>;
   static_assert(sizeof(Storage) == Tr::kSmemBytes, "codegen/tiles/sm90_prefill.py counts shared memory differently");
   Storage& smem = *reinterpret_cast<Storage*>(ptx::dynamic_smem());

@@ -1,0 +1,30 @@
+"""How the keys of one decoded request are split, and which requests are decoded: rules of its own lengths alone.
+
+So a request gives the same bits alone and inside any batch, on any number of multiprocessors. What is computed between
+two borders is a *leaf*, whose state starts anew; 16 leaves next to each other are a *branch*. Leaves are merged in
+rising order into their branch, and branches in rising order into the result, wherever that happens: a CTA may compute
+one leaf, or a whole branch and merge on chip.
+"""
+
+from __future__ import annotations
+
+GROUP_ROWS = 64  # packed rows, in (query row, query head) order, that one wgmma tile (m64) holds and that decide together
+MAX_GROUPS = 4  # of one (request, kv head)
+KEYS_PER_ROW = 16  # a request of more than one group is decoded if it has as many keys for each packed row
+MIN_LEAF_KEYS = 256
+MAX_LEAVES = 128  # where the first one starts at a border; one more otherwise
+BRANCH_LEAVES = 16
+
+
+def decodes(len_q: int, len_k: int, qheads_per_kv: int) -> bool:
+    """Whether a request of ``len_q`` rows and ``len_k`` keys is computed by decode kernels."""
+    packed = len_q * qheads_per_kv
+    return packed <= GROUP_ROWS or (packed <= MAX_GROUPS * GROUP_ROWS and len_k >= KEYS_PER_ROW * packed)
+
+
+def leaf_tiles(tiles: int, tile_n: int) -> int:
+    """Key tiles of a leaf, where ``tiles`` of ``tile_n`` keys are visible to the request: a power of two."""
+    spacing = MIN_LEAF_KEYS // tile_n
+    while tiles > spacing * MAX_LEAVES:
+        spacing *= 2
+    return spacing

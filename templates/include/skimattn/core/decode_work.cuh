@@ -1,0 +1,116 @@
+// What a decode CTA works on: one part of the keys of one row group of a (request, kv head).
+#pragma once
+#include <skimattn/core/pipeline.cuh>
+#include <skimattn/core/skip.cuh>
+#include <skimattn/core/split.cuh>
+
+namespace skimattn {
+
+// `base.head` is the kv head, `base.row0` the group's first packed row. `starts`: leaves start from the row maxima over
+// start tiles.
+struct DecodeItem {
+  WorkItem base;
+  int part, starts;
+  SKIM_DEVICE int qheads_per_kv(const Params& p) const { return p.heads_q / p.heads_kv; }
+  SKIM_DEVICE int packed_rows(const Params& p) const { return base.len_q * qheads_per_kv(p); }
+};
+constexpr int kDecodeWords = sizeof(DecodeItem) / 4;
+
+// Query rows [lo, hi) that have a packed row in the item's group.
+template <class Tr>
+SKIM_DEVICE Span group_rows(const DecodeItem& item, const Params& p) {
+  const int qheads_per_kv = item.qheads_per_kv(p);
+  const int end = imin(item.base.row0 + Tr::kGroupRows, item.packed_rows(p));
+  return {item.base.row0 / qheads_per_kv, ceil_div(end, qheads_per_kv)};
+}
+
+// The tiles that the group's rows may see.
+template <class Tr>
+SKIM_DEVICE TileRange group_range(const DecodeItem& item, const Params& p) {
+  const Span rows = group_rows<Tr>(item, p);
+  return tile_range<Tr::kMask, Tr::kTileN>(rows.lo, rows.hi, item.base.len_q, item.base.len_k, p);
+}
+
+// The group's tiles [lo, hi) of one leaf.
+SKIM_DEVICE Span tiles_of_leaf(const Leaves& leaves, int leaf, const TileRange& range) {
+  return {imax(leaf * leaves.tiles, range.first), imin((leaf + 1) * leaves.tiles, range.last)};
+}
+
+// Start tiles, visited from the last one down: tile 0 where rows see the first key; else the last visible tile, and the
+// one before it if some row that has keys sees none there. Geometry alone, whatever a custom mask says.
+template <class Tr>
+SKIM_DEVICE Span start_tiles(const DecodeItem& item, const TileRange& range, const Params& p) {
+  if (item.starts == 0 || range.last <= range.first) return {0, 0};
+  if constexpr (!kHidesFirstKeys<Tr::kMask> || Tr::kMask == Mask::kCustom) {
+    return {range.first, range.first + 1};
+  } else {
+    const Span rows = group_rows<Tr>(item, p);
+    const int offset = item.base.len_k - item.base.len_q, border = (range.last - 1) * Tr::kTileN;
+    for (int row = rows.lo; row < rows.hi; ++row) {
+      const Span seen = visible_keys<Tr::kMask>(row + offset, item.base.len_k, p);
+      if (seen.hi <= seen.lo) continue;
+      // Note: later rows see at least as far, so the first row that has keys answers for all of them.
+      const bool enough = seen.hi > border || range.last - 1 == range.first;
+      return {range.last - (enough ? 1 : 2), range.last};
+    }
+    return {0, 0};
+  }
+}
+
+// By a whole warp: whether the thresholds of all heads of the item's group are above 0.
+template <class Tr>
+SKIM_DEVICE bool thresholds_are_above_zero(const DecodeItem& item, int lane, const Params& p) {
+  const int qheads_per_kv = item.qheads_per_kv(p), rows = item.packed_rows(p);
+  bool above = true;
+  for (int i = lane; i < Tr::kGroupRows && item.base.row0 + i < rows; i += kWarpThreads) {
+    const int head = item.base.head * qheads_per_kv + (item.base.row0 + i) % qheads_per_kv;
+    above &= log2_threshold(p, item.base.batch, head) != -kInf;
+  }
+  return ptx::ballot(!above) == 0;
+}
+
+template <class Storage>
+SKIM_DEVICE DecodeItem read_decode_item(const Storage& smem, int slot) {
+  int words[kDecodeWords];
+#pragma unroll
+  for (int i = 0; i < kDecodeWords; ++i) words[i] = static_cast<int>(ptx::ld_shared(&smem.work[slot][i]));
+  return {{words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]}, words[8], words[9]};
+}
+
+// What the scheduler counts: (group, part) of each request of this launch's round that is decode's.
+template <class Tr>
+struct DecodeUnits {
+  SKIM_DEVICE static int heads(const Params& p) { return p.heads_kv; }
+  SKIM_DEVICE static int heads_step(const Params& p) { return p.heads_kv; }
+  SKIM_DEVICE static int of_request(const Params& p, int request) {
+    const int rows = request_rows(p, request), keys = request_keys(p, request);
+    if (rows == 0 || !decodes(p, rows, keys)) return 0;
+    return ceil_div(rows * (p.heads_q / p.heads_kv), Tr::kGroupRows) * parts_of<Tr>(leaves_of<Tr>(rows, keys, p), p);
+  }
+};
+
+template <class Tr>
+class DecodeScheduler {
+ public:
+  SKIM_DEVICE explicit DecodeScheduler(const Params& p) {
+    levels_.start(p, p.first_request, imin(p.first_request + p.round_requests, p.batch));
+  }
+  // By a whole warp. TileCounter must rise. Not valid past the end.
+  SKIM_DEVICE DecodeItem decode(const Params& p, int ticket, int lane) {
+    const auto found = levels_.locate(p, ticket);
+    if (found.request < 0) return {};
+    DecodeItem item = {make_item(p, found.request, found.head, 0), 0, 0};
+    // Note: groups of one part lie next to each other in the order, since they read the same keys.
+    const int groups = ceil_div(item.packed_rows(p), Tr::kGroupRows);
+    item.base.row0 = found.level % groups * Tr::kGroupRows;
+    item.part = found.level / groups;
+    if constexpr (Tr::kSkip != Skip::kDense) item.starts = thresholds_are_above_zero<Tr>(item, lane, p) ? 1 : 0;
+    return item;
+  }
+  SKIM_DEVICE int items() const { return levels_.items(); }
+
+ private:
+  LevelScheduler<DecodeUnits<Tr>> levels_;
+};
+
+}  // namespace skimattn

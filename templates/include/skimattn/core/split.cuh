@@ -1,0 +1,67 @@
+// How the keys of a decoded request are split, as codegen/tiles/split.py says: leaves, whose state starts anew, and
+// branches of kBranchLeaves of them. Functions of the request alone, so its bits do not depend on who computes what.
+#pragma once
+#include <skimattn/core/tile_range.cuh>
+
+namespace skimattn {
+
+// Tiles of a leaf, and the request's leaves [first, last), counted from key 0 on; at least one, which may see no key.
+struct Leaves {
+  int tiles, first, last;
+};
+
+template <class Tr>
+SKIM_DEVICE Leaves leaves_of(int len_q, int len_k, const Params& p) {
+  const TileRange range = tile_range<Tr::kMask, Tr::kTileN>(0, len_q, len_q, len_k, p);
+  Leaves leaves = {Tr::kMinLeafTiles, 0, 1};
+  while (range.last - range.first > leaves.tiles * Tr::kMaxLeaves) leaves.tiles *= 2;
+  leaves.first = range.first / leaves.tiles;
+  leaves.last = imax(ceil_div(range.last, leaves.tiles), leaves.first + 1);
+  return leaves;
+}
+
+// What one work item computes: branches where they are folded on chip, else leaves. Parts count from the request's
+// first.
+template <class Tr>
+SKIM_DEVICE int parts_of(const Leaves& leaves, const Params& p) {
+  if (p.fold_branches == 0) return leaves.last - leaves.first;
+  return ceil_div(leaves.last, Tr::kBranchLeaves) - leaves.first / Tr::kBranchLeaves;
+}
+// The leaves of one part.
+template <class Tr>
+SKIM_DEVICE Span leaves_of_part(const Leaves& leaves, int part, const Params& p) {
+  if (p.fold_branches == 0) return {leaves.first + part, leaves.first + part + 1};
+  const int branch = leaves.first / Tr::kBranchLeaves + part;
+  return {imax(leaves.first, branch * Tr::kBranchLeaves), imin(leaves.last, (branch + 1) * Tr::kBranchLeaves)};
+}
+
+// The state of a row over some of its keys: what its exponentials are measured from (in log2), their sum, and the
+// output's columns, not normalised. The neutral one is {-inf, 0, 0}.
+struct RowScale {
+  float max, sum;
+};
+// How much two states of a row count when they are merged, and what comes out but for the columns.
+struct Merge {
+  RowScale merged;
+  float first, second;
+};
+SKIM_DEVICE Merge merge_of(const RowScale& a, const RowScale& b) {
+  const float max = ptx::max_nan(a.max, b.max), base = max == -kInf ? 0.0f : max;
+  const float first = ptx::ex2(a.max - base), second = ptx::ex2(b.max - base);
+  return {{max, fmaf(a.sum, first, b.sum * second)}, first, second};
+}
+SKIM_DEVICE float merge_column(const Merge& merge, float a, float b) {
+  return fmaf(a, merge.first, b * merge.second);
+}
+
+// A part's row in the workspace: the columns, then the scale, padded to whole 16 bytes.
+template <class Tr>
+inline constexpr int kPartRowFloats = Tr::kHeadDimV + 4;
+
+template <class Tr>
+SKIM_DEVICE float* part_row(int batch, int kv_head, int group, int part, int row, const Params& p) {
+  const int64_t outer = (static_cast<int64_t>(batch - p.first_request) * p.heads_kv + kv_head) * p.groups + group;
+  return p.partial + ((outer * p.parts + part) * p.part_rows + row) * kPartRowFloats<Tr>;
+}
+
+}  // namespace skimattn

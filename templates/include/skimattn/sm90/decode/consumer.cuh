@@ -1,0 +1,286 @@
+// The consumer warpgroup of a decode CTA: 64 packed rows of one kv head against the key tiles of a part.
+//
+// A tile's vote is cast before P.V of the tile before it is waited for, so what V's loader has to fetch is known one
+// tile early. Products are never in flight together: decode waits for memory, and the other CTA of the SM computes
+// meanwhile.
+#pragma once
+#include <skimattn/core/score_mod.cuh>
+#include <skimattn/sm90/decode/epilogue.cuh>
+#include <skimattn/sm90/descriptor.cuh>
+
+namespace skimattn::sm90 {
+
+template <class Tr>
+class DecodeConsumer {
+ public:
+  using Storage = DecodeStorage<Tr>;
+  using Place = PackedPlace<Layout>;
+  static constexpr bool kSkips = Tr::kSkip != Skip::kDense;
+  static constexpr int kScores = Tr::kTileN / 2;  // floats a thread holds of a 64-row tile
+  static constexpr int kOut = Tr::kHeadDimV / 2;
+  static constexpr int kStepsQ = Tr::kHeadDim / 16;
+  static constexpr int kUnseenBarrier = 1;  // 0 belongs to cta_sync
+
+  SKIM_DEVICE DecodeConsumer(const Params& p, Storage& smem) : p_(p), smem_(smem), thread_(ptx::thread_index()) {}
+
+  SKIM_DEVICE void run() {
+    while (load_work()) {
+      const TileRange range = group_range<Tr>(item_, p_);
+      const Leaves leaves = leaves_of<Tr>(item_.base.len_q, item_.base.len_k, p_);
+      find_start_maxima(range);
+      const Span own = leaves_of_part<Tr>(leaves, item_.part, p_);
+      for (int leaf = own.lo; leaf < own.hi; ++leaf) {
+        compute_leaf(tiles_of_leaf(leaves, leaf, range), range);
+        DecodeEpilogue<Tr>::fold(o_, rows_, merged_, leaf == own.lo, leaf == own.hi - 1 && parts_of<Tr>(leaves, p_) == 1,
+                                 at_, item_, p_, thread_);
+      }
+      finish_work();
+    }
+  }
+
+ private:
+  // One arrival per warp, once all its lanes are done with the buffer.
+  SKIM_DEVICE void release(uint64_t* empty) const {
+    ptx::warp_sync();
+    if (thread_ % kWarpThreads == 0) ptx::mbarrier_arrive(empty);
+  }
+
+  SKIM_DEVICE bool load_work() {
+    ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
+    const DecodeItem item = read_decode_item(smem_, work_.slot);
+    // Shuffled, so that the compiler knows them to be the same in the whole warp: branches depend on them.
+    const WorkItem& base = item.base;
+    item_ = {{ptx::shfl(base.valid, 0), ptx::shfl(base.batch, 0), ptx::shfl(base.head, 0), ptx::shfl(base.row0, 0),
+              ptx::shfl(base.len_q, 0), ptx::shfl(base.len_k, 0), ptx::shfl(base.q_offset, 0),
+              ptx::shfl(base.k_offset, 0)},
+             ptx::shfl(item.part, 0),
+             ptx::shfl(item.starts, 0)};
+    if (!item_.base.valid) return false;
+    find_place();
+    ptx::mbarrier_wait_parity(&smem_.q_full[q_state_.slot], q_state_.phase);
+    if constexpr (Tr::kQInRegisters) {
+      load_q();
+      release(&smem_.q_empty[q_state_.slot]);
+    }
+    return true;
+  }
+
+  SKIM_DEVICE void finish_work() {
+    if constexpr (!Tr::kQInRegisters) release(&smem_.q_empty[q_state_.slot]);
+    release(&smem_.work_empty[work_.slot]);
+    q_state_.advance();
+    work_.advance();
+  }
+
+  SKIM_DEVICE void find_place() {
+    const int qheads_per_kv = item_.qheads_per_kv(p_), lane = thread_ % kWarpThreads;
+    const int first = item_.base.row0 + thread_ / kWarpThreads * 16 + lane / 4;
+    at_.column = lane % 4 * 2;
+    at_.batch = item_.base.batch;
+    at_.len_q = item_.base.len_q;
+    at_.len_k = item_.base.len_k;
+    at_.q_offset = item_.base.q_offset;
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      const int packed = first + Layout::kRowStep * r;
+      at_.row[r] = packed / qheads_per_kv;
+      at_.head[r] = item_.base.head * qheads_per_kv + packed % qheads_per_kv;
+      if constexpr (Tr::kAlibi) at_.alibi[r] = alibi_slope(at_.batch, at_.head[r], p_) * p_.bias_scale;
+      if constexpr (kSkips) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
+      merged_[r] = {-kInf, 0.0f};
+    }
+  }
+
+  // What every leaf's maxima start from.
+  SKIM_DEVICE void find_start_maxima(const TileRange& range) {
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) start_max_[r] = -kInf;
+    if constexpr (kSkips) {
+      const Span start = start_tiles<Tr>(item_, range, p_);
+      for (int n = start.hi - 1; n >= start.lo; --n) {
+        float s[kScores], thread_max[kThreadRows];
+        compute_scores<true>(s, n);
+        thread_maximum(s, thread_max);
+#pragma unroll
+        for (int r = 0; r < kThreadRows; ++r) start_max_[r] = ptx::max_nan(start_max_[r], quad_max(thread_max[r]));
+      }
+    }
+  }
+
+  SKIM_DEVICE void compute_leaf(const Span& tiles, const TileRange& range) {
+#pragma unroll
+    for (int i = 0; i < kOut; ++i) o_[i] = 0.0f;
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      rows_.max[r] = start_max_[r];
+      rows_.sum[r] = 0.0f;
+    }
+    for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
+      if (n >= range.clean_first && n < range.clean_last) {
+        step<false>(n);
+      } else {
+        step<true>(n);
+      }
+    }
+    if (pending_) multiply_values();
+    pending_ = false;
+  }
+
+  // Raw scores of tile n, masked.
+  template <bool kMasked>
+  SKIM_DEVICE void compute_scores(float (&s)[kScores], int n) {
+    using Wgmma = ptx::Wgmma<typename Tr::Element, Tr::kTileN>;
+    ptx::mbarrier_wait_parity(&smem_.k_full[k_.slot], k_.phase);
+    ptx::wgmma_fence();
+    const uint64_t q = k_major(smem_.q[q_state_.slot]), k = advance(k_major(smem_.k[0]), k_.slot * Storage::kKBytes);
+#pragma unroll
+    for (int i = 0; i < kStepsQ; ++i) {
+      const int panel = i / 4, inside = i % 4 * 32;  // four k16 steps to a 128-byte row
+      const uint64_t keys = advance(k, panel * Storage::kKvPanelBytes + inside);
+      if constexpr (Tr::kQInRegisters) {
+        Wgmma::rs_k_major(s, q_[i], keys, i > 0);
+      } else {
+        Wgmma::ss(s, advance(q, panel * Storage::kQPanelBytes + inside), keys, i > 0);
+      }
+    }
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+    release(&smem_.k_empty[k_.slot]);
+    k_.advance();
+    apply_score_mod<Tr>(s, n * Tr::kTileN, at_, p_.score_scale);
+    if constexpr (kMasked) mask_scores<Tr>(s, n * Tr::kTileN, at_, p_);
+  }
+
+  template <bool kMasked>
+  SKIM_DEVICE void step(int n) {
+    float s[kScores], thread_max[kThreadRows];
+    compute_scores<kMasked>(s, n);
+    thread_maximum(s, thread_max);
+    bool keeps = true;
+    if constexpr (kSkips) {
+      keeps = warp_keeps(thread_max);
+      cast_vote(keeps);
+    }
+    if (pending_) multiply_values();
+    pending_ = !kSkips || resolve_vote(keeps);
+    if (!pending_) return;
+    pending_tile_ = n;
+    const RowMaxUpdate update = update_row_max(thread_max, rows_, p_.scale_log2);
+    exp_and_pack<typename Tr::Element>(s, Ahead<0>{}, update, p_.scale_log2, rows_, probabilities_, o_);
+  }
+
+  // O += P.V of the tile that is pending.
+  SKIM_DEVICE void multiply_values() {
+    ptx::mbarrier_wait_parity(&smem_.v_full[v_.slot], v_.phase);
+    clear_unseen(pending_tile_);
+    ptx::wgmma_fence();
+    const uint64_t v = advance(mn_major(smem_.v[0], Storage::kKvPanelBytes), v_.slot * Storage::kVBytes);
+#pragma unroll
+    for (int i = 0; i < Tr::kTileN / 16; ++i) {
+      ptx::Wgmma<typename Tr::Element, Tr::kHeadDimV>::rs(o_, probabilities_[i], advance(v, i * 16 * kPanelRowBytes));
+    }
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+    release_v();
+  }
+  SKIM_DEVICE void release_v() {
+    release(&smem_.v_empty[v_.slot]);
+    v_.advance();
+  }
+
+  // Q as A operands.
+  SKIM_DEVICE void load_q() {
+    const int lane = thread_ % kWarpThreads, row = thread_ / kWarpThreads * 16 + lane / 4;
+#pragma unroll
+    for (int i = 0; i < kStepsQ; ++i) {
+      const uint8_t* panel = smem_.q[q_state_.slot] + i / 4 * Storage::kQPanelBytes;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint8_t* from = panel + swizzled_offset(row, i % 4 * 16 + half * 8) + lane % 4 * 4;
+        q_[i][2 * half] = ptx::ld_shared(from);
+        q_[i][2 * half + 1] = ptx::ld_shared(from + 8 * kPanelRowBytes);
+      }
+    }
+  }
+
+  // Zeroes what no row of the request sees of V, if this tile holds any: see seen_in_tile.
+  SKIM_DEVICE void clear_unseen(int n) {
+    const Span seen = seen_in_tile<Tr>(at_.len_q, at_.len_k, n, p_);
+    if (seen.lo <= 0 && seen.hi >= Tr::kTileN) return;
+    clear_keys(0, seen.lo);
+    clear_keys(seen.hi, Tr::kTileN);
+    ptx::fence_proxy_async();
+    ptx::bar_sync(kUnseenBarrier, kGroupThreads);
+  }
+  SKIM_DEVICE void clear_keys(int first, int last) {
+#pragma unroll 1
+    for (int panel = 0; panel < Storage::kPanelsV; ++panel) {
+      uint8_t* begin = smem_.v[v_.slot] + panel * Storage::kKvPanelBytes;
+#pragma unroll 1
+      for (int at = imax(first, 0) * kPanelRowBytes + thread_ * 16; at < last * kPanelRowBytes;
+           at += kGroupThreads * 16) {
+        ptx::st_shared_zero16(begin + at);
+      }
+    }
+  }
+
+  // The vote: a tile is dropped when all valid rows of the group agree.
+  SKIM_DEVICE bool warp_keeps(const float (&thread_max)[kThreadRows]) const {
+    bool agree = true;
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      agree &= !at_.valid(r) | row_can_skip(thread_max[r], rows_.max[r], p_.scale_log2, limit_[r]);
+    }
+    return ptx::warp_any(!agree);
+  }
+  SKIM_DEVICE void cast_vote(bool keeps) {
+    DecodeVote& vote = smem_.votes[vote_.slot];
+    ++votes_;
+    if (thread_ % kWarpThreads == 0) {
+      ptx::mbarrier_wait_parity(&vote.counted, vote_.phase ^ 1);  // V's loader has read the vote before in this place
+      if (keeps) ptx::st_shared(&vote.kept, votes_);
+      ptx::mbarrier_arrive(&vote.voted);
+    }
+  }
+  // Whether the tile is kept. A warp that keeps it knows, and does not wait for the others.
+  SKIM_DEVICE bool resolve_vote(bool keeps) {
+    DecodeVote& vote = smem_.votes[vote_.slot];
+    bool kept = keeps;
+    if (!keeps) {
+      ptx::mbarrier_wait_parity(&vote.voted, vote_.phase);
+      kept = ptx::ld_shared(&vote.kept) == votes_;
+    }
+    vote_.advance();
+    const bool early = run_.expects_kept();
+    run_.add(kept);
+    if (early && !kept) {  // it was loaded for nothing
+      ptx::mbarrier_wait_parity(&smem_.v_full[v_.slot], v_.phase);
+      release_v();
+    }
+    return kept;
+  }
+
+  const Params& p_;
+  Storage& smem_;
+  const int thread_;
+  DecodeItem item_;
+  Place at_;
+  float limit_[kThreadRows];
+  float start_max_[kThreadRows];
+  float o_[kOut];
+  uint32_t q_[Tr::kQInRegisters ? kStepsQ : 1][4];
+  uint32_t probabilities_[Tr::kTileN / 16][4];
+  RowState rows_;                 // of the leaf
+  RowScale merged_[kThreadRows];  // of the leaves before it
+  bool pending_ = false;          // whether P.V of `pending_tile_` is still to be done
+  int pending_tile_ = 0;
+  uint32_t votes_ = 0;
+  PipelineState<Tr::kStages> k_;
+  PipelineState<Tr::kStagesV> v_;  // of the tile that is pending
+  PipelineState<Storage::kVoteSlots> vote_;
+  PipelineState<Tr::kStagesQ> q_state_;
+  PipelineState<kWorkSlots> work_;
+  KeptRun run_;
+};
+
+}  // namespace skimattn::sm90

@@ -1,0 +1,246 @@
+// The warps that feed a decode CTA: one draws work, tells everybody, and loads K; one loads V, one Q. All lanes of a
+// warp load, each its boxes, since pages may be small.
+#pragma once
+#include <skimattn/sm90/decode/storage.cuh>
+
+namespace skimattn::sm90 {
+
+template <class Tr>
+class DecodeProducer {
+ public:
+  using Storage = DecodeStorage<Tr>;
+  static constexpr bool kSkips = Tr::kSkip != Skip::kDense, kCounts = Tr::kSkip == Skip::kStat;
+  static constexpr int kColumns = Storage::kColumns;
+
+  SKIM_DEVICE DecodeProducer(const Params& p, Storage& smem, int lane) : p_(p), smem_(smem), lane_(lane) {}
+
+  SKIM_DEVICE void run_keys() {
+    DecodeScheduler<Tr> scheduler(p_);
+    const TileCounter counter(p_.work_counter);
+    for (int ticket = counter.first();;) {
+      // Drawn early: its latency hides behind this item's lookup and loads.
+      const int next = lane_ == 0 ? counter.next() : 0;
+      const DecodeItem item = scheduler.decode(p_, ticket, lane_);
+      publish(item);
+      if (item.base.valid) load_keys(item);
+      if (!item.base.valid && lane_ == 0) counter.finish(next, scheduler.items());
+      if (!item.base.valid) break;
+      ticket = ptx::shfl(next, 0);
+    }
+  }
+
+  SKIM_DEVICE void run_values() {
+    for (DecodeItem item = receive(); item.base.valid; item = receive()) {
+      const TileRange range = group_range<Tr>(item, p_);
+      const Leaves leaves = leaves_of<Tr>(item.base.len_q, item.base.len_k, p_);
+      const Span own = leaves_of_part<Tr>(leaves, item.part, p_);
+      int visited = 0, skipped = 0;
+      for (int leaf = own.lo; leaf < own.hi; ++leaf) {
+        const Span tiles = tiles_of_leaf(leaves, leaf, range);
+        for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
+          const bool kept = load_value_tile(item, n);
+          ++visited;
+          skipped += kept ? 0 : 1;
+        }
+      }
+      if constexpr (kCounts) add_stats(item, visited, skipped);
+      release_item();
+    }
+  }
+
+  SKIM_DEVICE void run_queries() {
+    PipelineState<Tr::kStagesQ> q;
+    for (DecodeItem item = receive(); item.base.valid; item = receive()) {
+      ptx::mbarrier_wait_parity(&smem_.q_empty[q.slot], q.phase ^ 1);
+      load_q(item, q.slot);
+      release_item();
+      q.advance();
+    }
+  }
+
+ private:
+  SKIM_DEVICE DecodeItem receive() {
+    ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
+    return read_decode_item(smem_, work_.slot);
+  }
+  SKIM_DEVICE void release_item() {
+    ptx::warp_sync();
+    if (lane_ == 0) ptx::mbarrier_arrive(&smem_.work_empty[work_.slot]);
+    work_.advance();
+  }
+
+  SKIM_DEVICE void publish(const DecodeItem& item) {
+    ptx::mbarrier_wait_parity(&smem_.work_empty[work_.slot], work_.phase ^ 1);
+    const WorkItem& base = item.base;
+    const int words[kDecodeWords] = {base.valid, base.batch,    base.head,     base.row0, base.len_q,
+                                     base.len_k, base.q_offset, base.k_offset, item.part, item.starts};
+    if (lane_ == 0) {
+#pragma unroll
+      for (int i = 0; i < kDecodeWords; ++i) ptx::st_shared(&smem_.work[work_.slot][i], words[i]);
+      ptx::mbarrier_arrive(&smem_.work_full[work_.slot]);
+    }
+    work_.advance();
+  }
+
+  SKIM_DEVICE void load_keys(const DecodeItem& item) {
+    const TileRange range = group_range<Tr>(item, p_);
+    const Leaves leaves = leaves_of<Tr>(item.base.len_q, item.base.len_k, p_);
+    if constexpr (kSkips) {
+      const Span start = start_tiles<Tr>(item, range, p_);
+      for (int n = start.hi - 1; n >= start.lo; --n) load_k(item, n);
+    }
+    const Span own = leaves_of_part<Tr>(leaves, item.part, p_);
+    for (int leaf = own.lo; leaf < own.hi; ++leaf) {
+      const Span tiles = tiles_of_leaf(leaves, leaf, range);
+      for (int n = tiles.hi - 1; n >= tiles.lo; --n) load_k(item, n);
+    }
+  }
+
+  SKIM_DEVICE void load_k(const DecodeItem& item, int n) {
+    load_tile<Storage::kPanels>(smem_.k[k_.slot], p_.tma_k, smem_.k_full[k_.slot], smem_.k_empty[k_.slot],
+                                k_.phase ^ 1, item, n);
+    k_.advance();
+  }
+  SKIM_DEVICE void load_v(const DecodeItem& item, int n) {
+    load_tile<Storage::kPanelsV>(smem_.v[v_.slot], p_.tma_v, smem_.v_full[v_.slot], smem_.v_empty[v_.slot],
+                                 v_.phase ^ 1, item, n);
+    v_.advance();
+  }
+
+  // Loads V's tile unless it is skipped; whether it was kept.
+  // Note: a skipped tile takes no slot, unless it was loaded before the vote.
+  SKIM_DEVICE bool load_value_tile(const DecodeItem& item, int n) {
+    if constexpr (!kSkips) {
+      load_v(item, n);
+      return true;
+    } else {
+      const bool early = run_.expects_kept();
+      if (early) load_v(item, n);
+      DecodeVote& vote = smem_.votes[vote_.slot];
+      ptx::mbarrier_wait_parity(&vote.voted, vote_.phase);
+      const bool kept = ptx::ld_shared(&vote.kept) == votes_;
+      ptx::warp_sync();
+      if (lane_ == 0) ptx::mbarrier_arrive(&vote.counted);
+      vote_.advance();
+      ++votes_;
+      run_.add(kept);
+      if (kept && !early) load_v(item, n);
+      if constexpr (kCounts) record(item, n, kept);
+      return kept;
+    }
+  }
+
+  // Query heads [0, count) of the kv head that have a row in the item's group, from `first` on, modulo their number.
+  struct Heads {
+    int first, count;
+  };
+  SKIM_DEVICE Heads heads_of(const DecodeItem& item) const {
+    const int qheads_per_kv = item.qheads_per_kv(p_);
+    const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0);
+    return {item.base.row0 % qheads_per_kv, imin(rows, qheads_per_kv)};
+  }
+  SKIM_DEVICE int head_at(const DecodeItem& item, const Heads& heads, int i) const {
+    const int qheads_per_kv = item.qheads_per_kv(p_);
+    return item.base.head * qheads_per_kv + (heads.first + i) % qheads_per_kv;
+  }
+
+  SKIM_DEVICE void record(const DecodeItem& item, int n, bool kept) const {
+    if (p_.skip_map == nullptr) return;
+    const Heads heads = heads_of(item);
+    for (int i = lane_; i < heads.count; i += kWarpThreads) {
+      uint8_t* row = p_.skip_map + item.base.batch * p_.skip_map_stride_batch +
+                     head_at(item, heads, i) * p_.skip_map_stride_head +
+                     item.base.row0 / Tr::kGroupRows * p_.skip_map_stride_group;
+      ptx::st_global(row + n, static_cast<uint8_t>(kept ? 1 : 2));
+    }
+  }
+
+  SKIM_DEVICE void add_stats(const DecodeItem& item, int visited, int skipped) const {
+    const Heads heads = heads_of(item);
+    for (int i = lane_; i < heads.count; i += kWarpThreads) {
+      const int64_t pair = static_cast<int64_t>(item.base.batch) * p_.stats_stride_batch +
+                           head_at(item, heads, i) * p_.stats_stride_head;
+      ptx::atomic_add(p_.stats + 2 * pair, static_cast<unsigned long long>(visited));
+      ptx::atomic_add(p_.stats + 2 * pair + 1, static_cast<unsigned long long>(skipped));
+    }
+  }
+
+  // Q's rows in packed order, a box of heads x rows after the other.
+  SKIM_DEVICE void load_q(const DecodeItem& item, int slot) {
+    const uint64_t policy = ptx::createpolicy_evict_first();
+    const int qheads_per_kv = item.qheads_per_kv(p_), box_rows = p_.q_box_heads * p_.q_box_rows;
+    const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0), boxes = ceil_div(rows, box_rows);
+    const int outer = p_.cu_seqlens_q == nullptr ? item.base.batch : 0;
+    if (lane_ == 0) {
+      ptx::mbarrier_arrive_expect_tx(&smem_.q_full[slot], boxes * box_rows * kPanelRowBytes * Storage::kPanels);
+    }
+    ptx::warp_sync();
+    for (int box = lane_; box < boxes; box += kWarpThreads) {
+      const int packed = item.base.row0 + box * box_rows;
+      const int head = item.base.head * qheads_per_kv + packed % qheads_per_kv;
+      const int row = item.base.q_offset + packed / qheads_per_kv;
+#pragma unroll
+      for (int panel = 0; panel < Storage::kPanels; ++panel) {
+        ptx::tma_load(smem_.q[slot] + panel * Storage::kQPanelBytes + box * box_rows * kPanelRowBytes, &p_.tma_q,
+                      &smem_.q_full[slot], policy, panel * kColumns, head, row, outer);
+      }
+    }
+  }
+
+  // One tile of K or V into a slot, once it is empty.
+  template <int kPanels>
+  SKIM_DEVICE void load_tile(uint8_t* to, const TensorMap& map, uint64_t& full, uint64_t& empty, uint32_t phase,
+                             const DecodeItem& item, int n) {
+    const int key0 = n * Tr::kTileN;
+    if constexpr (Tr::kPaged) {
+      // Boxes past the last key are not loaded: their pages need not exist. What then lies in shared memory is
+      // masked (K) or zeroed (V) by the consumer.
+      const int boxes = ceil_div(imin(Tr::kTileN, item.base.len_k - key0), p_.page_box_rows);
+      const int32_t* pages = p_.page_table + static_cast<int64_t>(item.base.batch) * p_.page_table_stride;
+      int key = key0 + lane_ * p_.page_box_rows;
+      int page = lane_ < boxes ? ptx::ld_global(pages + key / p_.page_size) : 0;  // read while the slot is not empty
+      wait_and_expect(full, empty, phase, boxes * p_.page_box_rows * kPanelRowBytes * kPanels);
+      for (int box = lane_; box < boxes; box += kWarpThreads) {
+        if (box != lane_) {
+          key = key0 + box * p_.page_box_rows;
+          page = ptx::ld_global(pages + key / p_.page_size);
+        }
+        load_panels<kPanels>(to + box * p_.page_box_rows * kPanelRowBytes, map, full, key % p_.page_size,
+                             item.base.head, page);
+      }
+    } else {
+      // One box, which is less than a tile where no request has more keys: what lies behind them is a neighbour's.
+      wait_and_expect(full, empty, phase, p_.kv_box_rows * kPanelRowBytes * kPanels);
+      const int outer = p_.cu_seqlens_k == nullptr ? item.base.batch : 0;
+      if (lane_ == 0) load_panels<kPanels>(to, map, full, item.base.k_offset + key0, item.base.head, outer);
+    }
+    ptx::warp_sync();
+  }
+
+  SKIM_DEVICE void wait_and_expect(uint64_t& full, uint64_t& empty, uint32_t phase, int bytes) const {
+    ptx::mbarrier_wait_parity(&empty, phase);
+    if (lane_ == 0) ptx::mbarrier_arrive_expect_tx(&full, bytes);
+    ptx::warp_sync();
+  }
+
+  template <int kPanels>
+  SKIM_DEVICE void load_panels(uint8_t* to, const TensorMap& map, uint64_t& full, int row, int kv_head, int outer) {
+    const uint64_t policy = ptx::createpolicy_evict_first();  // nobody reads it again, but for other row groups
+#pragma unroll
+    for (int panel = 0; panel < kPanels; ++panel) {
+      ptx::tma_load(to + panel * Storage::kKvPanelBytes, &map, &full, policy, panel * kColumns, row, kv_head, outer);
+    }
+  }
+
+  const Params& p_;
+  Storage& smem_;
+  const int lane_;
+  PipelineState<Tr::kStages> k_;   // run_keys
+  PipelineState<Tr::kStagesV> v_;  // run_values
+  PipelineState<kWorkSlots> work_;
+  PipelineState<Storage::kVoteSlots> vote_;  // run_values
+  uint32_t votes_ = 1;                       // number of this tile's vote; 0 is none
+  KeptRun run_;
+};
+
+}  // namespace skimattn::sm90
