@@ -1,10 +1,13 @@
-"""From a validated call to the kernel that computes it, or a refusal that says which kernels are near."""
+"""From a validated call to the kernels that compute it, or a refusal that says which kernels are near."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 from skimattn.codegen import matrix, variables
 from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.spec import KernelSpec
+from skimattn.codegen.tiles import split
 
 from .._call.problem import Problem
 from ..errors import NoKernelError
@@ -39,17 +42,75 @@ def head_dims(phase: str, head_dim: int, head_dim_v: int) -> tuple[int, int]:
     return found
 
 
-def phase_of(problem: Problem) -> str:
-    """Whose kernels compute a call; those of prefill compute all there is so far."""
-    del problem
-    return "prefill"
+@dataclass(frozen=True)
+class Specs:
+    """The kernels of a call: those of each phase that some request of it may be in. ``combine`` goes with ``decode``."""
+
+    prefill: KernelSpec | None
+    decode: KernelSpec | None
+    combine: KernelSpec | None
 
 
-def spec_of(problem: Problem, arch: str) -> KernelSpec:
-    """The one kernel that the call needs; :class:`NoKernelError` if the matrix does not hold it."""
-    phase = phase_of(problem)
+def phases_of(problem: Problem, arch: str) -> tuple[str, ...]:
+    """The phases that requests of a call may be in, from what the host knows: ``prefill``, ``decode`` or both.
+
+    Lengths that only the device knows may be anything up to their bound. Fewer rows and more keys speak for decode.
+    """
+    per_kv = problem.heads_q // problem.heads_kv
+    if not _has_decode(problem, arch):
+        return ("prefill",)
+    fewest_rows = 0 if problem.varlen_q else problem.len_q
+    fewest_keys = 0 if problem.varlen_k else problem.len_k
+    may = {
+        "prefill": not split.decodes(problem.len_q, fewest_keys, per_kv),
+        "decode": split.decodes(fewest_rows, problem.len_k, per_kv),
+    }
+    return tuple(phase for phase in may if may[phase])
+
+
+def _has_decode(problem: Problem, arch: str) -> bool:
+    """Whether the call's features have a decode kernel."""
+    if matrix.head_dims("decode", problem.head_dim, problem.head_dim_v) is None:
+        return False
+    return isinstance(matrix.judge(_spec(problem, arch, "decode")), matrix.Accepted)
+
+
+def specs_of(problem: Problem, arch: str) -> Specs:
+    """The kernels that the call needs; :class:`NoKernelError` if the matrix does not hold one of them."""
+    phases = phases_of(problem, arch)
+    prefill = spec_of(problem, arch, "prefill") if "prefill" in phases else None
+    decode = spec_of(problem, arch, "decode") if "decode" in phases else None
+    return Specs(prefill, decode, None if decode is None else combine_spec(decode))
+
+
+def combine_spec(decode: KernelSpec) -> KernelSpec:
+    """The kernel that merges what a decode kernel left in the workspace."""
+    return replace(
+        decode,
+        phase="combine",
+        dtype=decode.out_dtype,
+        head_dim=decode.head_dim_v,
+        mask="full",
+        paged=False,
+        skip="dense",
+        softcap=False,
+        alibi=False,
+    )
+
+
+def spec_of(problem: Problem, arch: str, phase: str = "prefill") -> KernelSpec:
+    """The kernel of one phase that the call needs; :class:`NoKernelError` if the matrix does not hold it."""
+    spec = _spec(problem, arch, phase)
+    verdict = matrix.judge(spec)
+    if isinstance(verdict, matrix.Rejected):
+        nearest = describe_nearest(spec, matrix.all_specs())
+        raise NoKernelError(f"{spec.name}: rejected by rule {verdict.rule}: {verdict.reason}; {nearest}")
+    return spec
+
+
+def _spec(problem: Problem, arch: str, phase: str) -> KernelSpec:
     dim, dim_v = head_dims(phase, problem.head_dim, problem.head_dim_v)
-    spec = KernelSpec(
+    return KernelSpec(
         arch=arch,
         phase=phase,
         dtype=problem.dtype,
@@ -62,8 +123,3 @@ def spec_of(problem: Problem, arch: str) -> KernelSpec:
         softcap=problem.softcap > 0,
         alibi=problem.form.alibi,
     )
-    verdict = matrix.judge(spec)
-    if isinstance(verdict, matrix.Rejected):
-        nearest = describe_nearest(spec, matrix.all_specs())
-        raise NoKernelError(f"{spec.name}: rejected by rule {verdict.rule}: {verdict.reason}; {nearest}")
-    return spec
