@@ -16,7 +16,7 @@ from .report import Report
 from .spec import KernelSpec
 from .tiles import order_of, tile_of
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Kernel:
     order: str
     stages: int
     threads: int
+    ctas_per_sm: int
     smem_bytes: int
     tmem_columns: int
     registers: int
@@ -93,6 +94,7 @@ def _geometry(spec: KernelSpec) -> dict[str, Any]:
         "order": order_of(spec),
         "stages": tile.stages,
         "threads": tile.threads,
+        "ctas_per_sm": tile.ctas_per_sm,
         "smem_bytes": tile.smem_bytes(spec),
         "tmem_columns": tile.tmem_columns(spec),
         "params_size": parameter_block.SIZE,

@@ -21,6 +21,7 @@ _BARRIER_BYTES = 1024  # barriers, votes and the two work items
 class Sm90DecodeTile(Tile):
     """A decode tile of SM90. ``q_in_registers``: Q is an operand from registers, and its slot free at once."""
 
+    # Note: setmaxnreg.inc cannot lower, so a CTA alone on its SM, which has 256 at launch, keeps them.
     q_in_registers: bool = True
     producer_regs: int = 40
     consumer_regs: int = 216
@@ -69,7 +70,7 @@ _TILES = {
     64: Sm90DecodeTile(tile_m=64, tile_n=128, stages=3, stages_v=3, separate_o=False, ctas_per_sm=2),
     128: Sm90DecodeTile(tile_m=64, tile_n=64, stages=3, stages_v=3, separate_o=False, ctas_per_sm=2),
     256: Sm90DecodeTile(
-        tile_m=64, tile_n=64, stages=3, stages_v=2, stages_q=2, separate_o=False, q_in_registers=False
+        tile_m=64, tile_n=64, stages=3, stages_v=2, stages_q=2, separate_o=False, q_in_registers=False, consumer_regs=256
     ),
 }
 

@@ -11,9 +11,8 @@ import torch
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.tiles.common import ELEMENT_BYTES, panel_columns
 
-from .._call.arguments import POINTERS
 from .._call.problem import Problem
-from .buffers import NAMES, Buffers
+from .buffers import ARGUMENTS, Buffers
 
 L2_KV_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
 LEAST_BOX_ROWS = 16  # of one copy from what is not paged
@@ -54,81 +53,9 @@ class KernelLaunch:
 
 @dataclass(slots=True, eq=False)
 class LaunchPlan:
-    """Everything one launch needs: its kernels in the order of the stream. Prefill has one."""
+    """Everything one launch needs: its kernels in the order of the stream. A plain prefill has one."""
 
     kernels: tuple[KernelLaunch, ...]
-
-
-class Planner:
-    """Makes the plans of calls of one form that one kernel computes on one device.
-
-    Args:
-        kernel: the row of the kernel.
-        sm_count: multiprocessors of the device; the persistent grid has at most one CTA for each.
-    """
-
-    def __init__(self, kernel: Kernel, sm_count: int) -> None:
-        """Nothing is planned yet."""
-        self.kernel, self._sm_count = kernel, sm_count
-        self._fixed: dict[tuple[int, ...], dict[str, Value]] = {}
-        columns, columns_o = panel_columns(kernel.dtype), panel_columns(kernel.out_dtype)
-        self._box_q, self._box_k = (columns, kernel.group_rows, 1, 1), (columns, kernel.tile_n, 1, 1)
-        self._box_o = (columns_o, kernel.group_rows, 1, 1)
-
-    def plan(self, problem: Problem, buffers: Buffers) -> LaunchPlan:
-        """The plan of one launch, all but the addresses of pointers and the work counter.
-
-        Args:
-            problem: a validated call with at least one row.
-            buffers: outputs and packed custom mask.
-        """
-        numbers = numbers_of(problem)
-        fixed = self._fixed.get(numbers)
-        if fixed is None:
-            fixed = self._fixed[numbers] = _fixed_scalars(problem, self.kernel)
-        grid = min(self._sm_count, work_items(problem, self.kernel))
-        launch = KernelLaunch(
-            self.kernel, self._maps(problem, buffers), fixed, sized_scalars(problem, self.kernel, buffers), grid
-        )
-        return LaunchPlan((launch,))
-
-    def _maps(self, problem: Problem, buffers: Buffers) -> dict[str, TensorMapSpec]:
-        params, kernel, box_k = problem.params, self.kernel, self._box_k
-        hnd = False
-        if problem.page_size:
-            box_k = (box_k[0], page_box_rows(problem.page_size, kernel.tile_n), 1, 1)
-            hnd = params.kv_layout == "HND"
-        elif problem.len_k < kernel.tile_n:
-            box_k = (box_k[0], kv_box_rows(problem.len_k, kernel.tile_n), 1, 1)
-        dtype = kernel.dtype
-        # Note: a map cannot be empty. Nothing is ever loaded from an empty tensor, so any address serves.
-        fallback = params.q.data_ptr()
-        return {
-            "tma_q": _map(params.q, dtype, self._box_q, False, fallback),
-            "tma_k": _map(params.k, dtype, box_k, hnd, fallback),
-            "tma_v": _map(params.v, dtype, box_k, hnd, fallback),
-            "tma_o": _map(buffers.out, kernel.out_dtype, self._box_o, False, fallback),
-        }
-
-
-def make_plan(
-    problem: Problem, kernel: Kernel, buffers: Buffers, *, sm_count: int, work_counter_address: int
-) -> LaunchPlan:
-    """The plan of one launch with all addresses in it, for whoever launches it once.
-
-    Args:
-        problem: a validated call with at least one row.
-        kernel: the row of the kernel that computes it.
-        buffers: outputs and packed custom mask.
-        sm_count: multiprocessors of the device.
-        work_counter_address: device address of a uint32 that is zero while no launch uses it.
-    """
-    plan = Planner(kernel, sm_count).plan(problem, buffers)
-    tensors = {field: argument(problem, buffers, name) for field, name in POINTERS.items()}
-    pointers = {field: tensor.data_ptr() for field, tensor in tensors.items() if tensor is not None}
-    for launch in plan.kernels:
-        launch.scalars = {**launch.fixed, **launch.scalars, **pointers, "work_counter": work_counter_address}
-    return plan
 
 
 def numbers_of(problem: Problem) -> tuple[int, int, int, int, int]:
@@ -153,14 +80,14 @@ def kv_box_rows(len_k: int, tile_n: int) -> int:
     return min(tile_n, max(LEAST_BOX_ROWS, 1 << max(0, len_k - 1).bit_length()))
 
 
-def shared_in_l2(problem: Problem) -> tuple[int, int]:
-    """What shares L2 in the work order: (request, kv head) pairs and 0, or kv heads and requests of a ragged batch."""
+def shared_in_l2(problem: Problem, varlen_q: bool) -> tuple[int, int]:
+    """What shares L2 in the work order: (request, kv head) pairs and 0, or, with ``varlen_q``, kv heads and requests."""
     batch = problem.batch
     keys = batch * problem.len_k if problem.params.cu_seqlens_k is None else problem.keys
     if problem.form.paged:
         keys = min(keys, problem.params.k.shape[0] * problem.page_size)
     bytes_per_key = (problem.head_dim + problem.head_dim_v) * ELEMENT_BYTES[problem.dtype]
-    return l2_sections(batch, problem.heads_kv, keys * bytes_per_key, problem.varlen_q)
+    return l2_sections(batch, problem.heads_kv, keys * bytes_per_key, varlen_q)
 
 
 def l2_sections(batch: int, heads_kv: int, head_bytes: int, varlen_q: bool) -> tuple[int, int]:
@@ -178,7 +105,7 @@ def l2_sections(batch: int, heads_kv: int, head_bytes: int, varlen_q: bool) -> t
 
 def argument(problem: Problem, buffers: Buffers, name: str) -> torch.Tensor | None:
     """The tensor behind an argument's name, as the kernel sees it; None where there is none."""
-    value = getattr(buffers if name in NAMES else problem.params, name)
+    value = getattr(buffers if name in ARGUMENTS else problem.params, name)
     return value if isinstance(value, torch.Tensor) else None
 
 
@@ -187,7 +114,7 @@ def sized_scalars(problem: Problem, kernel: Kernel, buffers: Buffers) -> dict[st
     form, len_k, out, lse = problem.form, problem.len_k, buffers.out, buffers.lse
     strides = out.stride()
     batch, row, head = (0, *strides[:2]) if form.ragged else strides[:3]
-    heads_in_l2, requests_in_l2 = shared_in_l2(problem)
+    heads_in_l2, requests_in_l2 = shared_in_l2(problem, problem.varlen_q)
     scalars: dict[str, Value] = {
         "batch": problem.batch,
         "len_q": problem.len_q,
@@ -242,7 +169,7 @@ def _add_strides_of_options(scalars: dict[str, Value], problem: Problem, buffers
         scalars["stats_stride_batch"], scalars["stats_stride_head"] = pairs[:2]
 
 
-def _fixed_scalars(problem: Problem, kernel: Kernel) -> dict[str, Value]:
+def fixed_scalars(problem: Problem, kernel: Kernel) -> dict[str, Value]:
     """What all calls share that differ in lengths only. Scales of the softmax are in base 2.
 
     Raw scores are q.k, or tanh(q.k * score_scale) where capped.
@@ -293,6 +220,9 @@ def extent_of(shape: tuple[int, ...], strides: tuple[int, ...], size: int, hnd: 
     )
 
 
-def _map(tensor: torch.Tensor, dtype: str, box: Box, hnd: bool, fallback: int) -> TensorMapSpec:
+def map_of(tensor: torch.Tensor, dtype: str, box: Box, problem: Problem, hnd: bool = False) -> TensorMapSpec:
+    """The map over a tensor of the call."""
     extent = extent_of(tensor.shape, tensor.stride(), ELEMENT_BYTES[dtype], hnd)
-    return TensorMapSpec(tensor.data_ptr() or fallback, dtype, extent[:4], extent[4:], box)
+    # Note: a map cannot be empty. Nothing is ever loaded from an empty tensor, so any address serves.
+    address = tensor.data_ptr() or problem.params.q.data_ptr()
+    return TensorMapSpec(address, dtype, extent[:4], extent[4:], box)

@@ -53,6 +53,8 @@ class KernelLike(Protocol):
     def threads(self) -> int: ...
     @property
     def smem_bytes(self) -> int: ...
+    @property
+    def ctas_per_sm(self) -> int: ...
 
 
 class LaunchLike(Protocol):
@@ -92,6 +94,7 @@ class EmulatedKernel:
         threads: int,
         smem_bytes: int,
         *,
+        ctas_per_sm: int = 1,
         schedule: str = "late",
         seed: int = 0,
         ranges: Sequence[Range] | None = None,
@@ -105,6 +108,7 @@ class EmulatedKernel:
             grid: CTAs.
             threads: threads of a CTA, a multiple of 128.
             smem_bytes: dynamic shared memory of a CTA.
+            ctas_per_sm: CTAs that the kernel's launch bounds ask for, which share the registers of an SM.
             schedule: when TMA, wgmma and tcgen05 take effect: "early" at issue, "late" as late as the waits
                 allow, "random" anywhere between.
             seed: 0 runs warps in turn; other seeds draw the order of warps and lanes, and what is random.
@@ -126,6 +130,7 @@ class EmulatedKernel:
                 ctypes.byref(block),
                 grid,
                 threads,
+                ctas_per_sm,
                 smem_bytes,
                 SCHEDULES.index(schedule),
                 int(strict_products),
@@ -159,6 +164,7 @@ def run_plan(
         plan.grid if grid is None else grid,
         plan.kernel.threads,
         plan.kernel.smem_bytes,
+        ctas_per_sm=plan.kernel.ctas_per_sm,
         schedule=schedule,
         seed=seed,
         ranges=ranges,

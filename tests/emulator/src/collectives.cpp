@@ -6,7 +6,6 @@
 namespace skim_emulator {
 namespace {
 
-constexpr int kRegisterFile = 65536;
 
 void wake_lanes(Warp& warp, uint32_t lanes) { warp.ready |= lanes; }
 
@@ -161,7 +160,7 @@ void set_registers(int count, bool increase) {
 }
 
 void check_registers(const Cta& cta, bool everybody_has_spoken) {
-  const int at_launch = kRegisterFile / cta.threads / 8 * 8, pool = at_launch * cta.threads;
+  const int at_launch = machine.registers_at_launch, pool = at_launch * cta.threads;
   int sum = 0;
   for (const Warp& warp : cta.warps) {
     if (warp.registers == at_launch && !everybody_has_spoken) return;

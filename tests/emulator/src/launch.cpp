@@ -33,7 +33,7 @@ void build_cta(Cta& cta, int index, int grid, int threads, int smem_bytes, uint8
     warp.cta = &cta;
     warp.lanes[fibre.lane] = &fibre;
     warp.live = warp.ready = ~0u;
-    warp.registers = 65536 / threads / 8 * 8;
+    warp.registers = machine.registers_at_launch;
     warp.priority = random_number();
   }
 }
@@ -64,11 +64,12 @@ void run() {
 // `entry` takes the parameter block; `ranges` are (base, bytes) pairs of global memory the kernel may touch, none =
 // not checked. Returns 0, or 1 with "kind\nmessage" in `error`.
 extern "C" int skim_emulator_launch(void (*entry)(const void*), const void* block, int grid, int threads,
-                                    int smem_bytes, int schedule, int strict_products, uint64_t seed, double seconds,
+                                    int ctas_per_sm, int smem_bytes, int schedule, int strict_products, uint64_t seed, double seconds,
                                     const uint64_t* ranges, int range_count, char* error, int error_bytes) {
   using namespace skim_emulator;
   machine.kind.clear();
   machine.message.clear();
+  machine.registers_at_launch = kRegisterFile / (ctas_per_sm * threads) / 8 * 8;
   machine.schedule = static_cast<Schedule>(schedule);
   machine.strict_products = strict_products != 0;
   machine.seed = machine.random_state = seed;

@@ -17,6 +17,7 @@ constexpr int kWarp = 32;
 constexpr int kGroup = 128;
 constexpr int kGranule = 16;           // bytes; the unit in which shared memory is tracked
 constexpr uint32_t kSmemBase = 0x400;  // shared addresses do not start at zero on the device either
+constexpr int kRegisterFile = 65536;
 constexpr int kMaxSmem = 232448;
 constexpr int kNamedBarriers = 16;
 constexpr int kMaxN = 256;
@@ -201,6 +202,7 @@ struct Range {
 
 struct Machine {
   Schedule schedule;
+  int registers_at_launch = 0;  // of a thread
   bool strict_products;
   uint64_t seed, random_state;
   Fibre* current;

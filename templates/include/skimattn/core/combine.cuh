@@ -49,7 +49,12 @@ class Combine {
 
   SKIM_DEVICE void run() {
     const int most = imin(p_.len_q * (p_.heads_q / p_.heads_kv), p_.decode_most_rows);
-    const int pair = ptx::block_index() / most, packed = ptx::block_index() % most;
+    const int pairs = imin(p_.round_requests, p_.batch - p_.first_request) * p_.heads_kv;
+    for (int row = ptx::block_index(); row < pairs * most; row += ptx::grid_size()) merge_row(row / most, row % most);
+  }
+
+ private:
+  SKIM_DEVICE void merge_row(int pair, int packed) {
     const int batch = p_.first_request + pair / p_.heads_kv, kv_head = pair % p_.heads_kv;
     const WorkItem item = make_item(p_, batch, kv_head, 0);
     const int qheads_per_kv = p_.heads_q / p_.heads_kv, row = packed / qheads_per_kv;
@@ -62,14 +67,15 @@ class Combine {
       keep(branch, lane, merge_branch(leaves, first + branch, batch, kv_head, packed, lane));
     }
     ptx::cta_sync();
-    if (warp != 0) return;
-    State all;
-    for (int branch = 0; branch < branches; ++branch) all.merge(kept(branch, lane));
-    const RowAt at = {row, kv_head * qheads_per_kv + packed % qheads_per_kv, batch, item.q_offset};
-    store(all, at, lane);
+    if (warp == 0) {
+      State all;
+      for (int branch = 0; branch < branches; ++branch) all.merge(kept(branch, lane));
+      const RowAt at = {row, kv_head * qheads_per_kv + packed % qheads_per_kv, batch, item.q_offset};
+      store(all, at, lane);
+    }
+    ptx::cta_sync();  // before the next row's branches are kept
   }
 
- private:
   // A row, as output.cuh wants to be told.
   struct RowAt {
     int row, head, batch, q_offset;

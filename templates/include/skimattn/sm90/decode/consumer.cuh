@@ -25,14 +25,12 @@ class DecodeConsumer {
 
   SKIM_DEVICE void run() {
     while (load_work()) {
-      const TileRange range = group_range<Tr>(item_, p_);
-      const Leaves leaves = leaves_of<Tr>(item_.base.len_q, item_.base.len_k, p_);
-      find_start_maxima(range);
-      const Span own = leaves_of_part<Tr>(leaves, item_.part, p_);
+      const Span own = own_leaves(read_item());
       for (int leaf = own.lo; leaf < own.hi; ++leaf) {
-        compute_leaf(tiles_of_leaf(leaves, leaf, range), range);
-        DecodeEpilogue<Tr>::fold(o_, rows_, merged_, leaf == own.lo, leaf == own.hi - 1 && parts_of<Tr>(leaves, p_) == 1,
-                                 at_, item_, p_, thread_);
+        compute_leaf(leaf);
+        const DecodeItem item = read_item();
+        DecodeEpilogue<Tr>::fold(o_, rows_, merged_, leaf == own.lo, leaf == own.hi - 1 && is_only_part(item),
+                                 place_of(item), item, p_, thread_);
       }
       finish_work();
     }
@@ -45,23 +43,42 @@ class DecodeConsumer {
     if (thread_ % kWarpThreads == 0) ptx::mbarrier_arrive(empty);
   }
 
+  // Note: read again where it is needed rather than kept, as is what follows from it: the main loop has no register to
+  // spare.
+  SKIM_DEVICE DecodeItem read_item() const {
+    const DecodeItem item = read_decode_item(smem_, work_.slot);
+    const WorkItem& base = item.base;
+    // Shuffled, so that the compiler knows them to be the same in the whole warp: branches depend on them.
+    return {{ptx::shfl(base.valid, 0), ptx::shfl(base.batch, 0), ptx::shfl(base.head, 0), ptx::shfl(base.row0, 0),
+             ptx::shfl(base.len_q, 0), ptx::shfl(base.len_k, 0), ptx::shfl(base.q_offset, 0),
+             ptx::shfl(base.k_offset, 0)},
+            ptx::shfl(item.part, 0),
+            ptx::shfl(item.starts, 0)};
+  }
+  SKIM_DEVICE Leaves leaves(const DecodeItem& item) const {
+    return leaves_of<Tr>(item.base.len_q, item.base.len_k, p_);
+  }
+  SKIM_DEVICE Span own_leaves(const DecodeItem& item) const {
+    return leaves_of_part<Tr>(leaves(item), item.part, p_);
+  }
+  SKIM_DEVICE bool is_only_part(const DecodeItem& item) const { return parts_of<Tr>(leaves(item), p_) == 1; }
+
   SKIM_DEVICE bool load_work() {
     ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
-    const DecodeItem item = read_decode_item(smem_, work_.slot);
-    // Shuffled, so that the compiler knows them to be the same in the whole warp: branches depend on them.
-    const WorkItem& base = item.base;
-    item_ = {{ptx::shfl(base.valid, 0), ptx::shfl(base.batch, 0), ptx::shfl(base.head, 0), ptx::shfl(base.row0, 0),
-              ptx::shfl(base.len_q, 0), ptx::shfl(base.len_k, 0), ptx::shfl(base.q_offset, 0),
-              ptx::shfl(base.k_offset, 0)},
-             ptx::shfl(item.part, 0),
-             ptx::shfl(item.starts, 0)};
-    if (!item_.base.valid) return false;
-    find_place();
+    const DecodeItem item = read_item();
+    if (!item.base.valid) return false;
+    at_ = place_of(item);
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      if constexpr (kSkips) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
+      merged_[r] = {-kInf, 0.0f};
+    }
     ptx::mbarrier_wait_parity(&smem_.q_full[q_state_.slot], q_state_.phase);
     if constexpr (Tr::kQInRegisters) {
       load_q();
       release(&smem_.q_empty[q_state_.slot]);
     }
+    find_start_maxima(item);
     return true;
   }
 
@@ -72,31 +89,32 @@ class DecodeConsumer {
     work_.advance();
   }
 
-  SKIM_DEVICE void find_place() {
-    const int qheads_per_kv = item_.qheads_per_kv(p_), lane = thread_ % kWarpThreads;
-    const int first = item_.base.row0 + thread_ / kWarpThreads * 16 + lane / 4;
-    at_.column = lane % 4 * 2;
-    at_.batch = item_.base.batch;
-    at_.len_q = item_.base.len_q;
-    at_.len_k = item_.base.len_k;
-    at_.q_offset = item_.base.q_offset;
+  SKIM_DEVICE Place place_of(const DecodeItem& item) const {
+    const int qheads_per_kv = item.qheads_per_kv(p_), lane = thread_ % kWarpThreads;
+    const int first = item.base.row0 + thread_ / kWarpThreads * 16 + lane / 4;
+    Place at;
+    at.column = lane % 4 * 2;
+    at.batch = item.base.batch;
+    at.len_q = item.base.len_q;
+    at.len_k = item.base.len_k;
+    at.q_offset = item.base.q_offset;
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       const int packed = first + Layout::kRowStep * r;
-      at_.row[r] = packed / qheads_per_kv;
-      at_.head[r] = item_.base.head * qheads_per_kv + packed % qheads_per_kv;
-      if constexpr (Tr::kAlibi) at_.alibi[r] = alibi_slope(at_.batch, at_.head[r], p_) * p_.bias_scale;
-      if constexpr (kSkips) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
-      merged_[r] = {-kInf, 0.0f};
+      at.row[r] = packed / qheads_per_kv;
+      at.head[r] = item.base.head * qheads_per_kv + packed % qheads_per_kv;
+      at.alibi[r] = 0.0f;
+      if constexpr (Tr::kAlibi) at.alibi[r] = alibi_slope(at.batch, at.head[r], p_) * p_.bias_scale;
     }
+    return at;
   }
 
   // What every leaf's maxima start from.
-  SKIM_DEVICE void find_start_maxima(const TileRange& range) {
+  SKIM_DEVICE void find_start_maxima(const DecodeItem& item) {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) start_max_[r] = -kInf;
     if constexpr (kSkips) {
-      const Span start = start_tiles<Tr>(item_, range, p_);
+      const Span start = start_tiles<Tr>(item, group_range<Tr>(item, p_), p_);
       for (int n = start.hi - 1; n >= start.lo; --n) {
         float s[kScores], thread_max[kThreadRows];
         compute_scores<true>(s, n);
@@ -107,7 +125,10 @@ class DecodeConsumer {
     }
   }
 
-  SKIM_DEVICE void compute_leaf(const Span& tiles, const TileRange& range) {
+  SKIM_DEVICE void compute_leaf(int leaf) {
+    const DecodeItem item = read_item();
+    const TileRange range = group_range<Tr>(item, p_);
+    const Span tiles = tiles_of_leaf(leaves(item), leaf, range);
 #pragma unroll
     for (int i = 0; i < kOut; ++i) o_[i] = 0.0f;
 #pragma unroll
@@ -263,7 +284,6 @@ class DecodeConsumer {
   const Params& p_;
   Storage& smem_;
   const int thread_;
-  DecodeItem item_;
   Place at_;
   float limit_[kThreadRows];
   float start_max_[kThreadRows];

@@ -1,0 +1,157 @@
+"""The kernels of a launch that compute its decoded requests: how the work is cut, and what the workspace holds.
+
+Where a CTA stops and where results are merged never shows in the bits (:mod:`skimattn.codegen.tiles.split`), so both
+follow from what the host knows of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+from skimattn.codegen.features import BY_NAME
+from skimattn.codegen.metadata import Kernel
+from skimattn.codegen.tiles.common import ELEMENT_BYTES, panel_columns
+from skimattn.codegen.tiles.split import (
+    BRANCH_LEAVES,
+    GROUP_ROWS,
+    KEYS_PER_ROW,
+    MAX_GROUPS,
+    MAX_LEAVES,
+    leaf_tiles,
+)
+
+from .._call.problem import Problem
+from .plan import WARP_THREADS, KernelLaunch, TensorMapSpec, Value, extent_of
+
+WORKSPACE_BYTES = 256 << 20  # at most, whatever the batch; what does not fit is computed in rounds
+_LEAF_BYTES = 128 << 20  # of parts that are single leaves
+_LEAST_BALANCE = 0.85  # of CTAs that have work in the last wave, below which CTAs compute leaves rather than branches
+_COMBINE_CTAS = 8  # per multiprocessor at most, each of which merges rows in turn
+_PADDING = 4  # floats of a part's row beyond its columns: maximum, sum, and up to whole 16 bytes
+# What both phases are told about whose a request is.
+RULE: dict[str, Value] = {
+    "decode_always_rows": GROUP_ROWS,
+    "decode_most_rows": MAX_GROUPS * GROUP_ROWS,
+    "decode_keys_per_row": KEYS_PER_ROW,
+}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a batch is cut into parts. ``rounds`` of ``requests`` each share the workspace, one after the other.
+
+    ``rows`` bounds the packed rows of a (request, kv head), ``groups`` and ``part_rows`` their groups and a group's
+    rows. ``folds`` = a part is a branch, else a leaf; there is room for ``parts`` of them.
+    """
+
+    rows: int
+    groups: int
+    part_rows: int
+    folds: bool
+    parts: int
+    requests: int
+    rounds: int
+    workspace_floats: int
+    items: int
+
+
+def cut_of(problem: Problem, kernel: Kernel, sm_count: int) -> Cut:
+    """The cut of a call's decoded requests by a decode kernel, on a device of ``sm_count`` multiprocessors."""
+    rows = min(problem.len_q * (problem.heads_q // problem.heads_kv), MAX_GROUPS * GROUP_ROWS)
+    groups, part_rows = -(-rows // GROUP_ROWS), min(rows, GROUP_ROWS)
+    leaves, branches = _most_parts(problem, kernel.tile_n)
+    pairs, ctas = problem.batch * problem.heads_kv * groups, sm_count * kernel.ctas_per_sm
+    floats = problem.heads_kv * groups * part_rows * (kernel.head_dim_v + _PADDING)  # of a part of a request
+    balance = pairs * branches / (-(-pairs * branches // ctas) * ctas)
+    folds = balance >= _LEAST_BALANCE or problem.batch * leaves * floats * 4 > _LEAF_BYTES
+    parts = branches if folds else leaves
+    requests = max(1, min(problem.batch, WORKSPACE_BYTES // (parts * floats * 4)))
+    return Cut(
+        rows=rows,
+        groups=groups,
+        part_rows=part_rows,
+        folds=folds,
+        parts=parts,
+        requests=requests,
+        rounds=-(-problem.batch // requests),
+        workspace_floats=requests * parts * floats,
+        items=requests * problem.heads_kv * groups * parts,
+    )
+
+
+def _most_parts(problem: Problem, tile_n: int) -> tuple[int, int]:
+    """The most leaves and branches of a request."""
+    tiles = max(1, -(-problem.len_k // tile_n))
+    starts_anywhere = problem.mask in ("window", "chunked")
+    if starts_anywhere:
+        left, right = problem.window
+        keys = problem.len_k if left < 0 or (right < 0 and problem.mask == "window") else left + max(right, 0) + problem.len_q
+        if problem.chunk_size:
+            keys = min(keys, problem.chunk_size + problem.len_q)
+        tiles = min(tiles, keys // tile_n + 2)
+    leaves = min(MAX_LEAVES, -(-tiles // leaf_tiles(1, tile_n))) + (1 if starts_anywhere else 0)
+    return leaves, -(-leaves // BRANCH_LEAVES) + (1 if starts_anywhere else 0)
+
+
+def plan_decode(
+    problem: Problem,
+    kernel: Kernel,
+    combine: Kernel,
+    scalars: dict[str, Value],
+    maps: dict[str, TensorMapSpec],
+    cut: Cut,
+    sm_count: int,
+) -> Iterator[tuple[Kernel, dict[str, TensorMapSpec], dict[str, Value], int]]:
+    """Kernel, maps, scalars and grid of each launch, in the order of the stream.
+
+    Args:
+        problem: the call.
+        kernel: computes parts.
+        combine: merges them.
+        scalars: what prefill would be told of the same call.
+        maps: those of K and V.
+        cut: from :func:`cut_of`.
+        sm_count: multiprocessors of the device.
+    """
+    heads, rows = q_box(problem)
+    common: dict[str, Value] = {
+        **scalars,
+        **RULE,
+        "requests_in_l2": min(WARP_THREADS, problem.batch),
+        "fold_branches": int(cut.folds),
+        "parts": cut.parts,
+        "groups": cut.groups,
+        "part_rows": cut.part_rows,
+        "q_box_heads": heads,
+        "q_box_rows": rows,
+        "mask": BY_NAME["mask"].encode(problem.mask),
+    }
+    maps = {"tma_q": _map_of_q(problem, kernel, heads, rows), **maps}
+    grid = min(sm_count * kernel.ctas_per_sm, cut.items)
+    for index in range(cut.rounds):
+        first = index * cut.requests
+        requests = min(cut.requests, problem.batch - first)
+        sized = {**common, "first_request": first, "round_requests": requests}
+        yield kernel, maps, sized, grid
+        if cut.parts > 1:
+            yield combine, {}, sized, min(_COMBINE_CTAS * sm_count, requests * problem.heads_kv * cut.rows)
+
+
+def q_box(problem: Problem) -> tuple[int, int]:
+    """Heads and rows of one copy of Q: as many packed rows as divide a group, or all there are."""
+    heads = problem.heads_q // problem.heads_kv
+    if heads * problem.len_q <= GROUP_ROWS:
+        return heads, problem.len_q
+    return (heads, GROUP_ROWS // heads) if GROUP_ROWS % heads == 0 else (gcd(heads, GROUP_ROWS), 1)
+
+
+def _map_of_q(problem: Problem, kernel: Kernel, heads: int, rows: int) -> TensorMapSpec:
+    """Q with heads before rows, so that a copy brings packed rows."""
+    q: torch.Tensor = problem.params.q
+    extent = extent_of(q.shape, q.stride(), ELEMENT_BYTES[kernel.dtype])
+    (columns, all_rows, all_heads, outer), (row, head, request) = extent[:4], extent[4:]
+    box = (panel_columns(kernel.dtype), heads, rows, 1)
+    return TensorMapSpec(q.data_ptr(), kernel.dtype, (columns, all_heads, all_rows, outer), (head, row, request), box)
