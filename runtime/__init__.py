@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ._call.masks import pack_mask
     from ._select.catalog import Explanation, explain, variants
-    from .api import attention, launch
+    from .api import attention, launch, merge_states
     from .errors import ArgumentError, BuildError, CudaError, NoKernelError
     from .params import Params
     from .sparse.stats import sparsity
@@ -28,6 +28,7 @@ _HOMES = {
     "attention": "api",
     "explain": "_select.catalog",
     "launch": "api",
+    "merge_states": "api",
     "pack_mask": "_call.masks",
     "sparsity": "sparse.stats",
     "threshold_from_scale_factor": "sparse.thresholds",
@@ -45,6 +46,7 @@ __all__ = [
     "attention",
     "explain",
     "launch",
+    "merge_states",
     "pack_mask",
     "sparsity",
     "threshold_from_scale_factor",

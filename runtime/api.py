@@ -1,13 +1,15 @@
-"""``launch``, and ``attention``, the call in one line with the argument names of flash-attn."""
+"""``launch``; ``attention``, the call in one line with the argument names of flash-attn; and ``merge_states``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.compiler import is_compiling
 
 from . import launcher
+from ._op.merge import check_states, states_of
 from ._op.ops import traced
 from .errors import expected
 from .launcher import Result
@@ -71,6 +73,34 @@ def attention(
     elif causal:
         raise expected("mask", "no mask with causal=True", repr(arguments["mask"]))
     return launch(Params(q, k, v, window_size=window_size, **arguments), stream)
+
+
+def merge_states(
+    outs: torch.Tensor | Sequence[torch.Tensor], lses: torch.Tensor | Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge attention over several sets of keys into attention over all of them.
+
+    What ranks of a context-parallel group computed over their keys each, or calls over a shared prefix and over what
+    follows it. Computed in float32, in the order of the states, which is all that the bits depend on. In traced code it
+    is an operator, as :func:`launch` is.
+
+    Args:
+        outs: n states, as a sequence of tensors ``[..., H, D]`` of one shape, or stacked as ``[n, ..., H, D]``; bf16,
+            fp16 or float32.
+        lses: their log-sum-exps ``[..., H]``, likewise; float32, natural logarithm, without sinks, as ``return_lse``
+            gives them. A state with -inf has seen no key: it weighs nothing, whatever its output holds.
+
+    Returns:
+        ``(out, lse)`` as one state has them, in new tensors; where no state has seen a key, 0 and -inf. A sink goes
+        into the result: ``out * torch.sigmoid(lse - sinks).unsqueeze(-1)``.
+
+    Raises:
+        ArgumentError: an argument is not acceptable.
+    """
+    states = states_of("outs", outs), states_of("lses", lses)
+    check_states(*states)  # without any state torch would not find the operator's kernel
+    out, lse = torch.ops.skimattn.merge_states(*states)
+    return out, lse
 
 
 def _causal_window(window_size: tuple[int, int]) -> tuple[int, int]:

@@ -100,7 +100,9 @@ class Params:
         "int32 ``[B + 1]`` row offsets of a ragged batch, starting at 0, ending at total_q.", torch.int32
     )
     cu_seqlens_k: torch.Tensor | None = _input(
-        "int32 ``[B + 1]`` key offsets of a ragged batch, starting at 0, ending at total_k.", torch.int32
+        "int32 ``[B + 1]`` key offsets of a ragged batch, starting at 0 (with ``seqused_k`` at any row), ending at "
+        "total_k.",
+        torch.int32,
     )
     seqused_q: torch.Tensor | None = _input(
         "int32 ``[B]`` rows in use, the first ones of each request; default: all. Nothing is written for the others, "
@@ -113,7 +115,7 @@ class Params:
         "back: longer requests count as that long, and their other rows stay unwritten.",
         None,
     )
-    max_seqlen_k: int | None = _size("the most keys of a request, likewise.", None)
+    max_seqlen_k: int | None = _size("the most keys of a request, with ``seqused_k`` of those in use, likewise.", None)
     mask: str = _option(
         '``"full"`` (also ``"padding"``), ``"causal"``, ``"window"``, ``"chunked"`` or ``"custom"``; causal, '
         "window and chunked are aligned bottom-right: query i stands at key i + len_k - len_q.",

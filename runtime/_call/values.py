@@ -18,8 +18,14 @@ def check_values(problem: Problem) -> None:
     """What only the contents of CPU tensors tell."""
     params = problem.params
     options.check_values(params)
-    _check_offsets("cu_seqlens_q", params.cu_seqlens_q, problem.rows, problem.len_q, "max_seqlen_q")
-    _check_offsets("cu_seqlens_k", params.cu_seqlens_k, problem.keys, problem.len_k, "max_seqlen_k")
+    if params.cu_seqlens_q is not None:
+        longest = check_offsets("cu_seqlens_q", params.cu_seqlens_q, problem.rows)
+        _check_hint("max_seqlen_q", longest, "cu_seqlens_q", problem.len_q)
+    if params.cu_seqlens_k is not None:
+        used = params.seqused_k is not None
+        longest = check_offsets("cu_seqlens_k", params.cu_seqlens_k, problem.keys, from_0=not used)
+        if not used:
+            _check_hint("max_seqlen_k", longest, "cu_seqlens_k", problem.len_k)
     rows = _check_used("seqused_q", params.seqused_q, params.cu_seqlens_q, problem.batch, problem.len_q)
     lengths = _check_used("seqused_k", params.seqused_k, params.cu_seqlens_k, problem.batch, problem.len_k)
     if params.page_table is not None:
@@ -30,7 +36,7 @@ def _check_used(
     name: str, used: torch.Tensor | None, offsets: torch.Tensor | None, batch: int, longest: int
 ) -> torch.Tensor:
     """How many rows or keys each request has, [B]; those in use are no more than there are."""
-    limits = torch.full((batch,), longest) if offsets is None else offsets.diff()
+    limits = torch.full((batch,), longest) if offsets is None else offsets.diff().clamp(max=longest)
     if used is None:
         return limits
     if bool(((used < 0) | (used > limits)).any()):
@@ -38,17 +44,24 @@ def _check_used(
     return used
 
 
-def _check_offsets(name: str, offsets: torch.Tensor | None, total: int, longest: int, hint: str) -> None:
-    if offsets is None:
-        return
+def check_offsets(name: str, offsets: torch.Tensor, total: int, *, from_0: bool = True) -> int:
+    """Offsets of a ragged batch of ``total`` rows; returns how many rows the longest request has.
+
+    Without ``from_0`` rows before the first offset may belong to nobody.
+    """
     values = offsets.tolist()
-    if values[0] != 0 or values[-1] != total:
-        raise expected(name, f"offsets from 0 to {total}, the number of rows", f"{values[0]} to {values[-1]}")
+    if values[-1] != total or values[0] < 0 or (from_0 and values[0] > 0):
+        start = "0" if from_0 else "0 or more"
+        raise expected(name, f"offsets from {start} to {total}, the number of rows", f"{values[0]} to {values[-1]}")
     lengths = [end - start for start, end in pairwise(values)]
     if any(length < 0 for length in lengths):
         raise expected(name, "offsets that never fall", values)
-    if max(lengths, default=0) > longest:
-        raise expected(hint, f"at least {max(lengths)}, the longest request in {name}", longest)
+    return max(lengths, default=0)
+
+
+def _check_hint(hint: str, longest: int, name: str, most: int) -> None:
+    if longest > most:
+        raise expected(hint, f"at least {longest}, the longest request in {name}", most)
 
 
 def _check_page_numbers(problem: Problem, rows: torch.Tensor, lengths: torch.Tensor) -> None:

@@ -27,24 +27,24 @@ What comes after ``*`` in a signature is our own:
     dropout_p: 0.0; anything else is refused.
     skip_softmax_threshold, stats: as in :class:`skimattn.Params`.
 
+:func:`flash_attn_with_kvcache` describes its arguments itself.
+
 ``out`` is shaped as q with Dv columns, bf16 where q is e4m3. Every function raises what :func:`skimattn.launch` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from .._call.checks import integer, require_tensor
 from ..errors import expected
 from ..params import UNLIMITED
-from ._shared import LOWEST, Length, Threshold, absent, cap, compute, dense, hint, mask_arguments, refuse, sides
+from ._kvcache import flash_attn_with_kvcache
+from ._shared import Length, Result, Threshold, absent, cap, compute, dense, hint, refuse, window_arguments
 
-__all__ = ["flash_attn_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func"]
-
-Result = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+__all__ = ["flash_attn_func", "flash_attn_qkvpacked_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"]
 
 
 def __getattr__(name: str) -> object:
@@ -79,7 +79,7 @@ def flash_attn_func(
     refuse(dropout_p, qv=qv)
     out, lse = compute(
         {"q": q, "k": k, "v": v},
-        _mask(causal, window_size, attention_chunk),
+        window_arguments(causal, window_size, attention_chunk),
         with_lse=return_attn_probs,
         softmax_scale=softmax_scale,
         softcap=cap(softcap),
@@ -128,7 +128,7 @@ def flash_attn_varlen_func(
     refuse(dropout_p, qv=qv)
     out, lse = compute(
         {"q": q, "k": k, "v": v},
-        _mask(causal, window_size, attention_chunk),
+        window_arguments(causal, window_size, attention_chunk),
         with_lse=return_attn_probs,
         cu_seqlens_q=dense(cu_seqlens_q),
         cu_seqlens_k=dense(cu_seqlens_k),
@@ -201,9 +201,3 @@ def _unpacked(qkv: torch.Tensor, num_heads_q: int | None) -> tuple[torch.Tensor,
     if odd or heads_kv < 1:
         raise expected("num_heads_q", f"Hq of {qkv.shape[2]} = Hq + 2 * Hkv heads", heads_q)
     return torch.split(qkv, [heads_q, heads_kv, heads_kv], dim=2)
-
-
-def _mask(causal: bool, window_size: object, attention_chunk: object) -> dict[str, Any]:
-    """The mask that FlashAttention-3 means, as arguments of :class:`~skimattn.Params`."""
-    left, right = (max(-1, integer("window_size", side, LOWEST)) for side in sides(window_size))
-    return mask_arguments(left, 0 if causal else right, integer("attention_chunk", attention_chunk, 0))

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch.compiler import is_compiling
 
-from .._call.checks import TMA_BYTES, describe, require_tensor
+from .._call.checks import TMA_BYTES, describe, integer, require_tensor
 from ..api import attention
 from ..errors import expected
 
 LOWEST = -(1 << 31)  # that a side of a window may be: flash-attn has meanings for what is below 0
 Threshold = float | torch.Tensor | None
 Length = int | torch.Tensor | None
+Result = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 _ABSENT_NAMES = {
-    "flash_attn_combine": "states are merged inside a launch",
-    "flash_attn_with_kvcache": "it comes with decode (flash_attn_varlen_func of .cute takes a page_table)",
+    "flash_attn_combine": "skimattn.merge_states merges states, whose log-sum-exps are [..., H]",
+    "flash_attn_with_kvcache": "FlashAttention-3 has it (flash_attn_varlen_func here takes a page_table)",
     "get_scheduler_metadata": "a launch needs no metadata",
 }
 # What flash-attn has and no kernel here computes. Each is refused by name unless it is None.
@@ -70,6 +71,12 @@ def mask_arguments(left: int, right: int, chunk: int = 0) -> dict[str, Any]:
     if (left, right) == (-1, 0):
         return {"mask": "causal"}
     return {"mask": "window", "window_size": (left, right)}
+
+
+def window_arguments(causal: bool, window_size: object, attention_chunk: object) -> dict[str, Any]:
+    """The mask that FlashAttention-3 means, as arguments of :class:`~skimattn.Params`."""
+    left, right = (max(-1, integer("window_size", side, LOWEST)) for side in sides(window_size))
+    return mask_arguments(left, 0 if causal else right, integer("attention_chunk", attention_chunk, 0))
 
 
 def cap(softcap: float | None) -> float:
