@@ -1,7 +1,7 @@
 """``python -m bench decode``: decode steps, ours and the peers interleaved, with what must be reached.
 
-Short calls are timed as replays of a CUDA graph of many, in turn on several caches that together exceed L2 four times;
-ours and the peers alike.
+Calls are timed as replays of CUDA graphs, short ones many in a graph, in turn on as many caches as make 1 GB, which L2
+does not hold; ours and the peers alike.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from .names import BEST, DENSE, READ, is_ours
 from .peers import NotRun, reason_of
 from .timing import Call, Summary, Timer, interleave, speed_over
 
-COLD_BYTES = 200_000_000  # of caches that calls take in turn: four times the L2 of an H100
+COLD_BYTES = 1_000_000_000  # read between two calls on one cache: twenty times the L2 of an H100
 SAMPLE_MS = 2.5  # of work behind one event, at a guess
 _GUESSED_BYTES_PER_MS, _GUESSED_LEAST_MS = 2.5e9, 0.008
 
@@ -38,7 +38,7 @@ class Bench:
         pack: makes one call of a number of calls, taken in turn from the given ones: :func:`bench.timing.graphed`.
         makers: the peers that are there.
         read: reads ``read_bytes`` of memory.
-        cold_bytes: how much the copies of a cache hold together at least.
+        cold_bytes: how much is read at least between two calls on the same copy of a cache.
         sample_ms: of work behind one event, at a guess.
         not_run: is added to.
     """
@@ -57,7 +57,7 @@ class Bench:
 
 def copies_of(work: Work, cold_bytes: int) -> int:
     """Caches that calls take in turn, so that each finds none of its own in L2, as in a model of many layers."""
-    return 1 if work.bytes >= cold_bytes else math.ceil(cold_bytes / work.bytes)
+    return math.ceil(cold_bytes / (work.bytes * (1 - (work.planted or 0.0) / 2)))  # skipping reads that much less
 
 
 def calls_of(work: Work, copies: int, sample_ms: float) -> int:
