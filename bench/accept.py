@@ -1,7 +1,7 @@
 """``python -m bench accept FILE...``: result files beside what must be reached. Needs no GPU; exit status 1 on a miss.
 
-Give one file of ``bench prefill`` (its figures belong to one run), and those of ``bench ragged``, ``bench host`` and
-``bench build``.
+Give one file each of ``bench prefill`` and ``bench decode`` (figures of a table belong to one run), and those of
+``bench ragged``, ``bench host`` and ``bench build``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import results
+from .decode_work import WORKS
 from .names import DENSE, RAGGED, REPEATED, SKIP_NOTHING, THRESHOLD, UNIFORM, skip_name, stat_name
 from .table import columns
 
@@ -111,6 +112,23 @@ def _stat_over_skip(document: Document, mask: str, seqlen: int) -> Iterator[tupl
         yield f"planted {share:.0%}", speed(case, stat_name(THRESHOLD), skip_name(THRESHOLD))
 
 
+def decode_rows(document: Document) -> Iterator[Row]:
+    """The goals of every row of ``bench decode``, and that everything that was timed was right."""
+    cases = {case["case"]: case for case in document["cases"]}
+    for work in WORKS:
+        case = cases.get(work.label)
+        for index, goal in enumerate(work.goals):
+            name = f"{work.label}: {goal.of} over {goal.over}"
+            if not case:
+                yield Row(name, goal.bar, None)
+                continue
+            found = case["goals"][index]
+            yield Row(name, found["bar"], found["value"], note="" if found["over"] == goal.over else found["over"])
+    checks = [check for case in document["cases"] for check in case["checks"]]
+    failed = sum(not check["passed"] for check in checks)
+    yield Row("decode outputs and counts that are wrong", 0, failed if checks else None, False, f"{len(checks)} checks")
+
+
 def ragged_rows(document: Document) -> Iterator[Row]:
     """The rows about ragged batches that uniform ones could replace, and that everything that was timed was right."""
     speeds = [(case["case"], speed(case, RAGGED, UNIFORM)) for case in document["cases"]]
@@ -144,12 +162,12 @@ def rows_of(documents: Sequence[Document], partial: bool = False) -> list[Row]:
     """All rows. Without ``partial``, those of a kind of file that was not given count as not measured.
 
     Raises:
-        ValueError: more than one prefill, ragged or host file, or a prefill run that did not finish.
+        ValueError: more than one prefill, decode, ragged or host file, or a run that did not finish.
     """
     kinds: dict[str, list[Document]] = {kind: [] for kind in results.KINDS}
     for document in documents:
         kinds[document["kind"]].append(document)
-    for kind in ("prefill", "ragged", "host"):
+    for kind in ("prefill", "decode", "ragged", "host"):
         if len(kinds[kind]) > 1:
             raise ValueError(f"{kind}: expected one file, its figures belong to one run (got {len(kinds[kind])})")
     unfinished = [item["kind"] for item in documents if not item["finished"]]
@@ -158,6 +176,8 @@ def rows_of(documents: Sequence[Document], partial: bool = False) -> list[Row]:
     rows: list[Row] = []
     if kinds["prefill"] or not partial:
         rows += prefill_rows(next(iter(kinds["prefill"]), {"cases": []}))
+    if kinds["decode"] or not partial:
+        rows += decode_rows(next(iter(kinds["decode"]), {"cases": []}))
     if kinds["ragged"] or not partial:
         rows += ragged_rows(next(iter(kinds["ragged"]), {"cases": []}))
     if kinds["host"] or not partial:

@@ -7,6 +7,8 @@ RAGGED, UNIFORM = "ours ragged", "ours uniform"  # in ``bench ragged``
 REPEATED = "launch(params), out given"  # in ``bench host``: the row that must stay within the bound
 SKIP_NOTHING = (0.0, 1e-30)  # thresholds on N(0,1): never skip, and vote on every tile without ever agreeing
 THRESHOLD = 1e-3  # on planted inputs
+READ, BEST = "plain read", "best peer"  # in ``bench decode``: a reduction over 4 GB, and the fastest of the peers
+PAGES_OF_64 = "ours pages of 64"
 
 
 def skip_name(threshold: float) -> str:

@@ -6,12 +6,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from .names import DENSE
+from .names import DENSE, is_ours
+
+Lines = dict[str, list[tuple[float, float, float, float]]]
 
 
-def speedups(document: dict[str, Any]) -> dict[str, list[tuple[float, float, float, float]]]:
+def speedups(document: dict[str, Any]) -> Lines:
     """Points (sparsity, speedup, 10th, 90th percentile) per line: ours by shape, and fmha_v2 over its own dense."""
-    lines: dict[str, list[tuple[float, float, float, float]]] = {}
+    if document["kind"] == "decode":
+        return _decode_speedups(document)
+    lines: Lines = {}
     for case in document["cases"]:
         if case["input"] != "planted":
             continue
@@ -23,6 +27,27 @@ def speedups(document: dict[str, Any]) -> dict[str, list[tuple[float, float, flo
                 speed = item["speed"]
                 point = (case["counts"]["sparsity"], speed["median"], speed["p10"], speed["p90"])
                 lines.setdefault(f"{who} {case['mask']} {case['seqlen'] // 1024}k", []).append(point)
+    return {name: sorted(points) for name, points in lines.items()}
+
+
+def _decode_speedups(document: dict[str, Any]) -> Lines:
+    """Ours over our dense kernel, and, in the same unit, the best peer on the same inputs, which skips nothing."""
+    lines: Lines = {}
+    for case in document["cases"]:
+        if case["group"] != "planted" or not case["counts"]:
+            continue
+        at = case["counts"]["sparsity"]
+        for item in case["comparisons"]:
+            if item["of"].startswith("ours skip") and item["over"] == DENSE:
+                speed = item["speed"]
+                lines.setdefault(f"skimattn {case['line']}", []).append(
+                    (at, speed["median"], speed["p10"], speed["p90"])
+                )
+        peers = [row for row in case["rows"] if not is_ours(row["name"])]
+        own = next((row["us"]["median"] for row in case["rows"] if row["name"] == DENSE), None)
+        if peers and own:
+            best = own / min(row["us"]["median"] for row in peers)
+            lines.setdefault(f"best peer {case['line']}", []).append((at, best, best, best))
     return {name: sorted(points) for name, points in lines.items()}
 
 
@@ -49,8 +74,11 @@ def draw(document: dict[str, Any], path: Path) -> str:
         axes.errorbar(at, middle, yerr=errors, fmt=style, capsize=3, label=name)
     axes.axhline(1, color="black", linewidth=0.5)
     axes.set_xlabel("skipped share of the visited tiles")
-    axes.set_ylabel("speed over the same library's dense kernel")
-    axes.set_title(f"{document['gpu']}, planted inputs, {document['cases'][0]['dtype']}")
+    whose = "our" if document["kind"] == "decode" else "the same library's"
+    axes.set_ylabel(f"speed over {whose} dense kernel")
+    axes.set_title(
+        f"{document['gpu']}, {document['kind']}, planted inputs, {document['cases'][0].get('dtype', 'bf16')}"
+    )
     axes.legend()
     figure.savefig(path, dpi=120, bbox_inches="tight")
     return str(path)

@@ -15,6 +15,7 @@ from skimattn.codegen import matrix
 
 from bench import __main__ as command
 from bench import accept, build, machine, plot, results
+from bench.decode_work import WORKS
 from bench.names import DENSE, RAGGED, REPEATED, UNIFORM
 
 SPEED = {"n": 20, "min": 0.9, "max": 1.1, "p10": 0.95, "p90": 1.05}
@@ -52,6 +53,22 @@ def ragged() -> dict[str, Any]:
     return document
 
 
+def decoded() -> dict[str, Any]:
+    """Every goal is just reached."""
+    document = results.new_document("decode", [])
+    checks = [{"of": DENSE, "against": "float64", "value": 0.002, "limit": 0.01, "passed": True}]
+    document["cases"] = [
+        {
+            "case": work.label,
+            "goals": [{"of": g.of, "over": g.over, "bar": g.bar, "value": g.bar, "passed": True} for g in work.goals],
+            "checks": checks,
+        }
+        for work in WORKS
+    ]
+    document["gpu"] = "NVIDIA H200"
+    return copy.deepcopy(document)
+
+
 def good() -> list[dict[str, Any]]:
     """Result files of all kinds in which everything is reached."""
     prefill, host = results.new_document("prefill", []), results.new_document("host", [])
@@ -62,7 +79,7 @@ def good() -> list[dict[str, Any]]:
     for cores, document in enumerate(builds, start=1):
         document |= {"cores": cores, "kernels": 192, "set_size": 192, "median_seconds": 2.0, "max_peak_mb": 400}
         document |= {"wall_seconds": 500.0 / cores, "machine": "a processor"}
-    documents = [prefill, host, *builds, ragged()]
+    documents = [prefill, host, *builds, ragged(), decoded()]
     for document in documents:
         document["commit"] = "0123"
         results.finish(document)
@@ -75,8 +92,22 @@ def all_rows() -> list[accept.Row]:
 
 def test_everything_reached() -> None:
     rows = all_rows()
-    assert len(rows) == 3 + 3 + 9 + 3 + 1 + 2 + 1 + 3 and all(row.passed for row in rows)
+    decode = sum(len(work.goals) for work in WORKS) + 1
+    assert len(rows) == 3 + 3 + 9 + 3 + 1 + 2 + 1 + 3 + decode and all(row.passed for row in rows)
     assert len({row.name for row in rows}) == len(rows)
+
+
+def missed_goals() -> Iterator[tuple[str, Any]]:
+    def slower(place: int, index: int) -> Any:
+        def change(documents: list[dict[str, Any]]) -> None:
+            goal = documents[5]["cases"][place]["goals"][index]
+            goal["value"] = goal["bar"] - 1e-4
+
+        return change
+
+    for place, work in enumerate(WORKS):
+        for index, goal in enumerate(work.goals):
+            yield f"{work.label}: {goal.of} over {goal.over}", slower(place, index)
 
 
 def damages() -> Iterator[tuple[str, Any]]:
@@ -113,6 +144,9 @@ def damages() -> Iterator[tuple[str, Any]]:
     cases = lambda documents: documents[4]["cases"]  # noqa: E731
     yield "ragged over uniform", lambda documents: cases(documents)[0]["comparisons"][0]["speed"].update(median=0.769)
     yield "ragged outputs that are wrong", lambda documents: cases(documents)[1]["checks"][0].update(passed=False)
+    wrong = lambda documents: documents[5]["cases"][4]["checks"][0].update(passed=False)  # noqa: E731
+    yield "decode outputs and counts that are wrong", wrong
+    yield from missed_goals()
     wrong = lambda documents: documents[0]["cases"][4]["checks"][0].update(passed=False)  # noqa: E731
     yield "outputs and counts that are wrong", wrong
 
@@ -131,10 +165,11 @@ def test_every_row_was_made_to_miss() -> None:
 def test_what_was_not_measured_is_a_miss() -> None:
     assert not any(row.passed for row in accept.rows_of([]))
     assert accept.rows_of([], partial=True) == []
-    prefill, host, single, pair, batches = good()
+    prefill, host, single, pair, batches, decode = good()
     assert len(accept.rows_of([host], partial=True)) == 1
     del prefill["cases"][0]  # N(0,1), causal, 16k
-    missed = [row.name for row in accept.rows_of([prefill, host, single, pair, batches]) if not row.passed]
+    documents = [prefill, host, single, pair, batches, decode]
+    missed = [row.name for row in accept.rows_of(documents) if not row.passed]
     names = ["dense causal 16k over fa4", "skip nothing causal 16k over dense", "stat causal 16k over skip"]
     assert missed == names
     sampled = {**pair, "kernels": 20}  # a part of the set says nothing about the whole
@@ -171,7 +206,7 @@ def test_accept_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     for document, file in zip(documents, files, strict=True):
         results.save(document, Path(file))
     assert command.main(["accept", *files]) == 0
-    assert "25 of 25 reached" in capsys.readouterr().out
+    assert f"{len(all_rows())} of {len(all_rows())} reached" in capsys.readouterr().out
     assert command.main(["accept", files[0]]) == 1
     assert "not measured" in capsys.readouterr().out
     assert command.main(["accept", "--partial", files[0]]) == 0
@@ -217,7 +252,7 @@ def test_build_command_compiles(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert build.main(["--compile", "--cores", "100000", "--out", str(tmp_path)]) == 1
 
 
-@pytest.mark.parametrize("name", ["prefill", "host"])
+@pytest.mark.parametrize("name", ["prefill", "decode", "host"])
 def test_without_a_gpu_nothing_is_measured(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
