@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.spec import KernelSpec
 
 from ._call.form import check_form
@@ -21,11 +20,11 @@ from ._cuda import streams
 from ._cuda.device import Device, device
 from ._launch import loader
 from ._launch.buffers import Buffers, make_buffers
-from ._launch.plan import Planner
+from ._launch.planner import Planner
 from ._launch.prepared import PreparedLaunches
 from ._launch.shortcut import SERVED, Elsewhere, Shortcut
 from ._launch.signature import Bound, Scan, outline_of
-from ._select.dispatch import arch_of, reference_arch, spec_of
+from ._select.dispatch import arch_of, fewest_prefill_rows, phases_of, reference_arch, specs_of
 from ._select.kernels import unbuilt_row
 from .errors import expected
 from .params import Params, forbid_changes, keep_prepared
@@ -38,20 +37,19 @@ Result = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The device of a call, the kernel that computes it there, and what plans its launches."""
+    """The device of a call, the kernels that compute it there by phase, and what plans its launches."""
 
     gpu: Device
-    spec: KernelSpec
-    row: Kernel
+    specs: Mapping[str, KernelSpec]
     planner: Planner
 
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """A form that was checked, and its kernels by (head_dim, head_dim_v)."""
+    """A form that was checked, and its kernels by head_dim, head_dim_v and the phases that requests may be in."""
 
     form: Form
-    kernels: dict[tuple[int, int], _Chosen]
+    kernels: dict[tuple[int, int, tuple[str, ...]], _Chosen]
 
 
 _forms: dict[Hashable, _Known] = {}
@@ -77,23 +75,29 @@ def _enqueue(bound: Bound, params: Params, stream: Any) -> Result:
     if stream is None and prepared.only_out:  # the common case, without what it does not need
         q = params.q
         out = torch.empty_like(q) if prepared.out_like_q else q.new_empty(prepared.out_shape, dtype=prepared.out_dtype)
+        made: tuple[int, ...] = (out.data_ptr(),)
+        if prepared.workspace_floats:
+            workspace = q.new_empty(prepared.workspace_floats, dtype=torch.float32)
+            made = out.data_ptr(), workspace.data_ptr()
         handle = streams.current(prepared.ordinal)
-        if prepared.launch(bound.token, bound.addresses, (out.data_ptr(),), bound.threshold, handle):
+        if prepared.launch(bound.token, bound.addresses, made, bound.threshold, handle):
             return out
     else:
-        handle, buffers = _buffers(params, prepared.out_shape, prepared.ordinal, stream)
+        handle, buffers = _buffers(params, prepared.out_shape, prepared.workspace_floats, prepared.ordinal, stream)
         if prepared.launch(bound.token, bound.addresses, buffers.addresses(params), bound.threshold, handle):
             return _result(params, buffers)
     return _first_launch(params, stream)  # what was prepared has been given to another signature
 
 
-def _buffers(params: Params, out_shape: tuple[int, ...], ordinal: int, stream: Any) -> tuple[int, Buffers]:
+def _buffers(
+    params: Params, out_shape: tuple[int, ...], workspace_floats: int, ordinal: int, stream: Any
+) -> tuple[int, Buffers]:
     """The stream's handle, and what the caller did not give, allocated on that stream."""
     if stream is None:
-        return streams.current(ordinal), make_buffers(params, out_shape)
+        return streams.current(ordinal), make_buffers(params, out_shape, workspace_floats)
     handle = streams.handle_of(stream, ordinal)
     with streams.allocating_on(handle, params.q.device):
-        return handle, make_buffers(params, out_shape)
+        return handle, make_buffers(params, out_shape, workspace_floats)
 
 
 def _result(params: Params, buffers: Buffers) -> Result:
@@ -142,38 +146,48 @@ def _first_launch(params: Params, stream: Any) -> Result:
 def _new_launch(params: Params, scan: Scan, known: _Known, stream: Any) -> Result:
     """Launch a call whose sizes are not known, though its form may be."""
     problem = check_sizes(known.form, params)
-    kernel = known.kernels.get((problem.head_dim, problem.head_dim_v)) or _choose(problem, known)
-    check_skip_map(problem, kernel.row)
+    chosen = _choose(problem, known)
+    planner = chosen.planner
+    check_skip_map(problem, planner.rows.get("prefill"), planner.rows.get("decode"))
     if problem.empty or 0 in scan.addresses:
         check_addresses(params)
-    handle, buffers = _buffers(params, problem.out_shape, kernel.gpu.ordinal, stream)
+    floats = 0 if problem.empty else planner.workspace_floats(problem)
+    handle, buffers = _buffers(params, problem.out_shape, floats, chosen.gpu.ordinal, stream)
     if problem.empty:
         forbid_changes(params)
         return _result(params, buffers)
-    loaded = loader.load(kernel.gpu, kernel.spec)
+    loaded = {phase: loader.load(chosen.gpu, spec) for phase, spec in chosen.specs.items()}
     prepared = _prepared.take()
-    token = prepared.fill(scan.outline.names, problem, buffers, kernel.planner, kernel.gpu, loaded)
+    token = prepared.fill(scan.outline.names, problem, buffers, planner, chosen.gpu, loaded)
     if not prepared.accepts(scan.addresses):
         check_addresses(params)  # says what is wrong
     _keep_form(scan, known)
     _prepared.keep((known, scan.sizes), prepared, token)
     forbid_changes(params)
-    if SERVED.issuperset(scan.outline.names) and not params.return_lse:
-        scan.outline.shortcut = Shortcut(scan.outline.names, problem, buffers, kernel.planner, kernel.gpu, loaded)
+    if SERVED.issuperset(scan.outline.names) and not params.return_lse and tuple(loaded) == ("prefill",):
+        least_rows = fewest_prefill_rows(problem, arch_of(chosen.gpu.capability))
+        scan.outline.shortcut = Shortcut(
+            scan.outline.names, problem, buffers, planner, chosen.gpu, loaded["prefill"], least_rows
+        )
     if not prepared.launch(token, scan.addresses, buffers.addresses(params), problem.threshold, handle):
         return _first_launch(params, stream)
     return _result(params, buffers)
 
 
 def _choose(problem: Problem, known: _Known) -> _Chosen:
-    """The kernel that computes the call; nothing is loaded or compiled yet."""
+    """The kernels that compute the call; nothing is loaded or compiled yet."""
     ordinal = problem.device.index
     assert ordinal is not None  # a tensor's device has an index
     gpu = device(ordinal)
-    spec = spec_of(problem, arch_of(gpu.capability))
-    row = unbuilt_row(spec)
-    chosen = known.kernels[problem.head_dim, problem.head_dim_v] = _Chosen(gpu, spec, row, Planner(row, gpu.sm_count))
-    LOGGER.debug("%s computes calls like q %s", spec.name, list(problem.params.q.shape))
+    arch = arch_of(gpu.capability)
+    key = problem.head_dim, problem.head_dim_v, phases_of(problem, arch)
+    chosen = known.kernels.get(key)
+    if chosen is None:
+        specs = specs_of(problem, arch)
+        rows = {phase: unbuilt_row(spec) for phase, spec in specs.items()}
+        chosen = known.kernels[key] = _Chosen(gpu, specs, Planner(rows, gpu.sm_count))
+        names = ", ".join(spec.name for spec in specs.values())
+        LOGGER.debug("%s computes calls like q %s", names, list(problem.params.q.shape))
     return chosen
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from .._call.arguments import OUTPUTS, POINTERS, TENSOR_MAPS, TENSORS
 from .._call.checks import TMA_BYTES, span_bytes
@@ -18,9 +18,9 @@ from .._call.options import multiple_of
 from .._call.problem import Problem
 from .._cuda import driver
 from .._cuda.device import Device
-from .buffers import Buffers
+from .buffers import WORKSPACE, Buffers
 from .loader import Loaded
-from .plan import Planner
+from .planner import Planner
 from .step import Step
 
 MAX_PREPARED = 256  # signatures kept, a few KB each; the one that was not used for longest goes first
@@ -31,7 +31,7 @@ _FIELDS_OF: dict[str, tuple[list[str], list[str]]] = {  # argument -> (tensor ma
         [field for field, holder in POINTERS.items() if holder == name],
     )
     for name in ("", *TENSORS)
-}
+} | {WORKSPACE: ([], ["partial"])}
 
 
 class Prepared:
@@ -57,7 +57,7 @@ class Prepared:
         buffers: Buffers,
         planner: Planner,
         device: Device,
-        loaded: Loaded,
+        loaded: Mapping[str, Loaded],
     ) -> object:
         """Prepare the launch of a call and return its token. Keeps sizes of tensors, never the tensors.
 
@@ -67,7 +67,7 @@ class Prepared:
             buffers: the tensors that were made for it.
             planner: makes the plan.
             device: where.
-            loaded: the kernel.
+            loaded: the kernels by phase.
         """
         plan = planner.plan(problem, buffers)
         params = problem.params
@@ -78,13 +78,14 @@ class Prepared:
             same = problem.head_dim == problem.head_dim_v and params.q.dtype == self.out_dtype
             self.out_like_q = same and params.q.is_contiguous()
             made = buffers.made(params)
-            self.only_out = made == ("out",) and not params.return_lse
+            self.only_out = made in (("out",), ("out", WORKSPACE)) and not params.return_lse
+            self.workspace_floats = 0 if buffers.workspace is None else buffers.workspace.numel()
             self._counters, self._context = device.counters, device.context
             while len(self._steps) < len(plan.kernels):
                 self._steps.append(Step())
             self.steps = self._steps[: len(plan.kernels)]
             for step, planned in zip(self.steps, plan.kernels, strict=True):
-                step.fill(planned, loaded)
+                step.fill(planned, loaded[planned.kernel.phase])
             self._counter = -1  # the block's may be gone
             self._threshold = problem.threshold
             # What is replaced by a tensor that every launch makes is not pointed to.
@@ -177,7 +178,8 @@ class Prepared:
             maps, pointers = _FIELDS_OF[self._names[index]]
             for step in self.steps:
                 for field in maps if address else ():  # nothing is loaded from an empty tensor
-                    step.maps[field].move(address)
+                    if field in step.used:
+                        step.maps[field].move(address)
                 for field in pointers:
                     setattr(step.block, field, address)
             known[index] = address

@@ -24,7 +24,8 @@ from .._cuda.device import Device
 from ..params import Params
 from .buffers import Buffers
 from .loader import Loaded
-from .plan import Extent, Planner, extent_of, kv_box_rows, l2_sections
+from .plan import Extent, extent_of, kv_box_rows, l2_sections
+from .planner import Planner
 from .step import Step
 
 # The tensors that a call may have here, q, k and v first.
@@ -44,14 +45,21 @@ class Shortcut:
     """Launches calls of one form, with one set of heads, columns and page size, on one device, one after the other."""
 
     def __init__(
-        self, names: tuple[str, ...], problem: Problem, buffers: Buffers, planner: Planner, gpu: Device, loaded: Loaded
+        self,
+        names: tuple[str, ...],
+        problem: Problem,
+        buffers: Buffers,
+        planner: Planner,
+        gpu: Device,
+        loaded: Loaded,
+        least_rows: int,
     ) -> None:
-        """``problem`` is a call of that form, whose tensors are called ``names``."""
+        """``problem`` is a call of that form, whose tensors are called ``names``; ``least_rows`` are prefill's."""
         (planned,) = planner.plan(problem, buffers).kernels
         form, params, kernel = problem.form, problem.params, loaded.kernel
         self._gpu, self._ordinal, self._sm_count, self._context = gpu, gpu.ordinal, gpu.sm_count, gpu.context
         self._tile_m, self._tile_n, self._window_left = kernel.tile_m, kernel.tile_n, form.window[0]
-        self._page_size = problem.page_size
+        self._page_size, self._least_rows = problem.page_size, least_rows
         self._columns_and_heads = (problem.head_dim, problem.head_dim, problem.heads_q, problem.heads_kv)
         self._head_dim_v = problem.head_dim_v
         self._size, self._out_size = ELEMENT_BYTES[kernel.dtype], ELEMENT_BYTES[kernel.out_dtype]
@@ -114,7 +122,7 @@ class Shortcut:
         extent_v = extent_k if alike else self._extent_v(v, k)
         at_q, at_k, at_v = q.data_ptr(), k.data_ptr(), v.data_ptr()
         bits = a | b | c | d | e | f
-        if (columns_q, columns_k, heads_q, heads_k) != self._columns_and_heads:
+        if (columns_q, columns_k, heads_q, heads_k) != self._columns_and_heads or rows < self._least_rows:
             raise Elsewhere
         if (bits | at_q | at_k | at_v) % TMA_BYTES or bits >= MAX_STRIDE or (rows | batch | keys | outer) >= MAX_DIM:
             raise Elsewhere

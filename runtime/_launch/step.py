@@ -35,7 +35,7 @@ class LaunchConfig(ctypes.Structure):
 class Step:
     """A parameter block, the arguments that point to it, and a launch configuration; filled in for one call."""
 
-    __slots__ = ("_argv", "_fixed", "_function", "_owner", "_start", "arguments", "block", "config", "maps", "name")
+    __slots__ = ("_argv", "_fixed", "_function", "_owner", "_start", "arguments", "block", "config", "maps", "name", "used")
 
     def __init__(self) -> None:
         """Memory, and nothing in it yet."""
@@ -44,6 +44,7 @@ class Step:
         memory = memoryview(self._owner).cast("B")[self._start - ctypes.addressof(self._owner) :]
         places = {name: slice(OFFSETS[name], OFFSETS[name] + TENSOR_MAP_BYTES) for name in _MAPS}
         self.maps = {name: MapWriter(memory[at], self._start + at.start) for name, at in places.items()}
+        self.used: frozenset[str] = frozenset()  # names of the maps that its kernel reads
         self._argv = (ctypes.c_void_p * 1)(self._start)
         self.config = LaunchConfig(1, 1, 1, 1, 1, 1, 0, None, None, 0)
         self._function = ctypes.c_void_p(0)
@@ -61,6 +62,7 @@ class Step:
             self._fixed = planned.fixed
         for name, value in planned.scalars.items():
             setattr(block, name, value)
+        self.used = frozenset(planned.maps)
         for name, spec in planned.maps.items():
             self.maps[name].write(spec)
         config.gridDimX = planned.grid

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from skimattn.codegen import matrix, variables
 from skimattn.codegen.arch import ARCHS
@@ -42,15 +42,6 @@ def head_dims(phase: str, head_dim: int, head_dim_v: int) -> tuple[int, int]:
     return found
 
 
-@dataclass(frozen=True)
-class Specs:
-    """The kernels of a call: those of each phase that some request of it may be in. ``combine`` goes with ``decode``."""
-
-    prefill: KernelSpec | None
-    decode: KernelSpec | None
-    combine: KernelSpec | None
-
-
 def phases_of(problem: Problem, arch: str) -> tuple[str, ...]:
     """The phases that requests of a call may be in, from what the host knows: ``prefill``, ``decode`` or both.
 
@@ -75,12 +66,22 @@ def _has_decode(problem: Problem, arch: str) -> bool:
     return isinstance(matrix.judge(_spec(problem, arch, "decode")), matrix.Accepted)
 
 
-def specs_of(problem: Problem, arch: str) -> Specs:
-    """The kernels that the call needs; :class:`NoKernelError` if the matrix does not hold one of them."""
-    phases = phases_of(problem, arch)
-    prefill = spec_of(problem, arch, "prefill") if "prefill" in phases else None
-    decode = spec_of(problem, arch, "decode") if "decode" in phases else None
-    return Specs(prefill, decode, None if decode is None else combine_spec(decode))
+def fewest_prefill_rows(problem: Problem, arch: str) -> int:
+    """From how many rows on all requests of such calls are prefill's, whatever their keys."""
+    if not _has_decode(problem, arch):
+        return 0
+    per_kv = problem.heads_q // problem.heads_kv
+    return split.MAX_GROUPS * split.GROUP_ROWS // per_kv + 1
+
+
+def specs_of(problem: Problem, arch: str) -> dict[str, KernelSpec]:
+    """The kernels that the call needs, by phase: of each that some request may be in, and ``combine`` with ``decode``.
+
+    Raises:
+        NoKernelError: the matrix does not hold one of them.
+    """
+    specs = {phase: spec_of(problem, arch, phase) for phase in phases_of(problem, arch)}
+    return specs | {"combine": combine_spec(specs["decode"])} if "decode" in specs else specs
 
 
 def combine_spec(decode: KernelSpec) -> KernelSpec:
