@@ -25,11 +25,11 @@ from ._launch.plan import Planner
 from ._launch.prepared import PreparedLaunches
 from ._launch.shortcut import SERVED, Elsewhere, Shortcut
 from ._launch.signature import Bound, Scan, outline_of
-from ._select.dispatch import arch_of, reference_arch, spec_of
+from ._select.dispatch import arch_of, reference_arch, spec_of, specs_of
 from ._select.kernels import unbuilt_row
 from .errors import expected
 from .params import Params, forbid_changes, keep_prepared
-from .reference import prefill as reference
+from .reference import attention as reference
 
 LOGGER = logging.getLogger("skimattn")
 MAX_FORMS = 1024  # forms kept; there are as many as a model has kinds of layers and phases
@@ -143,7 +143,7 @@ def _new_launch(params: Params, scan: Scan, known: _Known, stream: Any) -> Resul
     """Launch a call whose sizes are not known, though its form may be."""
     problem = check_sizes(known.form, params)
     kernel = known.kernels.get((problem.head_dim, problem.head_dim_v)) or _choose(problem, known)
-    check_skip_map(problem, kernel.row)
+    check_skip_map(problem, kernel.row, None)
     if problem.empty or 0 in scan.addresses:
         check_addresses(params)
     handle, buffers = _buffers(params, problem.out_shape, kernel.gpu.ordinal, stream)
@@ -187,10 +187,11 @@ def _keep_form(scan: Scan, known: _Known) -> None:
 def _without_gpu(problem: Problem, stream: Any) -> Result:
     if stream is not None:
         raise expected("stream", "None with CPU tensors", repr(stream))
-    kernel = unbuilt_row(spec_of(problem, reference_arch(problem.dtype)))
-    check_skip_map(problem, kernel)
+    specs = specs_of(problem, reference_arch(problem.dtype))
+    prefill, decode = (None if spec is None else unbuilt_row(spec) for spec in (specs.prefill, specs.decode))
+    check_skip_map(problem, prefill, decode)
     buffers = make_buffers(problem.params, problem.out_shape)
     forbid_changes(problem.params)
     if not problem.empty:
-        reference.attention(problem, kernel, buffers)
+        reference.attention(problem, reference.Kernels(prefill, decode), buffers)
     return _result(problem.params, buffers)

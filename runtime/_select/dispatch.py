@@ -44,7 +44,7 @@ def head_dims(phase: str, head_dim: int, head_dim_v: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Specs:
-    """The kernels of a call: those of each phase that some request of it may be in. ``combine`` goes with ``decode``."""
+    """The kernels of a call, of the phases that its requests may be in; ``combine`` goes with ``decode``."""
 
     prefill: KernelSpec | None
     decode: KernelSpec | None
