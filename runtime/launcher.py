@@ -28,7 +28,7 @@ from ._select.dispatch import arch_of, fewest_prefill_rows, phases_of, reference
 from ._select.kernels import unbuilt_row
 from .errors import expected
 from .params import Params, forbid_changes, keep_prepared
-from .reference import prefill as reference
+from .reference import attention as reference
 
 LOGGER = logging.getLogger("skimattn")
 MAX_FORMS = 1024  # forms kept; there are as many as a model has kinds of layers and phases
@@ -201,10 +201,12 @@ def _keep_form(scan: Scan, known: _Known) -> None:
 def _without_gpu(problem: Problem, stream: Any) -> Result:
     if stream is not None:
         raise expected("stream", "None with CPU tensors", repr(stream))
-    kernel = unbuilt_row(spec_of(problem, reference_arch(problem.dtype)))
-    check_skip_map(problem, kernel)
+    specs = specs_of(problem, reference_arch(problem.dtype))
+    rows = {phase: unbuilt_row(spec) for phase, spec in specs.items()}
+    prefill, decode = rows.get("prefill"), rows.get("decode")
+    check_skip_map(problem, prefill, decode)
     buffers = make_buffers(problem.params, problem.out_shape)
     forbid_changes(problem.params)
     if not problem.empty:
-        reference.attention(problem, kernel, buffers)
+        reference.attention(problem, reference.Kernels(prefill, decode), buffers)
     return _result(problem.params, buffers)

@@ -22,6 +22,11 @@ def decodes(len_q: int, len_k: int, qheads_per_kv: int) -> bool:
     return packed <= GROUP_ROWS or (packed <= MAX_GROUPS * GROUP_ROWS and len_k >= KEYS_PER_ROW * packed)
 
 
+def most_rows(len_k: int) -> int:
+    """The most packed rows of a request that decode kernels compute, with at most ``len_k`` keys."""
+    return max(GROUP_ROWS, min(MAX_GROUPS * GROUP_ROWS, len_k // KEYS_PER_ROW))
+
+
 def leaf_tiles(tiles: int, tile_n: int) -> int:
     """Key tiles of a leaf, where ``tiles`` of ``tile_n`` keys are visible to the request: a power of two."""
     spacing = MIN_LEAF_KEYS // tile_n

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from skimattn.codegen.metadata import Kernel
+from skimattn.codegen.tiles import split
 
 from ..errors import expected
 from ..params import Params
@@ -73,19 +74,34 @@ CHECKS: Mapping[str, Callable[[Problem], None]] = {
 }
 
 
-def check_skip_map(problem: Problem, kernel: Kernel) -> None:
-    """The height and width of ``skip_map``, known once a kernel is chosen."""
+def check_skip_map(problem: Problem, prefill: Kernel | None, decode: Kernel | None) -> None:
+    """The height and width of ``skip_map``, known once the kernels are chosen that may run: it holds either's map."""
     skip_map = problem.params.skip_map
     if skip_map is None:
         return
-    for dim, count, size, items, bounded in (
-        (2, problem.len_q, kernel.group_rows, "groups of {} for {} rows", "max_seqlen_q" if problem.varlen_q else ""),
-        (3, problem.len_k, kernel.tile_n, "tiles of {} for {} keys", "max_seqlen_k" if problem.varlen_k else ""),
-    ):
-        least = -(-count // size)
+    for dim, needs in ((2, _groups(problem, prefill, decode)), (3, _tiles(problem, prefill, decode))):
+        least, why = max(needs)
         if skip_map.shape[dim] < least:
-            hint = f" ({bounded} bounds them)" if bounded else ""
-            raise expected("skip_map", f"at least {least} {items.format(size, count)}{hint}", list(skip_map.shape))
+            raise expected("skip_map", f"at least {least} {why}", list(skip_map.shape))
+
+
+def _groups(problem: Problem, prefill: Kernel | None, decode: Kernel | None) -> Iterator[tuple[int, str]]:
+    hint = " (max_seqlen_q bounds them)" if problem.varlen_q else ""
+    if prefill is not None:
+        least = -(-problem.len_q // prefill.group_rows)
+        yield least, f"groups of {prefill.group_rows} for {problem.len_q} rows{hint}"
+    if decode is not None:
+        per_kv = problem.heads_q // problem.heads_kv
+        rows = min(problem.len_q * per_kv, split.most_rows(problem.len_k))
+        least = -(-rows // decode.group_rows)
+        yield least, f"groups of {decode.group_rows} for {rows} rows of {per_kv} heads{hint}"
+
+
+def _tiles(problem: Problem, prefill: Kernel | None, decode: Kernel | None) -> Iterator[tuple[int, str]]:
+    hint = " (max_seqlen_k bounds them)" if problem.varlen_k else ""
+    for kernel in (prefill, decode):
+        if kernel is not None:
+            yield -(-problem.len_k // kernel.tile_n), f"tiles of {kernel.tile_n} for {problem.len_k} keys{hint}"
 
 
 def check_overlap(params: Params) -> None:

@@ -15,7 +15,7 @@ from .._cuda.device import device
 from ..errors import ArgumentError, NoKernelError
 from ..params import Params
 from . import kernels
-from .dispatch import REFERENCE_VARIABLE, arch_of, reference_arch, spec_of
+from .dispatch import REFERENCE_VARIABLE, arch_of, reference_arch, specs_of
 
 
 def variants() -> list[dict[str, Any]]:
@@ -81,13 +81,27 @@ def _explain_call(params: Params) -> Explanation:
         trace.append(f"arguments: accepted ({_summary(problem)})")
         on_gpu = problem.device.type == "cuda"
         arch = arch_of(device(problem.device.index or 0).capability) if on_gpu else reference_arch(problem.dtype)
-        spec = spec_of(problem, arch)
-        check_skip_map(problem, kernels.unbuilt_row(spec))
+        specs = specs_of(problem, arch)
+        rows = {phase: kernels.unbuilt_row(spec) for phase, spec in specs.items()}
+        check_skip_map(problem, rows.get("prefill"), rows.get("decode"))
     except (ArgumentError, NoKernelError) as error:
         return _refused(str(error), trace)
+    spec = specs.get("prefill") or specs["decode"]
     trace.append(f"head_dim: {problem.head_dim}, {problem.head_dim_v} run on {spec.head_dim}, {spec.head_dim_v}")
     trace.append(f"kind: {_kind_reason(problem)}")
-    return _accepted(spec, "cuda" if on_gpu else "reference", trace)
+    trace.append(f"phase: {_PHASE_REASONS['prefill' in specs, 'decode' in specs]}")
+    path = "cuda" if on_gpu else "reference"
+    if "prefill" in specs and "decode" in specs:  # what is returned is about the first of them
+        _accepted(specs["decode"], path, trace)
+    return _accepted(spec, path, trace)
+
+
+# By whether requests may be prefill's and decode's.
+_PHASE_REASONS = {
+    (True, False): "prefill, by the rows and keys of each request, and by which decode kernels there are",
+    (False, True): "decode, by the rows and keys of each request",
+    (True, True): "decode or prefill, by the rows and keys of each request, which only the device knows",
+}
 
 
 def _summary(problem: Problem) -> str:

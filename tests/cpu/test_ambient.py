@@ -12,7 +12,7 @@ import pytest
 import torch
 from skimattn import Params, launch, pack_mask, sparsity, threshold_from_scale_factor
 from skimattn._call import ambient, values
-from skimattn.reference import prefill
+from skimattn.reference import _softmax, attention
 
 BF16 = torch.bfloat16
 MKLDNN: Any = getattr(torch.backends.mkldnn, "matmul", None)  # torch 2.9 and later
@@ -142,7 +142,7 @@ def test_the_bits_are_those_of_a_fresh_process(name: str) -> None:
 @pytest.mark.parametrize("name", SHIELDED)
 def test_without_the_shield_they_are_others(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     wanted = written(nullcontext())
-    for module in (ambient, values, prefill):
+    for module in (ambient, values, attention):
         monkeypatch.setattr(module, "shielded", nullcontext)
     try:
         got = written(STATES[name]())
@@ -217,7 +217,7 @@ def test_so_are_those_of_other_kinds_of_calls(name: str, make: Callable[[], dict
 def test_where_no_dtype_is_named_they_are_others(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """A default dtype is no mode that a shield could leave, so what guards from it are names of dtypes."""
     wanted = written(nullcontext(), softcap=0.0)
-    monkeypatch.setattr(prefill, "_float", torch.tensor)
+    monkeypatch.setattr(_softmax, "_float", torch.tensor)
     got = written(STATES[name](), softcap=0.0)
     assert any(got[key].dtype != tensor.dtype or not torch.equal(got[key], tensor) for key, tensor in wanted.items())
 

@@ -13,17 +13,18 @@ from skimattn._launch.buffers import make_buffers
 from skimattn._select import kernels
 from skimattn._select.dispatch import spec_of
 from skimattn.codegen.metadata import Kernel
-from skimattn.reference import prefill as module
+from skimattn.reference import attention as module
+from skimattn.reference import prefill
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def run(params: Params, **changes: object) -> torch.Tensor:
-    """The reference of the call's kernel with some of its geometry changed."""
+    """The reference of the call's prefill kernel with some of its geometry changed."""
     problem = validate(params)
     kernel = replace(kernels.unbuilt_row(spec_of(problem, "sm90")), **changes)  # type: ignore[arg-type]
     buffers = make_buffers(params, problem.out_shape)
-    module.attention(problem, kernel, buffers)
+    module.attention(problem, module.Kernels(prefill=kernel), buffers)
     return buffers.out
 
 
@@ -172,13 +173,13 @@ def test_one_custom_mask_can_serve_all_heads_or_requests(shape: tuple[int, int])
 
 def test_geometry_comes_from_the_named_kernel() -> None:
     seen: list[Kernel] = []
-    real = module._compute_group
+    real = prefill._compute_group
 
     def spy(problem: object, kernel: Kernel, request: object, first_row: int) -> None:
         seen.append(kernel)
         real(problem, kernel, request, first_row)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_compute_group", spy)
+        patch.setattr(prefill, "_compute_group", spy)
         launch(Params(*inputs(1, 70, 100), mask="causal", skip_softmax_threshold=0.5))
     assert {kernel.name for kernel in seen} == {"skim_sm90_prefill_bf16_d64_causal_skip"} and len(seen) == 2

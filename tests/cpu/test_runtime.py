@@ -30,7 +30,7 @@ from skimattn._select import kernels
 from skimattn.codegen import matrix, metadata, pipeline
 from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.spec import KernelSpec
-from skimattn.reference import prefill as reference
+from skimattn.reference import attention as reference
 
 SPEC = KernelSpec("sm90", "prefill", "bf16", "bf16", 64, 64, "causal", False, "dense", False, False)
 
