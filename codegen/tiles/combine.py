@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..spec import KernelSpec
 from .common import Tile
-from .sm90_decode import split_traits, tile_of as decode_tile_of
+from .sm90_decode import split_traits
+from .sm90_decode import tile_of as decode_tile_of
 from .split import BRANCH_LEAVES, GROUP_ROWS, MAX_LEAVES
 
 _MAX_BRANCHES = MAX_LEAVES // BRANCH_LEAVES + 1  # neither the first leaf nor the first branch need start at a border

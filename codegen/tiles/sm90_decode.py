@@ -70,7 +70,14 @@ _TILES = {
     64: Sm90DecodeTile(tile_m=64, tile_n=128, stages=3, stages_v=3, separate_o=False, ctas_per_sm=2),
     128: Sm90DecodeTile(tile_m=64, tile_n=64, stages=3, stages_v=3, separate_o=False, ctas_per_sm=2),
     256: Sm90DecodeTile(
-        tile_m=64, tile_n=64, stages=3, stages_v=2, stages_q=2, separate_o=False, q_in_registers=False, consumer_regs=256
+        tile_m=64,
+        tile_n=64,
+        stages=3,
+        stages_v=2,
+        stages_q=2,
+        separate_o=False,
+        q_in_registers=False,
+        consumer_regs=256,
     ),
 }
 

@@ -8,7 +8,9 @@ one leaf, or a whole branch and merge on chip.
 
 from __future__ import annotations
 
-GROUP_ROWS = 64  # packed rows, in (query row, query head) order, that one wgmma tile (m64) holds and that decide together
+GROUP_ROWS = (
+    64  # packed rows, in (query row, query head) order, that one wgmma tile (m64) holds and that decide together
+)
 MAX_GROUPS = 4  # of one (request, kv head)
 KEYS_PER_ROW = 16  # a request of more than one group is decoded if it has as many keys for each packed row
 MIN_LEAF_KEYS = 256

@@ -24,7 +24,7 @@ from skimattn.codegen.tiles.split import (
 )
 
 from .._call.problem import Problem
-from .plan import WARP_THREADS, KernelLaunch, TensorMapSpec, Value, extent_of
+from .plan import WARP_THREADS, TensorMapSpec, Value, extent_of
 
 WORKSPACE_BYTES = 256 << 20  # at most, whatever the batch; what does not fit is computed in rounds
 _LEAF_BYTES = 128 << 20  # of parts that are single leaves
@@ -88,7 +88,11 @@ def _most_parts(problem: Problem, tile_n: int) -> tuple[int, int]:
     starts_anywhere = problem.mask in ("window", "chunked")
     if starts_anywhere:
         left, right = problem.window
-        keys = problem.len_k if left < 0 or (right < 0 and problem.mask == "window") else left + max(right, 0) + problem.len_q
+        keys = (
+            problem.len_k
+            if left < 0 or (right < 0 and problem.mask == "window")
+            else left + max(right, 0) + problem.len_q
+        )
         if problem.chunk_size:
             keys = min(keys, problem.chunk_size + problem.len_q)
         tiles = min(tiles, keys // tile_n + 2)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from skimattn.codegen.metadata import Kernel
-from skimattn.codegen.tiles.common import ELEMENT_BYTES, panel_columns
+from skimattn.codegen.tiles.common import ELEMENT_BYTES
 
 from .._call.problem import Problem
 from .buffers import ARGUMENTS, Buffers

@@ -35,7 +35,19 @@ class LaunchConfig(ctypes.Structure):
 class Step:
     """A parameter block, the arguments that point to it, and a launch configuration; filled in for one call."""
 
-    __slots__ = ("_argv", "_fixed", "_function", "_owner", "_start", "arguments", "block", "config", "maps", "name", "used")
+    __slots__ = (
+        "_argv",
+        "_fixed",
+        "_function",
+        "_owner",
+        "_start",
+        "arguments",
+        "block",
+        "config",
+        "maps",
+        "name",
+        "used",
+    )
 
     def __init__(self) -> None:
         """Memory, and nothing in it yet."""

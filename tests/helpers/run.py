@@ -99,8 +99,9 @@ def run_on_emulator(
     """
     from skimattn._call.validate import validate
     from skimattn._launch.buffers import make_buffers
-    from skimattn._launch.plan import make_plan
+    from skimattn._launch.planner import Planner, make_plan
     from skimattn._select import kernels
+    from skimattn._select.dispatch import combine_spec
 
     from tests.emulator import run_plan
 
@@ -108,22 +109,26 @@ def run_on_emulator(
     counter = torch.zeros(4, dtype=torch.int32)
     with _readable_values(built):
         problem = validate(params_of(built))
-        buffers = make_buffers(problem.params, problem.out_shape)
+        specs = {spec.phase: spec} | ({"combine": combine_spec(spec)} if spec.phase == "decode" else {})
+        rows = {phase: kernels.unbuilt_row(one) for phase, one in specs.items()}
+        buffers = make_buffers(problem.params, problem.out_shape, Planner(rows, sms).workspace_floats(problem))
         for tensor, value in ((buffers.out, 0x7E5A), (buffers.lse, 0x7FC00BAD)):
             if tensor is not None and not built.case.give_out:
                 _scribble(tensor, value)
-        row = kernels.unbuilt_row(spec)
-        (plan,) = make_plan(problem, row, buffers, sm_count=sms, work_counter_address=counter.data_ptr()).kernels
-    if heads_in_l2:
-        plan.scalars["heads_in_l2"] = heads_in_l2
+        if buffers.workspace is not None:
+            _scribble(buffers.workspace, 0x7FC00BAD)
+        plan = make_plan(problem, rows, buffers, sm_count=sms, work_counter_address=counter.data_ptr())
     owned = [
         *built.tensors.values(),
         counter,
-        *(x for x in (buffers.out, buffers.lse, buffers.custom_mask) if x is not None),
+        *(x for x in (buffers.out, buffers.lse, buffers.custom_mask, buffers.workspace) if x is not None),
     ]
     ranges = [(tensor.data_ptr(), extent(tensor)) for tensor in owned if tensor.numel()]
     options = {"schedule": schedule, "seed": seed, "ranges": ranges, "strict_products": strict_products}
-    run_plan(kernel or emulated(spec), plan, **options)
+    for launch in plan.kernels:
+        if heads_in_l2:
+            launch.scalars["heads_in_l2"] = heads_in_l2
+        run_plan(kernel if kernel and launch.kernel.spec == spec else emulated(launch.kernel.spec), launch, **options)
     assert int(counter[0]) == 0, f"{built.case.name}: the work counter is left at {int(counter[0])}"
     returned = (buffers.out, buffers.lse) if buffers.lse is not None and not built.case.give_out else buffers.out
     return result_of(built, returned)
