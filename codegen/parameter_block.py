@@ -78,9 +78,7 @@ FIELDS: tuple[Field, ...] = (
     _pointer("seqused_q", "const int32_t", "[batch] rows in use; null = all"),
     _pointer("seqused_k", "const int32_t", "[batch] keys in use; null = all"),
     _pointer("page_table", "const int32_t", "[batch, page_table_stride] page numbers"),
-    _pointer(
-        "partial", "float", "decode: states of parts, a row after the other: columns, maximum (log2), sum, padding"
-    ),
+    _pointer("partial", "float", "decode: states of parts, row by row: columns, maximum (log2), sum, padding"),
     _pointer("work_counter", "uint32_t", "ticket of the tile scheduler; zero before and after every launch"),
     _int64("out_stride_batch", "elements"),
     _int64("out_stride_row", "elements"),
@@ -120,9 +118,7 @@ FIELDS: tuple[Field, ...] = (
     _int32("stats_stride_head", "pairs"),
     _int32("heads_in_l2", "work order: (request, kv head) pairs, or kv heads of a ragged batch, that share L2"),
     _int32("requests_in_l2", "work order of a ragged batch: requests, at most 32, that share L2 with them"),
-    _int32(
-        "decode_always_rows", "packed rows up to which a request is decode's, which prefill leaves to it; 0 = none is"
-    ),
+    _int32("decode_always_rows", "packed rows up to which a request is decode's; 0 = none is"),
     _int32("decode_most_rows", "packed rows up to which it is if it has many keys"),
     _int32("decode_keys_per_row", "how many for each of them"),
     _int32("mask", "combine: code of the mask feature"),

@@ -16,13 +16,14 @@ from ._call.outputs import check_skip_map
 from ._call.problem import Form, Problem
 from ._call.sizes import check_sizes
 from ._call.validate import check_addresses, validate
-from ._cuda import streams
+from ._cuda import memory, streams
 from ._cuda.device import Device, device
 from ._launch import loader
 from ._launch.buffers import Buffers, make_buffers
+from ._launch.look import Elsewhere
 from ._launch.planner import Planner
 from ._launch.prepared import PreparedLaunches
-from ._launch.shortcut import SERVED, Elsewhere, Shortcut
+from ._launch.shortcut import SERVED, Shortcut
 from ._launch.signature import Bound, Scan, outline_of
 from ._select.dispatch import arch_of, fewest_prefill_rows, phases_of, reference_arch, specs_of
 from ._select.kernels import unbuilt_row
@@ -74,7 +75,10 @@ def _enqueue(bound: Bound, params: Params, stream: Any) -> Result:
     prepared = bound.prepared
     if stream is None and prepared.only_out:  # the common case, without what it does not need
         q = params.q
-        out = torch.empty_like(q) if prepared.out_like_q else q.new_empty(prepared.out_shape, dtype=prepared.out_dtype)
+        if prepared.plain:
+            out = memory.empty(prepared.out_shape, prepared.out_strides, prepared.out_dtype, prepared.ordinal)
+        else:
+            out = q.new_empty(prepared.out_shape, dtype=prepared.out_dtype)
         made: tuple[int, ...] = (out.data_ptr(),)
         if prepared.workspace_floats:
             workspace = q.new_empty(prepared.workspace_floats, dtype=torch.float32)
@@ -110,8 +114,7 @@ def _result(params: Params, buffers: Buffers) -> Result:
 def _first_launch(params: Params, stream: Any) -> Result:
     """Launch a GPU call object that was not launched before, or whose tensors changed."""
     try:
-        outline, values = outline_of(params)
-        tensors = outline.pick(values)
+        outline, tensors = outline_of(params)
         if outline.shortcut is not None and stream is None and type(params) is Params:  # a new object
             try:
                 out = outline.shortcut.launch(params, tensors)
@@ -120,7 +123,7 @@ def _first_launch(params: Params, stream: Any) -> Result:
             else:
                 forbid_changes(params)
                 return out
-        scan = Scan(outline, values, tensors)
+        scan = Scan(params, outline, tensors)
         known = _forms.get(scan.form)
     except (AttributeError, TypeError, RuntimeError):  # not a (dense) tensor, or a value that cannot be hashed
         validate(params)  # says what is wrong

@@ -1,7 +1,8 @@
 """The CUDA driver through ``cuda.bindings``, imported at first use: errors as exceptions, contexts, capture modes.
 
 What runs in every launch goes through plain ctypes (:func:`raw`), whose arguments can be made once: encoding a tensor
-map takes 0.7 us so, 1.9 us through ``cuda.bindings`` (bench/NOTES.md, host time).
+map takes 0.7 us so, 1.9 us through ``cuda.bindings``. Cheapest are arguments of the kind that ``ctypes.byref`` and
+``c_void_p.from_param`` return, which ctypes does not convert in every call (bench/NOTES.md, host time).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from ..errors import CudaError
 _lock = threading.Lock()
 _module: Any = None
 _library: Any = None
+_brief_library: Any = None
 
 
 def bindings() -> Any:
@@ -39,14 +41,18 @@ def _initialise() -> Any:
     return driver
 
 
-def raw(name: str) -> Any:
-    """The driver function ``name`` as ctypes calls it: arguments are ctypes objects or ints, the result is a status."""
-    global _library
+def raw(name: str, *, brief: bool = False) -> Any:
+    """The driver function ``name`` as ctypes calls it: arguments are ctypes objects or ints, the result is a status.
+
+    One that is ``brief`` never waits, so it runs without handing on the interpreter, which takes longer than it does.
+    """
+    global _library, _brief_library
     if _library is None:
         bindings()
         with _lock:
+            _brief_library = _brief_library or ctypes.PyDLL("libcuda.so.1")
             _library = _library or ctypes.CDLL("libcuda.so.1")
-    return getattr(_library, name)
+    return getattr(_brief_library if brief else _library, name)
 
 
 def _raise_for(call: str, driver: Any, status: Any) -> None:

@@ -24,7 +24,8 @@ from skimattn.codegen.tiles.split import (
 )
 
 from .._call.problem import Problem
-from .plan import WARP_THREADS, TensorMapSpec, Value, extent_of
+from .extent import extent_of
+from .plan import WARP_THREADS, TensorMapSpec, Value
 
 WORKSPACE_BYTES = 256 << 20  # at most, whatever the batch; what does not fit is computed in rounds
 _LEAF_BYTES = 128 << 20  # of parts that are single leaves

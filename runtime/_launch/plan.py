@@ -11,8 +11,10 @@ import torch
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.tiles.common import ELEMENT_BYTES
 
+from .._call.checks import MAX_DIM
 from .._call.problem import Problem
 from .buffers import ARGUMENTS, Buffers
+from .extent import extent_of
 
 L2_KV_BYTES = 32 << 20  # keys and values that stay in L2 while a section of heads is worked on
 LEAST_BOX_ROWS = 16  # of one copy from what is not paged
@@ -80,8 +82,14 @@ def kv_box_rows(len_k: int, tile_n: int) -> int:
     return min(tile_n, max(LEAST_BOX_ROWS, 1 << max(0, len_k - 1).bit_length()))
 
 
+def kv_box_lengths(box_rows: int, tile_n: int) -> range:
+    """The lengths of which :func:`kv_box_rows` says ``box_rows``."""
+    fewer = 1 << (box_rows - 1).bit_length() - 1  # rows of the box that is one smaller
+    return range(fewer + 1 if box_rows > LEAST_BOX_ROWS else 0, box_rows + 1 if box_rows < tile_n else MAX_DIM)
+
+
 def shared_in_l2(problem: Problem, varlen_q: bool) -> tuple[int, int]:
-    """What shares L2 in the work order: (request, kv head) pairs and 0, or, with ``varlen_q``, kv heads and requests."""
+    """What shares L2 in the work order: (request, kv head) pairs and 0; with ``varlen_q`` kv heads and requests."""
     batch = problem.batch
     keys = batch * problem.len_k if problem.params.cu_seqlens_k is None else problem.keys
     if problem.form.paged:
@@ -95,12 +103,16 @@ def l2_sections(batch: int, heads_kv: int, head_bytes: int, varlen_q: bool) -> t
 
     All requests count as equally long: how they differ is not known here.
     """
-    fitting = L2_KV_BYTES * batch // max(1, head_bytes)
+    fitting = L2_KV_BYTES * batch // (head_bytes or 1)
     if not varlen_q:
-        return max(1, min(fitting, batch * heads_kv)), 0
-    most = max(1, min(fitting, batch, WARP_THREADS))
+        pairs = batch * heads_kv  # no calls of min and max: every launch in new sizes comes here
+        return (fitting or 1) if fitting < pairs else pairs, 0
+    most = batch if batch < WARP_THREADS else WARP_THREADS
+    if fitting < most:
+        most = fitting or 1
     requests = -(-batch // -(-batch // most))  # the same number of sections, the last of which is not small
-    return max(1, min(fitting // requests, heads_kv)), requests
+    heads = fitting // requests
+    return (heads or 1) if heads < heads_kv else heads_kv, requests
 
 
 def argument(problem: Problem, buffers: Buffers, name: str) -> torch.Tensor | None:
@@ -193,31 +205,6 @@ def fixed_scalars(problem: Problem, kernel: Kernel) -> dict[str, Value]:
         "bias_scale": 1 / unit if form.alibi else 0.0,
         **paged,
     }
-
-
-Extent = tuple[int, int, int, int, int, int, int]  # of a map: its four dims, then its three strides in bytes
-
-
-def extent_of(shape: tuple[int, ...], strides: tuple[int, ...], size: int, hnd: bool = False) -> Extent:
-    """Dims and strides of the map over ``[rows, heads, columns]``, ``[outer, rows, heads, columns]`` or, with ``hnd``,
-    ``[outer, heads, rows, columns]``, of elements of ``size`` bytes; any legal stride where there is only one index.
-    """
-    if len(shape) == 3:
-        (rows, heads, columns), outer, (row, head, _), request = shape, 1, strides, 0
-    elif hnd:
-        (outer, heads, rows, columns), (request, head, row, _) = shape, strides
-    else:
-        (outer, rows, heads, columns), (request, row, head, _) = shape, strides
-    legal = columns * size
-    return (
-        columns,
-        rows or 1,
-        heads or 1,
-        outer or 1,
-        row * size if rows > 1 else legal,
-        head * size if heads > 1 else legal,
-        request * size if outer > 1 else legal,
-    )
 
 
 def map_of(tensor: torch.Tensor, dtype: str, box: Box, problem: Problem, hnd: bool = False) -> TensorMapSpec:

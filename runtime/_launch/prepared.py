@@ -16,7 +16,7 @@ from .._call.checks import TMA_BYTES, span_bytes
 from .._call.dtypes import default_out_dtype
 from .._call.options import multiple_of
 from .._call.problem import Problem
-from .._cuda import driver
+from .._cuda import driver, memory, streams
 from .._cuda.device import Device
 from .buffers import WORKSPACE, Buffers
 from .loader import Loaded
@@ -46,7 +46,7 @@ class Prepared:
         self._lock = threading.Lock()
         self._steps: list[Step] = []
         self._counter = self._stream = -1
-        self._launch, self._current = driver.raw("cuLaunchKernelEx"), driver.raw("cuCtxGetCurrent")
+        self._launch, self._current = driver.raw("cuLaunchKernelEx"), driver.raw("cuCtxGetCurrent", brief=True)
         self._found = ctypes.c_void_p(0)
         self._found_at = ctypes.byref(self._found)
 
@@ -75,8 +75,8 @@ class Prepared:
             self.token = None  # until all of it is there
             self.ordinal, self.out_shape = device.ordinal, problem.out_shape
             self.out_dtype = default_out_dtype(params.q.dtype)
-            same = problem.head_dim == problem.head_dim_v and params.q.dtype == self.out_dtype
-            self.out_like_q = same and params.q.is_contiguous()
+            self.out_strides = buffers.out.stride()  # read for outputs that are made, which are contiguous
+            self.plain = type(params.q) in memory.PLAIN
             made = buffers.made(params)
             self.only_out = made in (("out",), ("out", WORKSPACE)) and not params.return_lse
             self.workspace_floats = 0 if buffers.workspace is None else buffers.workspace.numel()
@@ -86,7 +86,7 @@ class Prepared:
             self.steps = self._steps[: len(plan.kernels)]
             for step, planned in zip(self.steps, plan.kernels, strict=True):
                 step.fill(planned, loaded[planned.kernel.phase])
-            self._counter = -1  # the block's may be gone
+            self._counter = self._stream = -1  # the block's may be gone
             self._threshold = problem.threshold
             # What is replaced by a tensor that every launch makes is not pointed to.
             self._names = (*["" if name in made else name for name in names], *made)
@@ -150,14 +150,15 @@ class Prepared:
         return True
 
     def _enqueue(self, addresses: Sequence[int], made: Sequence[int], threshold: float, stream: int) -> None:
-        counter = self._counters.of_launch(stream)
         if addresses is not self._last:
             self._move(addresses, 0)
             self._last = addresses
         if made:
             self._move(made, len(addresses))
-        if counter != self._counter or threshold != self._threshold or stream != self._stream:
-            self._set_numbers(counter, threshold, stream)
+        if threshold != self._threshold or stream != self._stream or stream != streams.LEGACY:
+            counter = self._counters.of_launch(stream)
+            if counter != self._counter or threshold != self._threshold or stream != self._stream:
+                self._set_numbers(counter, threshold, stream)
         for step in self.steps:
             status = self._launch(*step.arguments)
             if status:

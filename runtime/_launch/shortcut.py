@@ -13,32 +13,35 @@ import threading
 from collections.abc import Sequence
 
 import torch
+from skimattn.codegen.parameter_block import OFFSETS
 from skimattn.codegen.tiles.common import ELEMENT_BYTES
 
 from .._call.arguments import POINTERS
 from .._call.checks import MAX_DIM, MAX_STRIDE, TMA_BYTES, span_bytes
 from .._call.options import threshold_value
 from .._call.problem import Problem
-from .._cuda import driver, streams
+from .._cuda import driver, memory, streams
 from .._cuda.device import Device
 from ..params import Params
 from .buffers import Buffers
+from .extent import Extent
 from .loader import Loaded
-from .plan import Extent, extent_of, kv_box_rows, l2_sections
+from .look import Elsewhere, Looks, Side
+from .plan import kv_box_lengths, l2_sections
 from .planner import Planner
-from .step import Step
+from .step import Step, writer
+from .tensormap import address_comes_first
 
 # The tensors that a call may have here, q, k and v first.
 _LENGTHS = ("page_table", "cu_seqlens_q", "cu_seqlens_k", "seqused_k")
 SERVED = frozenset(("q", "k", "v", *_LENGTHS, "skip_softmax_threshold", "out"))
 _POINTER_OF = {name: field for field, name in POINTERS.items()}
+_WORD = 8  # bytes of an address
 _NEAR = 1 << 31  # entries of a page table
-# How many more entries they have than there are requests.
-_EXTRA = {"cu_seqlens_q": 1, "cu_seqlens_k": 1, "seqused_k": 0, "skip_softmax_threshold": 0}
-
-
-class Elsewhere(Exception):
-    """This call is for others to launch, or to refuse; nothing happened yet."""
+_Q_AT, _K_AT, _V_AT, _O_AT, _OUT_AT, _COUNTER_AT = (
+    OFFSETS[name] // _WORD for name in ("tma_q", "tma_k", "tma_v", "tma_o", "out", "work_counter")
+)
+_MORE = {"cu_seqlens_q": 1, "cu_seqlens_k": 1}  # elements than requests
 
 
 class Shortcut:
@@ -58,41 +61,71 @@ class Shortcut:
         (planned,) = planner.plan(problem, buffers).kernels
         form, params, kernel = problem.form, problem.params, loaded.kernel
         self._gpu, self._ordinal, self._sm_count, self._context = gpu, gpu.ordinal, gpu.sm_count, gpu.context
-        self._tile_m, self._tile_n, self._window_left = kernel.tile_m, kernel.tile_n, form.window[0]
-        self._page_size, self._least_rows = problem.page_size, least_rows
-        self._columns_and_heads = (problem.head_dim, problem.head_dim, problem.heads_q, problem.heads_kv)
-        self._head_dim_v = problem.head_dim_v
-        self._size, self._out_size = ELEMENT_BYTES[kernel.dtype], ELEMENT_BYTES[kernel.out_dtype]
-        self._key_bytes = (problem.head_dim + problem.head_dim_v) * self._size
-        self._paged, self._hnd = form.paged, form.paged and params.kv_layout == "HND"
+        self._counter = 0  # of the default stream, once it is known
+        self._tile_m, self._window_left, self._least_rows = kernel.tile_m, form.window[0], least_rows
+        self._page_size, self._heads_q, self._heads_kv = problem.page_size, problem.heads_q, problem.heads_kv
+        self._key_bytes = (problem.head_dim + problem.head_dim_v) * ELEMENT_BYTES[kernel.dtype]
         self._ragged_q, self._ragged_k = form.ragged, params.cu_seqlens_k is not None
         self._lengths_k = self._ragged_k or params.seqused_k is not None
         self._host_threshold = form.skip != "dense" and not isinstance(params.skip_softmax_threshold, torch.Tensor)
-        self._dtype, self._ranks = params.q.dtype, (params.q.dim(), params.k.dim())
         self._given_out = params.out is not None  # the last of the names then
-        others = names[3:-1] if self._given_out else names[3:]
-        rest = {"skip_softmax_threshold": (problem.heads_q,)}  # of the shape, where there are two dimensions
-        self._others = []
-        for name in others:
-            tensor = getattr(params, name)
-            tail = rest.get(name, ()) if tensor.dim() == 2 else ()
-            self._others.append((_POINTER_OF[name], tensor.dtype, _EXTRA.get(name), tail))
-        self._fields = [field for field, *_ in self._others]
-        self._offsets_q = others.index("cu_seqlens_q") if form.ragged else -1
-        self._table = others.index("page_table") if form.paged else -1
-        self._v_like_k = problem.head_dim == problem.head_dim_v
-        self._out_dtype, self._out_like_q = buffers.out.dtype, self._v_like_k and buffers.out.dtype == params.q.dtype
-        self._box_rows = planned.maps["tma_k"].box[1]
-        self._step, self._lock = Step(), threading.Lock()
-        self._sizes: tuple[object, ...] | None = None  # that the step was filled in for
-        self._step.fill(planned, loaded)
-        maps = self._step.maps
-        self._to_q, self._to_k, self._to_v, self._to_o = maps["tma_q"], maps["tma_k"], maps["tma_v"], maps["tma_o"]
-        self._start, self._current = driver.raw("cuLaunchKernelEx"), driver.raw("cuCtxGetCurrent")
+        self._looks = Looks(names, problem, gpu.ordinal)
+        self._twin_at = self._looks.twin_at
+        self._find_others(names[3:-1] if self._given_out else names[3:], problem)
+        self._lengths_in_box = range(MAX_DIM)
+        if not form.paged:
+            self._lengths_in_box = kv_box_lengths(planned.maps["tma_k"].box[1], kernel.tile_n)
+        self._start, self._current = driver.raw("cuLaunchKernelEx"), driver.raw("cuCtxGetCurrent", brief=True)
         self._found = ctypes.c_void_p(0)
         self._found_at = ctypes.byref(self._found)
+        self._lock = threading.Lock()
+        self._sizes: tuple[object, ...] | None = None  # that the step was filled in for
+        self._step = Step()
+        self._step.fill(planned, loaded)
+        self._prepare_out(problem, buffers)
+        self._prepare_writers()
 
-    def launch(self, params: Params, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _find_others(self, names: Sequence[str], problem: Problem) -> None:
+        """What there is besides q, k, v and the output."""
+        params = problem.params
+        self._measured = bool(names) or params.max_seqlen_q is not None or params.max_seqlen_k is not None
+        self._table = names.index("page_table") if "page_table" in names else -1
+        self._offsets_q = names.index("cu_seqlens_q") if "cu_seqlens_q" in names else -1
+        self._pointers_at = [OFFSETS[_POINTER_OF[name]] // _WORD for name in names]
+        self._counts = []  # of elements: so many more than requests, times so many; 0 = it is looked at apart
+        self._threshold_strides: tuple[int, ...] = ()
+        for name in names:
+            per_head = getattr(params, name).dim() == 2
+            times = problem.heads_q if per_head else 1
+            self._counts.append((_MORE.get(name, 0), 0 if name == "page_table" else times))
+            if name == "skip_softmax_threshold":
+                self._threshold_strides = (times, 1) if per_head else (1, 0)
+
+    def _prepare_out(self, problem: Problem, buffers: Buffers) -> None:
+        """Outputs are contiguous here, whoever made them."""
+        columns, heads, size = problem.head_dim_v, problem.heads_q, buffers.out.element_size()
+        self._plain = type(problem.params.q) in memory.PLAIN
+        self._head_dim_v, self._out_dtype, self._out_size = columns, buffers.out.dtype, size
+        self._row_out = heads * columns
+        self._dense = columns, heads, heads * columns * size, columns * size, columns * size  # as in a Side
+        self._out_like_q = problem.head_dim == columns and buffers.out.dtype == problem.params.q.dtype
+
+    def _prepare_writers(self) -> None:
+        """What writes what differs from call to call."""
+        block, maps = self._step.memory, self._step.maps
+        self._words = block.cast("Q")
+        self._to_q, self._to_k, self._to_v, self._to_o = maps["tma_q"], maps["tma_k"], maps["tma_v"], maps["tma_o"]
+        self._write_lengths = writer(block, "batch", "heads_q", "heads_kv", "len_q", "len_k")
+        self._write_window = writer(block, "page_table_stride", "window_left")
+        self._write_sections = writer(block, "heads_in_l2", "requests_in_l2")
+        # Everything is contiguous here, but need not have been in the call that the step was filled in for.
+        writer(block, "out_stride_row", "out_stride_head")(self._row_out, self._head_dim_v)
+        if self._threshold_strides:
+            writer(block, "threshold_stride_batch", "threshold_stride_head")(*self._threshold_strides)
+        self._batch_stride_at = OFFSETS["out_stride_batch"] // _WORD
+        self._addresses_first = address_comes_first()
+
+    def launch(self, params: Params, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Enqueue on torch's current stream; the output.
 
         Raises:
@@ -100,88 +133,93 @@ class Shortcut:
         """
         # Note: long and plain on purpose. Half a microsecond here is one on the hosts of GPUs, and a call for each of
         # these steps made them twice as slow.
-        q, k, v = tensors[:3]
-        others = tensors[3:-1] if self._given_out else tensors[3:]
-        dtype, ordinal = self._dtype, self._ordinal
-        if q.dtype is not dtype or k.dtype is not dtype or v.dtype is not dtype:
-            raise Elsewhere
-        if q.is_neg() or k.is_neg() or v.is_neg():
-            raise Elsewhere
-        if q.get_device() != ordinal or k.get_device() != ordinal or v.get_device() != ordinal:
-            raise Elsewhere
-        if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in tensors]):
-            raise Elsewhere
-        shape_q, shape_k, strides_q, strides_k = q.shape, k.shape, q.stride(), k.stride()
-        if (len(shape_q), len(shape_k)) != self._ranks or 0 in shape_q or 0 in shape_k:
-            raise Elsewhere
-        size = self._size
-        extent_q, extent_k = extent_of(shape_q, strides_q, size), extent_of(shape_k, strides_k, size, self._hnd)
-        columns_q, rows, heads_q, batch, a, b, c = extent_q
-        columns_k, keys, heads_k, outer, d, e, f = extent_k
-        alike = self._v_like_k and v.shape == shape_k and v.stride() == strides_k
-        extent_v = extent_k if alike else self._extent_v(v, k)
-        at_q, at_k, at_v = q.data_ptr(), k.data_ptr(), v.data_ptr()
-        bits = a | b | c | d | e | f
-        if (columns_q, columns_k, heads_q, heads_k) != self._columns_and_heads or rows < self._least_rows:
-            raise Elsewhere
-        if (bits | at_q | at_k | at_v) % TMA_BYTES or bits >= MAX_STRIDE or (rows | batch | keys | outer) >= MAX_DIM:
-            raise Elsewhere
-        if strides_q[-1] != 1 or strides_k[-1] != 1 or not (at_q and at_k and at_v):
-            raise Elsewhere
-        pointers = [tensor.data_ptr() for tensor in others]
-        if 0 in pointers:
-            raise Elsewhere
-        if others or params.max_seqlen_q is not None or params.max_seqlen_k is not None:
-            batch, len_q, len_k, total = self._lengths(params, others, rows, batch, keys, outer)
+        looks, at = self._looks, self._twin_at
+        recent, compared = looks.recent, tensors
+        if at and tensors[at] is tensors[at - 1]:
+            recent, compared = looks.recent_twins, tensors[:at] + tensors[at + 1 :]
+        for look in recent:
+            if look.alike(*compared):
+                break
         else:
-            len_q, len_k, total = rows, keys, batch * keys
-            if outer != batch or kv_box_rows(keys, self._tile_n) != self._box_rows:
+            look = looks.examine(tensors)
+        q, k, v = tensors[:3]
+        shape_q, shape_k, at_q, at_k, at_v = q.shape, k.shape, q.data_ptr(), k.data_ptr(), v.data_ptr()
+        extent_q, extent_k = _extent(q, shape_q, look.q), _extent(k, shape_k, look.k)
+        rows, batch, keys, outer = extent_q[1], extent_q[3], extent_k[1], extent_k[3]
+        alike = look.v == look.k and v.shape == shape_k and (outer == 1 or v.stride() == k.stride())
+        extent_v = extent_k if alike else _extent(v, v.shape, look.v)
+        if (at_q | at_k | at_v) % TMA_BYTES or not (at_q and at_k and at_v) or rows < self._least_rows:
+            raise Elsewhere
+        if not alike and (extent_v[1] != keys or extent_v[3] != outer):
+            raise Elsewhere
+        pointers: Sequence[int] = ()
+        ragged_q = self._ragged_q
+        if self._measured:
+            others = tensors[3:-1] if self._given_out else tensors[3:]
+            requests = others[self._offsets_q].numel() - 1 if ragged_q else batch
+            pointers = self._pointers(others, requests)
+            len_q, len_k, total, width = self._lengths(params, others, rows, requests, keys, outer)
+        else:
+            requests, len_q, len_k, total, width = batch, rows, keys, batch * keys, 0
+            if outer != batch:
                 raise Elsewhere
-        like_q = self._out_like_q and q.is_contiguous()
+        if len_k not in self._lengths_in_box:
+            raise Elsewhere
+        ordinal, row_out = self._ordinal, self._row_out
         if self._given_out:
             out = self._check_out(shape_q, tensors)
-        elif like_q:
-            out = torch.empty_like(q)
+        elif self._plain:
+            columns = self._head_dim_v
+            strides = (row_out, columns, 1) if ragged_q else (rows * row_out, row_out, columns, 1)
+            out = memory.empty((*shape_q[:-1], columns), strides, self._out_dtype, ordinal)
         else:
             out = q.new_empty((*shape_q[:-1], self._head_dim_v), dtype=self._out_dtype)
-        address, strides, stream = out.data_ptr(), out.stride(), streams.current(ordinal)
-        counter, step, tiles = self._gpu.counters.of_launch(stream), self._step, -(-rows // self._tile_m)
+        address, stream = out.data_ptr(), streams.current(ordinal)
+        counter = self._counter if stream == streams.LEGACY else 0
+        if not counter:
+            counter = self._find_counter(stream)
         with self._lock:
-            block, config = step.block, step.config
-            sizes = (extent_q, extent_k, extent_v, strides, batch, len_q, len_k, total)
-            if sizes == self._sizes:
-                self._to_q.move(at_q)
-                self._to_k.move(at_k)
-                self._to_v.move(at_v)
-                self._to_o.move(address)
-            else:
+            step, words, config = self._step, self._words, self._step.config
+            sizes = (extent_q, extent_k, extent_v, requests, len_q, len_k, total, width)
+            if sizes != self._sizes:
                 self._sizes = None  # until all of it is there
                 self._to_q.rewrite(at_q, extent_q)
                 self._to_k.rewrite(at_k, extent_k)
                 if alike:
-                    self._to_v.copy(self._to_k, at_v)
+                    self._to_v.memory[:] = self._to_k.memory
                 else:
                     self._to_v.rewrite(at_v, extent_v)
-                if like_q:
-                    self._to_o.copy(self._to_q, address)
+                columns, heads, row, head, legal = self._dense
+                batch_stride = 0 if ragged_q else rows * row_out
+                request = batch_stride * self._out_size if batch > 1 else legal
+                extent_out = columns, rows, heads, batch, row if rows > 1 else legal, head, request
+                if self._out_like_q and extent_out == extent_q:
+                    self._to_o.memory[:] = self._to_q.memory
                 else:
-                    self._to_o.rewrite(address, extent_of(out.shape, strides, self._out_size))
-                block.batch, block.len_q, block.len_k = batch, len_q, len_k
-                sections = l2_sections(batch, heads_k, total * self._key_bytes, self._ragged_q)
-                block.heads_in_l2, block.requests_in_l2 = sections
-                block.window_left = min(self._window_left, len_k)
-                block.out_stride_row, block.out_stride_head = strides[-3], strides[-2]
-                block.out_stride_batch = 0 if self._ragged_q else strides[0]
-                config.gridDimX = min(self._sm_count, (tiles + batch if self._ragged_q else tiles * batch) * heads_q)
+                    self._to_o.rewrite(address, extent_out)
+                words[self._batch_stride_at] = batch_stride
+                self._write_lengths(requests, self._heads_q, self._heads_kv, len_q, len_k)
+                self._write_window(width, self._window_left if self._window_left < len_k else len_k)
+                self._write_sections(*l2_sections(requests, self._heads_kv, total * self._key_bytes, ragged_q))
+                tiles = -(-rows // self._tile_m)
+                items = (tiles + requests if ragged_q else tiles * requests) * self._heads_q
+                config.gridDimX = items if items < self._sm_count else self._sm_count
                 self._sizes = sizes
-            block.out, block.work_counter, config.hStream = address, counter, stream
-            if others:
-                for field, at in zip(self._fields, pointers, strict=True):
-                    setattr(block, field, at)
-                if self._paged:
-                    block.page_table_stride = others[self._table].shape[1]
+            if self._addresses_first:
+                words[_Q_AT], words[_K_AT], words[_V_AT], words[_O_AT] = at_q, at_k, at_v, address
+            else:
+                self._to_q.move(at_q)
+                self._to_k.move(at_k)
+                self._to_v.move(at_v)
+                self._to_o.move(address)
+            words[_OUT_AT], words[_COUNTER_AT], config.hStream = address, counter, stream
+            for at, pointer in zip(self._pointers_at, pointers, strict=True):
+                words[at] = pointer
             if self._host_threshold:
-                block.threshold_value = threshold_value(params)
+                threshold = params.skip_softmax_threshold
+                if type(threshold) is not float or not 0.0 <= threshold <= 1.0:
+                    threshold = threshold_value(params)
+                step.block.threshold_value = threshold
             self._current(self._found_at)
             if self._found.value != self._context:
                 with driver.current_context(self._context):
@@ -196,9 +234,7 @@ class Shortcut:
         """The output that the caller gave, which is as one that is made here would be, and apart from everything."""
         *inputs, out = tensors
         start = out.data_ptr()
-        if out.dtype is not self._out_dtype or out.get_device() != self._ordinal or out.is_neg() or not start:
-            raise Elsewhere
-        if out.shape != (*shape_q[:-1], self._head_dim_v) or not out.is_contiguous() or start % TMA_BYTES:
+        if out.shape != (*shape_q[:-1], self._head_dim_v) or not out.is_contiguous() or start % TMA_BYTES or not start:
             raise Elsewhere
         end = start + out.numel() * self._out_size
         for tensor in inputs:
@@ -207,46 +243,34 @@ class Shortcut:
                 raise Elsewhere
         return out
 
-    def _extent_v(self, v: torch.Tensor, k: torch.Tensor) -> Extent:
-        """What V's map covers where it looks unlike K's."""
-        shape, strides = v.shape, v.stride()
-        if shape[:-1] != k.shape[:-1] or shape[-1] != self._head_dim_v or strides[-1] != 1:
-            raise Elsewhere
-        extent = extent_of(shape, strides, self._size, self._hnd)
-        bits = extent[4] | extent[5] | extent[6]
-        if bits % TMA_BYTES or bits >= MAX_STRIDE:
-            raise Elsewhere
-        return extent
+    def _find_counter(self, stream: int) -> int:
+        counter = self._gpu.counters.of_launch(stream)
+        if stream == streams.LEGACY:
+            self._counter = counter
+        return counter
+
+    def _pointers(self, others: Sequence[torch.Tensor], batch: int) -> list[int]:
+        """Where they are, if they have as many elements as so many requests need."""
+        pointers: list[int] = []
+        last, count, pointer = None, 0, 0
+        for tensor, (more, times) in zip(others, self._counts, strict=True):
+            if tensor is not last:
+                last, count, pointer = tensor, tensor.numel(), tensor.data_ptr()
+            if not pointer or (times and count != (batch + more) * times):
+                raise Elsewhere
+            pointers.append(pointer)
+        return pointers
 
     def _lengths(
         self, params: Params, others: Sequence[torch.Tensor], rows: int, batch: int, keys: int, outer: int
     ) -> tuple[int, int, int, int]:
-        """Requests, the most rows and keys of one, and keys of all, if all tensors agree on them."""
-        len_q, len_k, page_size = rows, keys, self._page_size
-        if others:
-            if self._ragged_q:
-                batch = others[self._offsets_q].shape[0] - 1
-            known: tuple[torch.Tensor, int | None] | None = None
-            for (_, dtype, extra, tail), tensor in zip(self._others, others, strict=True):
-                if known is not None and tensor is known[0] and extra == known[1]:
-                    continue  # one tensor of offsets for queries and keys
-                if tensor.dtype is not dtype or tensor.get_device() != self._ordinal or not tensor.is_contiguous():
-                    raise Elsewhere
-                if extra is not None and tensor.shape != (batch + extra, *tail):
-                    raise Elsewhere
-                if tensor.is_neg():
-                    raise Elsewhere
-                known = tensor, extra
+        """The most rows and keys of a request, keys of all, and entries of the page table for one, if all agree."""
+        len_q, len_k, page_size, width = rows, keys, self._page_size, 0
         if page_size:
-            table = others[self._table].shape
-            len_k = table[-1] * page_size
-            if (
-                len(table) != 2
-                or table[0] != batch
-                or keys != page_size
-                or len_k >= MAX_DIM
-                or batch * table[-1] >= _NEAR
-            ):
+            table = others[self._table]
+            entries, width = table.shape
+            len_k = width * page_size
+            if entries != batch or len_k >= MAX_DIM or batch * width >= _NEAR or not table.is_contiguous():
                 raise Elsewhere
         elif not self._ragged_k and outer != batch:
             raise Elsewhere
@@ -254,14 +278,29 @@ class Shortcut:
             len_q = _cut(params.max_seqlen_q, rows, known=not self._ragged_q)
         if params.max_seqlen_k is not None:
             len_k = _cut(params.max_seqlen_k, len_k, known=not self._lengths_k)
-        if batch < 1 or (not page_size and kv_box_rows(len_k, self._tile_n) != self._box_rows):
+        if batch < 1:
             raise Elsewhere
         total = keys if self._ragged_k else batch * len_k
-        return batch, len_q, len_k, min(total, outer * page_size) if page_size else total
+        return len_q, len_k, min(total, outer * page_size) if page_size else total, width
 
 
 def _cut(hint: object, most: int, *, known: bool) -> int:
     """The longest request, as the caller says, cut to ``most``; ``known`` = all have that length."""
     if type(hint) is not int or hint < 0 or (known and hint < most):
         raise Elsewhere
-    return min(hint, most)
+    return hint if hint < most else most
+
+
+def _extent(tensor: torch.Tensor, shape: tuple[int, ...], side: Side) -> Extent:
+    """What :func:`.extent.extent_of` says of a tensor of which only rows, requests and their stride are not known."""
+    columns, heads, row, head, legal, size, rows_at = side
+    outer, rows, request = 1, shape[rows_at], legal
+    if len(shape) == 4:
+        outer = shape[0]
+        if outer > 1:
+            request = tensor.stride()[0] * size
+            if request % TMA_BYTES or request >= MAX_STRIDE:
+                raise Elsewhere
+    if not 0 < rows < MAX_DIM or not 0 < outer < MAX_DIM:
+        raise Elsewhere
+    return columns, rows, heads, outer, row if rows > 1 else legal, head, request

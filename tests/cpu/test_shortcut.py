@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from skimattn import ArgumentError, Params, launch
-from skimattn._launch.shortcut import Elsewhere, Shortcut
+from skimattn._cuda import memory
+from skimattn._launch import look, tensormap
+from skimattn._launch.look import Elsewhere
+from skimattn._launch.plan import kv_box_lengths, kv_box_rows
+from skimattn._launch.shortcut import Shortcut
 from skimattn.codegen.parameter_block import OFFSETS, SIZE
 
 from tests.helpers.fake_driver import FakeDriver, install, on_gpu, scan_of
@@ -146,9 +152,12 @@ def test_both_ways_send_the_same(
     assert len(taken) > 24 and sum(taken) > 0.9 * len(taken), taken  # the others were the first of their outline
 
 
-def test_what_is_refused_is_refused_by_the_long_way(fake: FakeDriver, taken: list[bool]) -> None:
+@pytest.mark.parametrize("known", [False, True], ids=["", "looks known"])
+def test_what_is_refused_is_refused_by_the_long_way(fake: FakeDriver, taken: list[bool], known: bool) -> None:
     good = sizes(random.Random(0), "batched", 128)
-    launch(Params(**good))
+    for _ in range(1 + known):
+        launch(Params(**good))
+    taken.clear()
     q, k, v = good["q"], good["k"], good["v"]
     wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"k": on_gpu(k[:, :-1])}, r"^v: expected .* like k"),
@@ -164,15 +173,130 @@ def test_what_is_refused_is_refused_by_the_long_way(fake: FakeDriver, taken: lis
     for change, message in wrong:
         with pytest.raises(ArgumentError, match=message):
             launch(Params(**{**good, **change}))
-    assert not any(taken) and len(fake.launches) == 1
+    assert not any(taken) and len(fake.launches) == 1 + known
 
 
 def test_gradients_are_refused_on_the_short_way_too(fake: FakeDriver, taken: list[bool]) -> None:
     good = sizes(random.Random(1), "batched", 128)
-    launch(Params(**good))
+    for _ in range(2):
+        launch(Params(**good))
     good["k"].requires_grad_()
-    with pytest.raises(ArgumentError, match=r"^k: expected no requires_grad"):
-        launch(Params(**good))
-    with torch.no_grad():
-        launch(Params(**good))
-    assert taken == [False, True]
+    for _ in range(2):
+        with pytest.raises(ArgumentError, match=r"^k: expected no requires_grad"):
+            launch(Params(**good))
+        with torch.no_grad():
+            launch(Params(**good))
+    assert taken == [True, False, True, False, True]
+
+
+def both_ways_agree(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch, **arguments: Any) -> None:
+    short, long = blocks(fake, Params(**arguments), monkeypatch)
+    assert short == long, arguments
+
+
+@pytest.mark.parametrize("way", ["ragged", "hnd"])
+def test_torch_without_guards_and_a_driver_with_other_maps(
+    fake: FakeDriver, taken: list[bool], monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Then tensors are looked at one by one, and the driver moves maps."""
+    monkeypatch.setattr(look, "_Guards", None)
+    for name in ("_library", "_brief_library"):
+        library = getattr(tensormap.driver, name)
+        moved = library._cuTensorMapReplaceAddress
+
+        def other(place: Any, address: Any, moved: Any = moved) -> None:
+            moved(place, address)
+            last = int(repr(place).rpartition("(")[2].removesuffix(")>"), 16) + 127
+            ctypes.memset(last, address.value >> 4 & 0xFF, 1)
+
+        monkeypatch.setattr(library, "_cuTensorMapReplaceAddress", other, raising=False)
+    tensormap.address_comes_first.cache_clear()
+    choose = random.Random(way)
+    launch(Params(**sizes(choose, way, 128)))
+    assert not tensormap.address_comes_first()
+    for _ in range(4):
+        arguments = sizes(choose, way, 128)
+        launch(Params(**arguments))
+        assert "cuTensorMapReplaceAddress" in fake.calls
+        for name in ("q", "k", "v"):
+            assert fake.launches[-1].map_address(f"tma_{name}") == arguments[name].data_ptr()
+    assert all(taken)
+
+
+def test_one_tensor_of_offsets(fake: FakeDriver, taken: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    choose = random.Random(2)
+    for index in range(6):
+        arguments = sizes(choose, "ragged", 128)
+        arguments["q"] = rows_of(choose, arguments["k"].shape[0], 4, 128)
+        arguments["max_seqlen_q"] = arguments["max_seqlen_k"]
+        offsets = arguments["cu_seqlens_k"]
+        arguments["cu_seqlens_q"] = offsets if index % 3 else on_gpu(offsets.clone())
+        both_ways_agree(fake, monkeypatch, **arguments)
+    assert sum(taken) == 5
+    arguments["cu_seqlens_q"] = arguments["cu_seqlens_k"] = on_gpu(offsets.long())
+    with pytest.raises(ArgumentError, match=r"^cu_seqlens_q: expected dtype"):
+        launch(Params(**arguments))
+
+
+def test_tensors_of_one_row_do_not_speak_for_longer_ones(fake: FakeDriver, taken: list[bool]) -> None:
+    """With one row any stride will do, but the next call has the same strides and more rows."""
+    memory_of_q = torch.zeros(2 * 4 * 128 * 3, dtype=torch.bfloat16)
+    good = sizes(random.Random(3), "ragged", 128)
+    del good["max_seqlen_k"]
+    for rows, message in ((1, ""), (1, ""), (2, r"^q: expected strides")):
+        good["q"] = on_gpu(memory_of_q.as_strided((rows, 4, 128), (515, 128, 1)))
+        good["cu_seqlens_q"] = ints(*[0] * good["cu_seqlens_k"].shape[0])
+        if message:
+            with pytest.raises(ArgumentError, match=message):
+                launch(Params(**good))
+        else:
+            launch(Params(**good))
+    assert not any(taken)
+
+
+def test_a_first_call_leaves_no_strides_behind(
+    fake: FakeDriver, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose = random.Random(4)
+    arguments = sizes(choose, "batched", 128)
+    batch, rows = arguments["q"].shape[:2]
+    wide = on_gpu(torch.zeros(batch, rows, 4, 256, dtype=torch.bfloat16)[..., :128])
+    threshold = on_gpu(torch.zeros(batch, 1).expand(batch, 4))
+    launch(Params(**arguments, skip_softmax_threshold=threshold, out=wide))
+    for _ in range(4):
+        arguments = sizes(choose, "batched", 128)
+        batch, rows = arguments["q"].shape[:2]
+        out = on_gpu(torch.zeros(batch, rows, 4, 128, dtype=torch.bfloat16))
+        threshold = on_gpu(torch.zeros(batch, 4))
+        both_ways_agree(fake, monkeypatch, **arguments, skip_softmax_threshold=threshold, out=out)
+    assert all(taken) and len(taken) == 4
+
+
+def test_equal_windows_and_the_same_tensor_twice(
+    fake: FakeDriver, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is what is compared fastest; both are launched."""
+    q = on_gpu(torch.zeros(1, 150, 4, 128, dtype=torch.bfloat16))
+    for left in (100, 100, 50, 100):
+        both_ways_agree(fake, monkeypatch, q=q, k=q, v=q, mask="window", window_size=tuple([left, 0]))
+    assert taken == [True, True]
+
+
+def test_lengths_of_a_box() -> None:
+    for tile_n in (64, 96, 128, 176):
+        for keys in range(300):
+            box = kv_box_rows(keys, tile_n)
+            same = [other for other in range(300) if kv_box_rows(other, tile_n) == box]
+            assert same == [other for other in range(300) if other in kv_box_lengths(box, tile_n)]
+
+
+def test_outputs_on_another_device_than_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    monkeypatch.setattr(memory, "_empty_here", lambda *given: made.append(given))
+    monkeypatch.setattr(memory, "_here", lambda: 1)
+    plain = SimpleNamespace(empty_strided=lambda *given, **named: made.append((given, named)), device=torch.device)
+    monkeypatch.setattr(memory, "torch", plain)
+    for ordinal in (1, 0):
+        memory.empty((3, 4), (4, 1), torch.float16, ordinal)
+    elsewhere = {"dtype": torch.float16, "device": torch.device("cuda:0")}
+    assert made == [((3, 4), (4, 1), torch.float16), (((3, 4), (4, 1)), elsewhere)]

@@ -17,7 +17,7 @@ from cuda.bindings import driver as real
 from skimattn import launcher
 from skimattn._call.masks import pack_mask
 from skimattn._cuda import device as device_module
-from skimattn._cuda import driver, streams
+from skimattn._cuda import driver, memory, streams
 from skimattn._launch import buffers, loader, signature, tensormap
 from skimattn._launch.prepared import PreparedLaunches
 from skimattn._launch.step import LaunchConfig
@@ -193,8 +193,9 @@ def _address(argument: Any) -> int:
     """Where an argument points that ctypes would pass as a pointer."""
     if isinstance(argument, ctypes.c_void_p):
         return argument.value or 0
-    held = getattr(argument, "_obj", argument)  # what byref() was given
-    return ctypes.addressof(held)
+    if isinstance(argument, ctypes.Array):
+        return ctypes.addressof(argument)
+    return int(repr(argument).removesuffix(")>").rpartition("(")[2], 16)  # <cparam 'P' (0x7f...)>, as byref() returns
 
 
 class FakeLibrary:
@@ -222,7 +223,7 @@ class FakeLibrary:
         strides = struct.unpack("<3Q", ctypes.string_at(_address(layout[1]), 24))
         box, steps = (struct.unpack("<4I", ctypes.string_at(_address(at), 16)) for at in layout[2:4])
         assert steps == (1, 1, 1, 1) and len(layout) == 8
-        encoded = struct.pack("<Q11QB", address.value, *dims, *strides, *box, element.value)
+        encoded = struct.pack("<Q11QB", address.value, *dims, *strides, *box, element)
         ctypes.memmove(_address(place), encoded.ljust(TENSOR_MAP_BYTES, b"\0"), TENSOR_MAP_BYTES)
 
     def _cuTensorMapReplaceAddress(self, place: Any, address: Any) -> None:
@@ -243,11 +244,15 @@ class FakeLibrary:
                 sent.gridDimX,
                 sent.blockDimX,
                 sent.sharedMemBytes,
-                function.value,
+                _address(function),
                 fake.contexts[-1],
                 block,
             )
         )
+
+
+def _empty(sizes: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, ordinal: int) -> torch.Tensor:
+    return on_gpu(torch.empty_strided(sizes, strides, dtype=dtype), ordinal)
 
 
 def install(monkeypatch: Any, fake: FakeDriver | None = None) -> FakeDriver:
@@ -255,25 +260,28 @@ def install(monkeypatch: Any, fake: FakeDriver | None = None) -> FakeDriver:
     fake = fake or FakeDriver()
     monkeypatch.setattr(driver, "_module", fake)
     monkeypatch.setattr(driver, "_library", FakeLibrary(fake))
+    monkeypatch.setattr(driver, "_brief_library", FakeLibrary(fake))
     monkeypatch.setattr(device_module, "_devices", {})
     monkeypatch.setattr(loader, "_libraries", {})
     monkeypatch.setattr(loader, "_loaded", {})
     monkeypatch.setattr(launcher, "_forms", {})
     monkeypatch.setattr(launcher, "_prepared", PreparedLaunches())
-    monkeypatch.setattr(signature, "_outlines", {})
+    monkeypatch.setattr(signature, "_recent", ())
     monkeypatch.setattr(signature, "_all_outlines", {})
     monkeypatch.setattr(kernels, "built", dict)  # whatever this checkout has built, or built long ago
     monkeypatch.setattr(kernels, "obtain", lambda spec: (kernels.unbuilt_row(spec), spec.name.encode()))
     monkeypatch.setattr(streams, "current", lambda _ordinal: 0)
     monkeypatch.setattr(buffers, "pack_mask", lambda mask: on_gpu(pack_mask(mask.as_subclass(torch.Tensor))))
+    monkeypatch.setattr(memory, "PLAIN", memory.PLAIN | {OnGpu, OnOtherGpu})
+    monkeypatch.setattr(memory, "empty", _empty)
     tensormap._constants.cache_clear()
+    tensormap.address_comes_first.cache_clear()
     return fake
 
 
 def scan_of(params: Params) -> signature.Scan:
     """What a launch sees of a call."""
-    outline, values = signature.outline_of(params)
-    return signature.Scan(outline, values, outline.pick(values))
+    return signature.Scan(params, *signature.outline_of(params))
 
 
 def small_call(ordinal: int = 0, batch: int = 1, **arguments: Any) -> Params:
