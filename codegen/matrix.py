@@ -43,6 +43,10 @@ def _has_option(spec: KernelSpec) -> bool:
     return spec.paged or spec.softcap or spec.alibi
 
 
+def _is_more_than_merge(spec: KernelSpec) -> bool:
+    return spec.dtype in FP8 or spec.mask != "full" or spec.skip != "dense" or _has_option(spec)
+
+
 RULES = (
     Rule(
         "out-dtype",
@@ -55,14 +59,9 @@ RULES = (
         "SM90 multiplies 8-bit values only if V is transposed first, which no kernel here does; e4m3 needs sm100",
     ),
     Rule(
-        "decode-arch",
-        lambda spec: spec.phase in ("decode", "combine") and spec.arch != "sm90",
-        "SM100 computes requests of few rows with its prefill kernels",
-    ),
-    Rule(
         "combine-options",
-        lambda spec: spec.phase == "combine" and (spec.mask != "full" or spec.skip != "dense" or _has_option(spec)),
-        "partial results are merged in one way, whatever mask and options they were computed with",
+        lambda spec: spec.phase == "combine" and _is_more_than_merge(spec),
+        "partial results are merged in one way, whatever mask, options and 8-bit input they were computed with",
     ),
     _HEAD_DIMS,
 )

@@ -8,8 +8,10 @@ one leaf, or a whole branch and merge on chip.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 GROUP_ROWS = (
-    64  # packed rows, in (query row, query head) order, that one wgmma tile (m64) holds and that decide together
+    64  # packed rows, in (query row, query head) order, that one product (m64) holds and that decide together
 )
 MAX_GROUPS = 4  # of one (request, kv head)
 KEYS_PER_ROW = 16  # a request of more than one group is decoded if it has as many keys for each packed row
@@ -35,3 +37,12 @@ def leaf_tiles(tiles: int, tile_n: int) -> int:
     while tiles > spacing * MAX_LEAVES:
         spacing *= 2
     return spacing
+
+
+def split_traits(tile_n: int) -> Mapping[str, int | bool]:
+    """The split rule as C++ constants."""
+    return {
+        "kMinLeafTiles": MIN_LEAF_KEYS // tile_n,
+        "kMaxLeaves": MAX_LEAVES,
+        "kBranchLeaves": BRANCH_LEAVES,
+    }

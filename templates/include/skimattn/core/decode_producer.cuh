@@ -1,14 +1,14 @@
 // The warps that feed a decode CTA: one draws work, tells everybody, and loads K; one loads V, one Q. All lanes of a
 // warp load, each its boxes, since pages may be small.
 #pragma once
-#include <skimattn/sm90/decode/storage.cuh>
+#include <skimattn/core/decode_vote.cuh>
 
-namespace skimattn::sm90 {
+namespace skimattn {
 
-template <class Tr>
+// `Storage` is the architecture's shared memory.
+template <class Tr, class Storage>
 class DecodeProducer {
  public:
-  using Storage = DecodeStorage<Tr>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense, kCounts = Tr::kSkip == Skip::kStat;
   static constexpr int kColumns = Storage::kColumns;
 
@@ -71,6 +71,7 @@ class DecodeProducer {
 
   SKIM_DEVICE void publish(const DecodeItem& item) {
     ptx::mbarrier_wait_parity(&smem_.work_empty[work_.slot], work_.phase ^ 1);
+    ptx::warp_sync();  // an item without keys may be given back before a lane that lags has seen this phase
     const WorkItem& base = item.base;
     const int words[kDecodeWords] = {base.valid, base.batch,    base.head,     base.row0, base.len_q,
                                      base.len_k, base.q_offset, base.k_offset, item.part, item.starts};
@@ -243,4 +244,4 @@ class DecodeProducer {
   KeptRun run_;
 };
 
-}  // namespace skimattn::sm90
+}  // namespace skimattn
