@@ -15,7 +15,7 @@ from ..spec import KernelSpec
 from .common import ELEMENT_BYTES, Tile
 from .split import GROUP_ROWS, split_traits
 
-_BARRIER_BYTES = 1024  # barriers, votes and work items, and two floats a row from softmax to correction
+_BARRIER_BYTES = 2048  # barriers, votes and work items, and two floats a row from softmax to correction
 _TMEM_COLUMNS = 512  # of an SM
 _SCORE_SLOTS = 2
 
@@ -59,7 +59,7 @@ class Sm100DecodeTile(Tile):
             "kCorrectionRegs": self.correction_regs,
             "kOtherRegs": self.other_regs,
             "kTmemColumns": self.tmem_columns(spec),
-            **split_traits(self.tile_n),
+            **split_traits(self.tile_n, spec.head_dim),
         }
 
     def tmem_columns(self, spec: KernelSpec) -> int:
@@ -69,16 +69,14 @@ class Sm100DecodeTile(Tile):
         return needed
 
 
-def _tile(tile_n: int, stages: int, stages_q: int) -> Sm100DecodeTile:
-    return Sm100DecodeTile(
-        tile_m=GROUP_ROWS, tile_n=tile_n, stages=stages, stages_v=stages, stages_q=stages_q, separate_o=True
-    )
+def _tile(tile_n: int, stages: int) -> Sm100DecodeTile:
+    return Sm100DecodeTile(tile_m=GROUP_ROWS, tile_n=tile_n, stages=stages, stages_v=stages, separate_o=True)
 
 
 # head_dim -> tile, by bytes per element. A dim has one tile_n, since one kernel merges what all of them leave.
 _TILES = {
-    2: {64: _tile(128, 6, 2), 128: _tile(128, 3, 2), 256: _tile(64, 3, 1)},
-    1: {64: _tile(128, 6, 2), 128: _tile(128, 6, 2), 256: _tile(64, 6, 2)},
+    2: {64: _tile(128, 6), 128: _tile(128, 3), 256: _tile(64, 3)},
+    1: {64: _tile(128, 6), 128: _tile(128, 6), 256: _tile(64, 6)},
 }
 
 

@@ -52,7 +52,7 @@ def compute(problem: Problem, kernel: Kernel, request: Request) -> None:
     per_kv = problem.heads_q // problem.heads_kv
     seen = visible(problem, request, torch.arange(request.len_q))
     tiles = tile_range(problem, seen, kernel.tile_n)
-    spacing = leaf_tiles(len(tiles), kernel.tile_n)
+    spacing = leaf_tiles(len(tiles), kernel.tile_n, kernel.head_dim)
     leaves = range(tiles.start // spacing, max(-(-tiles.stop // spacing), tiles.start // spacing + 1))
     for first_row in range(0, request.len_q * per_kv, kernel.group_rows):
         packed = torch.arange(first_row, min(first_row + kernel.group_rows, request.len_q * per_kv))

@@ -31,6 +31,11 @@ SKIM_DEVICE void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
 }
 
+// ---- programmatic dependent launch: what lies before the wait runs while the kernel before this one in the stream ends
+SKIM_DEVICE void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// Once all CTAs have said so or ended, the next kernel's may start; they too wait for this one's end.
+SKIM_DEVICE void griddepcontrol_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;"); }
+
 // ---- named barriers: `threads` counts everyone who syncs or arrives
 SKIM_DEVICE void bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 SKIM_DEVICE void bar_arrive(int id, int threads) {
@@ -55,6 +60,17 @@ SKIM_DEVICE void st_shared_zero16(void* pointer) {
 SKIM_DEVICE void st_shared16(void* pointer, uint32_t w0, uint32_t w1, uint32_t w2, uint32_t w3) {
   asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(smem_address(pointer)), "r"(w0), "r"(w1), "r"(w2),
                "r"(w3)
+               : "memory");
+}
+SKIM_DEVICE void st_shared16(void* pointer, const float* x) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(smem_address(pointer)), "f"(x[0]), "f"(x[1]), "f"(x[2]),
+               "f"(x[3])
+               : "memory");
+}
+SKIM_DEVICE void ld_shared16(const void* pointer, float (&x)[4]) {
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "r"(smem_address(pointer))
                : "memory");
 }
 SKIM_DEVICE uint32_t ld_shared(const void* pointer) {

@@ -20,19 +20,17 @@ SKIM_DEVICE Leaves leaves_of(int len_q, int len_k, const Params& p) {
   return leaves;
 }
 
-// What one work item computes: branches where they are folded on chip, else leaves. Parts count from the request's
-// first.
+// What one work item computes: a branch where `p.whole_branches`, else a leaf. Parts count from the request's first.
 template <class Tr>
 SKIM_DEVICE int parts_of(const Leaves& leaves, const Params& p) {
-  if (p.fold_branches == 0) return leaves.last - leaves.first;
-  return ceil_div(leaves.last, Tr::kBranchLeaves) - leaves.first / Tr::kBranchLeaves;
+  const int step = p.whole_branches != 0 ? Tr::kBranchLeaves : 1;
+  return (leaves.last - 1) / step - leaves.first / step + 1;
 }
 // The leaves of one part.
 template <class Tr>
 SKIM_DEVICE Span leaves_of_part(const Leaves& leaves, int part, const Params& p) {
-  if (p.fold_branches == 0) return {leaves.first + part, leaves.first + part + 1};
-  const int branch = leaves.first / Tr::kBranchLeaves + part;
-  return {imax(leaves.first, branch * Tr::kBranchLeaves), imin(leaves.last, (branch + 1) * Tr::kBranchLeaves)};
+  const int step = p.whole_branches != 0 ? Tr::kBranchLeaves : 1, first = (leaves.first / step + part) * step;
+  return {imax(leaves.first, first), imin(leaves.last, first + step)};
 }
 
 // The state of a row over some of its keys: what its exponentials are measured from (in log2), their sum, and the
@@ -63,5 +61,4 @@ SKIM_DEVICE float* part_row(int batch, int kv_head, int group, int part, int row
   const int64_t outer = (static_cast<int64_t>(batch - p.first_request) * p.heads_kv + kv_head) * p.groups + group;
   return p.partial + ((outer * p.parts + part) * p.part_rows + row) * kPartRowFloats<Tr>;
 }
-
 }  // namespace skimattn

@@ -23,16 +23,17 @@ class DecodeCorrection {
 
   SKIM_DEVICE void run() {
     for (DecodeItem item = receive(); item.base.valid; item = receive()) {
-      const DecodeTiles<Tr> tiles(item, p_);
-      begin(item, tiles.start);
+      begin(item);
 #pragma unroll 1
-      for (int leaf = tiles.own.lo; leaf < tiles.own.hi; ++leaf) {
-        const Span own = tiles.of_leaf(leaf);
+      for (int leaf = item.lo; leaf < item.hi; ++leaf) {
+        const Span tiles = item.tiles_of(leaf);
 #pragma unroll 1
-        for (int n = own.hi - 1; n >= own.lo; --n) correct(seen_in_tile<Tr>(item.base.len_q, item.base.len_k, n, p_));
+        for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
+          correct({item.first_key - n * Tr::kTileN, item.base.len_k - n * Tr::kTileN});
+        }
         fold();
       }
-      store(item, parts_of<Tr>(tiles.leaves, p_) == 1);
+      store(item);
     }
   }
 
@@ -44,8 +45,8 @@ class DecodeCorrection {
     return item;
   }
 
-  SKIM_DEVICE void begin(const DecodeItem& item, const Span& start) {
-    for (int n = start.lo; n < start.hi; ++n) p_state_.advance();  // they have scores, and no P
+  SKIM_DEVICE void begin(const DecodeItem& item) {
+    for (int n = item.start.lo; n < item.start.hi; ++n) p_state_.advance();  // they have scores, and no P
     if constexpr (kDescaled<typename Tr::Element>) {
       unit_ = kSumUnit<typename Tr::Element> * v_descale(p_, item.base.batch, item.base.head);
     }
@@ -129,13 +130,13 @@ class DecodeCorrection {
   }
 
   // The result where the request is one part, else the part.
-  SKIM_DEVICE void store(const DecodeItem& item, bool is_result) {
-    const int qheads_per_kv = item.qheads_per_kv(p_), packed = item.base.row0 + half_row(thread_);
+  SKIM_DEVICE void store(const DecodeItem& item) {
+    const int qheads_per_kv = p_.heads_q / p_.heads_kv, packed = item.base.row0 + half_row(thread_);
     const int row = packed / qheads_per_kv, head = item.base.head * qheads_per_kv + packed % qheads_per_kv;
     const Place at = {{row},           {head}, half_of(thread_) * kOut, item.base.batch, item.base.len_q, item.base.len_k,
                       item.base.q_offset, {0.0f}};
     if (!at.valid(0)) return;
-    if (is_result) {
+    if (item.only != 0) {
       store_result(at);
     } else {
       store_part(part_row<Tr>(at.batch, item.base.head, item.base.row0 / Tr::kGroupRows, item.part, half_row(thread_), p_),

@@ -17,7 +17,7 @@ SKIM_DEVICE void run_single_warp(const Params& p, DecodeStorage<Tr>& smem, int w
   using R = DecodeRoles;
   using Loader = DecodeProducer<Tr, DecodeStorage<Tr>>;
   const int lane = ptx::thread_index() % kWarpThreads;
-  if (warp == R::kMma && lane == 0) DecodeMma<Tr>(p, smem).run();
+  if (warp == R::kMma && lane == 0) DecodeMma<Tr>(smem).run();
   if (warp == R::kKeys) Loader(p, smem, lane).run_keys();
   if (warp == R::kValues) Loader(p, smem, lane).run_values();
   if (warp == R::kQueries) Loader(p, smem, lane).run_queries();
@@ -42,6 +42,9 @@ SKIM_DEVICE void forward(const Params& p) {
     ptx::tcgen05_alloc<Tr::kTmemColumns>(&smem.tmem_address);
     ptx::tcgen05_relinquish_alloc_permit();
   }
+  // Note: nothing that lies in global memory may be touched before, not even lengths or the work counter.
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   ptx::tcgen05_fence_before_thread_sync();
   ptx::cta_sync();
   ptx::tcgen05_fence_after_thread_sync();

@@ -17,23 +17,21 @@ class DecodeMma {
   static constexpr uint32_t kQk = instruction_descriptor<Element, Tr::kTileN, false, Tr::kGroupRows>();
   static constexpr uint32_t kPv = instruction_descriptor<Element, Tr::kHeadDimV, true, Tr::kGroupRows>();
 
-  SKIM_DEVICE DecodeMma(const Params& p, Storage& smem)
-      : p_(p), smem_(smem), tmem_(ptx::ld_shared(&smem.tmem_address)) {}
+  SKIM_DEVICE explicit DecodeMma(Storage& smem) : smem_(smem), tmem_(ptx::ld_shared(&smem.tmem_address)) {}
 
   SKIM_DEVICE void run() {
     for (DecodeItem item = receive(); item.base.valid; item = receive()) {
-      const DecodeTiles<Tr> tiles(item, p_);
-      left_ = tiles.count();
-      wait_tmem(&smem_.q_full[q_.slot], q_.phase);
-      if (left_ == 0) arrive_at_once(&smem_.q_empty[q_.slot]);
+      left_ = item.tiles_of_part() + item.start.hi - item.start.lo;
+      wait_tmem(&smem_.q_full, q_.phase);
+      if (left_ == 0) arrive_at_once(&smem_.q_empty);
       issue_scores();
 #pragma unroll 1
-      for (int n = tiles.start.lo; n < tiles.start.hi; ++n) {
+      for (int n = item.start.lo; n < item.start.hi; ++n) {
         issue_scores();
         await_softmax();
       }
 #pragma unroll 1
-      for (int leaf = tiles.own.lo; leaf < tiles.own.hi; ++leaf) multiply_leaf(tiles.of_leaf(leaf));
+      for (int leaf = item.lo; leaf < item.hi; ++leaf) multiply_leaf(item.tiles_of(leaf));
       q_.advance();
     }
     outlive_commits();
@@ -72,7 +70,7 @@ class DecodeMma {
     constexpr int kSteps = Tr::kHeadDim / kStepKeys, kPanelSteps = kPanelRowBytes / kStepBytes;
     wait_tmem(&smem_.k_full[k_.slot], k_.phase);
     const int slot = issued_++ % Columns::kScoreSlots;
-    const uint64_t q = k_major(smem_.q[q_.slot]), k = k_major(smem_.k[k_.slot]);
+    const uint64_t q = k_major(smem_.q()), k = k_major(smem_.k[k_.slot]);
 #pragma unroll
     for (int i = 0; i < kSteps; ++i) {
       const int panel = i / kPanelSteps, inside = i % kPanelSteps * kStepBytes;
@@ -81,7 +79,7 @@ class DecodeMma {
     }
     announce(&smem_.s_full[slot]);
     announce(&smem_.k_empty[k_.slot]);
-    if (--left_ == 0) announce(&smem_.q_empty[q_.slot]);
+    if (--left_ == 0) announce(&smem_.q_empty);
     k_.advance();
   }
 
@@ -130,10 +128,9 @@ class DecodeMma {
     }
   }
 
-  const Params& p_;
   Storage& smem_;
   const uint32_t tmem_;
-  PipelineState<Tr::kStagesQ> q_;
+  PipelineState<1> q_;
   PipelineState<Tr::kStages> k_;
   PipelineState<kWorkSlots> work_;
   ValueTiles<Tr> values_;

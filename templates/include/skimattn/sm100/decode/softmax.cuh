@@ -30,11 +30,10 @@ class DecodeSoftmax {
 
   SKIM_DEVICE void run() {
     for (DecodeItem item = receive(); item.base.valid; item = receive()) {
-      const DecodeTiles<Tr> tiles(item, p_);
       find_row(item);
-      const float start = start_maximum(tiles.start);
+      const float start = start_maximum(item.start);
 #pragma unroll 1
-      for (int leaf = tiles.own.lo; leaf < tiles.own.hi; ++leaf) compute_leaf(tiles.of_leaf(leaf), tiles.range, start);
+      for (int leaf = item.lo; leaf < item.hi; ++leaf) compute_leaf(item.tiles_of(leaf), item.range, start);
     }
   }
 
@@ -48,7 +47,7 @@ class DecodeSoftmax {
 
   // Which row it is, and all that follows from that alone.
   SKIM_DEVICE void find_row(const DecodeItem& item) {
-    const int qheads_per_kv = item.qheads_per_kv(p_), packed = item.base.row0 + half_row(thread_);
+    const int qheads_per_kv = p_.heads_q / p_.heads_kv, packed = item.base.row0 + half_row(thread_);
     const int row = packed / qheads_per_kv, head = item.base.head * qheads_per_kv + packed % qheads_per_kv;
     at_ = {{row}, {head}, 0, item.base.batch, item.base.len_q, item.base.len_k, item.base.q_offset, {0.0f}};
     if constexpr (Tr::kAlibi) at_.alibi[0] = alibi_slope(at_.batch, head, p_) * p_.bias_scale;
@@ -66,7 +65,8 @@ class DecodeSoftmax {
   // What every leaf's maximum starts from.
   SKIM_DEVICE float start_maximum(const Span& start) {
     float max = -kInf;
-    for (int n = start.hi - 1; n >= start.lo; --n) {
+#pragma unroll 1
+    for (int n = start.hi - 1; kSkips && n >= start.lo; --n) {
       float s[kScores];
       load_scores<true>(s, n);
       max = ptx::max_nan(max, of_whole_row(row_maximum(s)));

@@ -40,14 +40,15 @@ struct DecodeStorage {
   static constexpr int kVoteSlots = 4;
   static_assert(Tr::kGroupRows == kGroupThreads / 2);
 
-  alignas(1024) uint8_t q[Tr::kStagesQ][kPanels * kQPanelBytes];
+  alignas(1024) uint8_t queries[kPanels * kQPanelBytes];
   alignas(1024) uint8_t k[Tr::kStages][kPanels * kKvPanelBytes];
   alignas(1024) uint8_t v[Tr::kStagesV][kPanelsV * kKvPanelBytes];
   // From softmax to correction, as the bits of floats for each row: what O is to be multiplied with before a tile's
   // product; after a leaf, its maximum (log2) and sum.
   alignas(1024) uint32_t told[2][Tr::kGroupRows];
   // `full`: the loader's bytes have landed. `empty`: the products that read them are done.
-  uint64_t q_full[Tr::kStagesQ], q_empty[Tr::kStagesQ];
+  alignas(1024) uint64_t q_full;
+  uint64_t q_empty;
   uint64_t k_full[Tr::kStages], k_empty[Tr::kStages];
   uint64_t v_full[Tr::kStagesV], v_empty[Tr::kStagesV];
   uint64_t work_full[kWorkSlots], work_empty[kWorkSlots];
@@ -58,8 +59,11 @@ struct DecodeStorage {
   uint32_t work[kWorkSlots][kDecodeWords];
   uint32_t tmem_address;
 
+  SKIM_DEVICE uint8_t* q() { return queries; }
+
   SKIM_DEVICE void init_barriers() {
-    init_ring(q_full, q_empty, kAnnouncements);
+    ptx::mbarrier_init(&q_full, 1);
+    ptx::mbarrier_init(&q_empty, kAnnouncements);
     init_ring(k_full, k_empty, kAnnouncements);
     init_ring(v_full, v_empty, 1);
     init_ring(work_full, work_empty, DecodeRoles::kReaders);
@@ -115,27 +119,6 @@ class ValueTiles {
   PipelineState<Tr::kStagesV> v_;
   uint32_t tiles_ = 0;
   KeptRun run_;
-};
-
-// What a work item of a CTA comes to: tiles that only give maxima, then leaves.
-template <class Tr>
-struct DecodeTiles {
-  TileRange range;
-  Leaves leaves;
-  Span start, own;
-
-  SKIM_DEVICE DecodeTiles(const DecodeItem& item, const Params& p)
-      : range(group_range<Tr>(item, p)),
-        leaves(leaves_of<Tr>(item.base.len_q, item.base.len_k, p)),
-        start{0, 0},
-        own(leaves_of_part<Tr>(leaves, item.part, p)) {
-    if constexpr (Tr::kSkip != Skip::kDense) start = start_tiles<Tr>(item, range, p);
-  }
-  SKIM_DEVICE Span of_leaf(int leaf) const { return tiles_of_leaf(leaves, leaf, range); }
-  SKIM_DEVICE int count() const {
-    const int first = imax(own.lo * leaves.tiles, range.first), last = imin(own.hi * leaves.tiles, range.last);
-    return start.hi - start.lo + imax(last - first, 0);
-  }
 };
 
 // The next item, by threads that copy what they need of it.

@@ -1,5 +1,4 @@
-// Merges a leaf into those before it, in the part's place in the workspace; the result of a request that is one part
-// goes to the output at once.
+// Merges the leaves of a part as they come; the result of a request that is one part goes to the output at once.
 #pragma once
 #include <skimattn/core/output.cuh>
 #include <skimattn/sm90/decode/storage.cuh>
@@ -8,55 +7,67 @@
 namespace skimattn::sm90 {
 
 template <class Tr>
-struct DecodeEpilogue {
+class DecodeEpilogue {
+ public:
   using Place = PackedPlace<Layout>;
   static constexpr int kOut = Tr::kHeadDimV / 2;
 
-  // `merged` is the scale of the leaves before, whose columns this thread left in the workspace, if there are any.
-  // Note: the columns wait there, in L2, and not in registers or shared memory, of which neither has room for two O.
-  SKIM_DEVICE static void fold(float (&o)[kOut], const RowState& rows, RowScale (&merged)[kThreadRows], bool is_first,
-                               bool is_result, const Place& at, const DecodeItem& item, const Params& p, int thread) {
-    const int row0 = thread / kWarpThreads * 16 + thread % kWarpThreads / 4;
+  using Storage = DecodeStorage<Tr>;
+
+  SKIM_DEVICE void start(const DecodeItem& item, const Place& at, const Params& p, int thread) {
+    const int row = thread / kWarpThreads * 16 + thread % kWarpThreads / 4;
+    part_ = part_row<Tr>(at.batch, item.base.head, item.base.row0 / Tr::kGroupRows, item.part, row, p) + at.column;
+    only_ = item.only != 0;
+    thread_ = thread;
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) merged_[r] = {-kInf, 0.0f};
+  }
+
+  // A leaf is done. O of those before waits in shared memory: there are no registers for two of it.
+  SKIM_DEVICE void add(float (&o)[kOut], const RowState& rows, bool is_first, bool is_last, const Place& at,
+                       Storage& smem, const Params& p) {
+    Merge merge[kThreadRows];
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       const float max = rows.max[r] == -kInf ? -kInf : rows.max[r] * p.scale_log2;
-      const Merge merge = merge_of(merged[r], {max, quad_sum(rows.sum[r])});
-      merged[r] = merge.merged;
+      merge[r] = merge_of(merged_[r], {max, quad_sum(rows.sum[r])});
+      merged_[r] = merge[r].merged;
+    }
+#pragma unroll
+    for (int chunk = 0; chunk < kOut / 4; ++chunk) {
+      float before[4] = {};
+      if (!is_first) ptx::ld_shared16(smem.merged(chunk, thread_), before);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float& x = o[4 * chunk + i];
+        x = merge_column(merge[Layout::row(i)], before[i], x);
+      }
+      if (!is_last) ptx::st_shared16(smem.merged(chunk, thread_), o + 4 * chunk);
+    }
+    if (!is_last) return;
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
       if (!at.valid(r)) continue;
-      float* part = part_row<Tr>(at.batch, item.base.head, item.base.row0 / Tr::kGroupRows, item.part,
-                                 row0 + Layout::kRowStep * r, p);
-      merge_columns(o, r, merge, is_first ? nullptr : part + at.column);
-      if (is_result) {
-        store_result(o, r, merged[r], at, p);
+      if (only_) {
+        store_row(o, r, merged_[r], at, p);
       } else {
-        store_part(o, r, merged[r], at, part);
+        store_state(o, r, merged_[r], at, part_ + r * Layout::kRowStep * kPartRowFloats<Tr>);
       }
     }
   }
 
  private:
-  SKIM_DEVICE static void merge_columns(float (&o)[kOut], int r, const Merge& merge, const float* before) {
+  SKIM_DEVICE static void store_state(const float (&o)[kOut], int r, const RowScale& scale, const Place& at,
+                                      float* to) {
 #pragma unroll
     for (int i = 0; i < kOut; i += 2) {
-      if (Layout::row(i) != r) continue;
-      ptx::Pair earlier = {0.0f, 0.0f};
-      if (before != nullptr) earlier = ptx::ld_global_pair(before + Layout::column(i));
-      o[i] = merge_column(merge, earlier.x, o[i]);
-      o[i + 1] = merge_column(merge, earlier.y, o[i + 1]);
+      if (Layout::row(i) == r) ptx::st_global_pair(to + Layout::column(i), {o[i], o[i + 1]});
     }
+    if (at.column == 0) ptx::st_global_pair(to + Tr::kHeadDimV, {scale.max, scale.sum});
   }
 
-  SKIM_DEVICE static void store_part(const float (&o)[kOut], int r, const RowScale& scale, const Place& at,
-                                     float* part) {
-#pragma unroll
-    for (int i = 0; i < kOut; i += 2) {
-      if (Layout::row(i) == r) ptx::st_global_pair(part + at.column + Layout::column(i), {o[i], o[i + 1]});
-    }
-    if (at.column == 0) ptx::st_global_pair(part + Tr::kHeadDimV, {scale.max, scale.sum});
-  }
-
-  SKIM_DEVICE static void store_result(const float (&o)[kOut], int r, const RowScale& scale, const Place& at,
-                                       const Params& p) {
+  SKIM_DEVICE static void store_row(const float (&o)[kOut], int r, const RowScale& scale, const Place& at,
+                                    const Params& p) {
     const float inverse = inverse_of(scale.sum, scale.max, 1.0f, at.head_of(r), p);
     if (p.lse != nullptr && at.column == 0) store_lse(scale.sum, scale.max, 1.0f, r, at, p);
     uint16_t* to = output_row(at, r, p) + at.column;
@@ -67,6 +78,11 @@ struct DecodeEpilogue {
                      pack_output<typename Tr::Out>(o[i], o[i + 1], inverse));
     }
   }
+
+  float* part_;  // this thread's first row and column
+  bool only_;    // whether the part is all of the request
+  int thread_;
+  RowScale merged_[kThreadRows];  // of the leaves so far
 };
 
 }  // namespace skimattn::sm90
