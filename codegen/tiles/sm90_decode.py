@@ -52,14 +52,14 @@ class Sm90DecodeTile(Tile):
             "kProducerRegs": self.producer_regs,
             "kConsumerRegs": self.consumer_regs,
             "kQInRegisters": self.q_in_registers,
-            **split_traits(self.tile_n),
+            **split_traits(self.tile_n, spec.head_dim),
         }
 
 
-def split_traits(tile_n: int) -> Mapping[str, int | bool]:
+def split_traits(tile_n: int, head_dim: int) -> Mapping[str, int | bool]:
     """The split rule as C++ constants."""
     return {
-        "kMinLeafTiles": MIN_LEAF_KEYS // tile_n,
+        "kMinLeafTiles": MIN_LEAF_KEYS[head_dim] // tile_n,
         "kMaxLeaves": MAX_LEAVES,
         "kBranchLeaves": BRANCH_LEAVES,
     }

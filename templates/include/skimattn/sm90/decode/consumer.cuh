@@ -29,8 +29,8 @@ class DecodeConsumer {
       for (int leaf = own.lo; leaf < own.hi; ++leaf) {
         compute_leaf(leaf);
         const DecodeItem item = read_item();
-        DecodeEpilogue<Tr>::fold(o_, rows_, merged_, leaf == own.lo, leaf == own.hi - 1 && is_only_part(item),
-                                 place_of(item), item, p_, thread_);
+        DecodeEpilogue<Tr>::fold(o_, rows_, leaf, leaf == own.hi - 1, left_, place_of(item), item, is_only_part(item),
+                                 p_, thread_);
       }
       finish_work();
     }
@@ -59,9 +59,9 @@ class DecodeConsumer {
     return leaves_of<Tr>(item.base.len_q, item.base.len_k, p_);
   }
   SKIM_DEVICE Span own_leaves(const DecodeItem& item) const {
-    return leaves_of_part<Tr>(leaves(item), item.part, p_);
+    return leaves_of_part(leaves(item), item.part, p_);
   }
-  SKIM_DEVICE bool is_only_part(const DecodeItem& item) const { return parts_of<Tr>(leaves(item), p_) == 1; }
+  SKIM_DEVICE bool is_only_part(const DecodeItem& item) const { return parts_of(leaves(item), p_) == 1; }
 
   SKIM_DEVICE bool load_work() {
     ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
@@ -71,7 +71,6 @@ class DecodeConsumer {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       if constexpr (kSkips) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
-      merged_[r] = {-kInf, 0.0f};
     }
     ptx::mbarrier_wait_parity(&smem_.q_full[q_state_.slot], q_state_.phase);
     if constexpr (Tr::kQInRegisters) {
@@ -290,9 +289,9 @@ class DecodeConsumer {
   float o_[kOut];
   uint32_t q_[Tr::kQInRegisters ? kStepsQ : 1][4];
   uint32_t probabilities_[Tr::kTileN / 16][4];
-  RowState rows_;                 // of the leaf
-  RowScale merged_[kThreadRows];  // of the leaves before it
-  bool pending_ = false;          // whether P.V of `pending_tile_` is still to be done
+  RowState rows_;         // of the leaf
+  uint32_t left_ = 0;     // levels at which a left node waits; none between two parts
+  bool pending_ = false;  // whether P.V of `pending_tile_` is still to be done
   int pending_tile_ = 0;
   uint32_t votes_ = 0;
   PipelineState<Tr::kStages> k_;
