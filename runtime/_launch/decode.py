@@ -78,7 +78,8 @@ def cut_of(problem: Problem, kernel: Kernel, sm_count: int) -> Cut:
 
     level = min(range(MAX_LEVEL, -1, -1), key=cost)
     parts = _most_parts(problem, kernel, level)
-    requests = max(1, min(problem.batch, WORKSPACE_BYTES // (parts * pairs * state_bytes)))
+    room = WORKSPACE_BYTES - most_ctas * level * state_bytes
+    requests = max(1, min(problem.batch, room // (parts * pairs * state_bytes)))
     ctas = min(most_ctas, requests * pairs * parts)
     return Cut(
         rows=rows,

@@ -48,7 +48,7 @@ def _fused(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
 
 
 def _root(nodes: list[_State | None]) -> _State:
-    """The state at the root of the binary tree over a branch's leaves; one without a sibling takes its parent's place."""
+    """The state at the root of the binary tree over a branch's leaves; what has no sibling takes its parent's place."""
     while len(nodes) > 1:
         pairs = zip(nodes[::2], nodes[1::2], strict=True)
         nodes = [left.merged(right) if left and right else left or right for left, right in pairs]

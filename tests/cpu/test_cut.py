@@ -55,6 +55,7 @@ class Split:
     right: int
     chunk: int
     tile_n: int
+    leaf_keys: int
 
     def seen(self, at: int, keys: int) -> tuple[int, int]:
         if self.mask == "causal":
@@ -69,15 +70,15 @@ class Split:
             return max(start, at - self.left), min(start + self.chunk, at + self.right + 1, keys)
         return 0, keys
 
-    def parts(self, rows: int, keys: int) -> tuple[int, int]:
-        """Leaves and branches."""
+    def parts(self, rows: int, keys: int) -> list[int]:
+        """Of one leaf, of two, and so on up to those of a branch."""
         first, last = self.seen(keys - rows, keys)[0], self.seen(keys - 1, keys)[1]
         first, last = (first // self.tile_n, -(-last // self.tile_n)) if last > first else (0, 0)
-        size = 256 // self.tile_n
+        size = self.leaf_keys // self.tile_n
         while -(-(last - first) // size) > 128:
             size *= 2
         first, last = first // size, max(-(-last // size), first // size + 1)
-        return last - first, -(-last // 16) - first // 16
+        return [-(-last // several) - first // several for several in (1, 2, 4, 8, 16)]
 
 
 def batches(choose: random.Random) -> Iterator[Problem]:
@@ -106,19 +107,20 @@ def test_there_is_room_for_the_parts_of_every_request() -> None:
     choose = random.Random(0)
     reached, met = 0, set()
     for problem, _ in zip(batches(choose), range(1500), strict=False):
-        tile_n = rows_of(problem)["decode"].tile_n
-        room = decode._most_parts(problem, tile_n)
+        kernel = rows_of(problem)["decode"]
+        room = [decode._most_parts(problem, kernel, level) for level in range(5)]
         per_kv = problem.heads_q // problem.heads_kv
-        split = Split(problem.mask, *problem.window, problem.chunk_size, tile_n)
-        most = (0, 0)
+        leaf_keys = {64: 512, 128: 256}[kernel.head_dim]
+        split = Split(problem.mask, *problem.window, problem.chunk_size, kernel.tile_n, leaf_keys)
+        most = [0] * 5
         for _ in range(60):
             rows = choose.choice((problem.len_q, choose.randint(1, problem.len_q)))
             keys = choose.choice((problem.len_k, choose.randint(0, problem.len_k), min(problem.len_k, 4096 * 3 + 1)))
             if decodes(rows, keys, per_kv):
-                leaves, branches = split.parts(rows, keys)
-                assert leaves <= room[0] and branches <= room[1], (split, rows, keys, room)
-                most = max(most[0], leaves), max(most[1], branches)
-        reached += most[0] == room[0]
+                parts = split.parts(rows, keys)
+                assert all(used <= there for used, there in zip(parts, room, strict=True)), (split, rows, keys, room)
+                most = [max(pair) for pair in zip(parts, most, strict=True)]
+        reached += most == room
         met.add((problem.mask, most[0] > 16))
     assert reached > 500, "room is hardly larger than what is used"
     assert met >= {(mask, many) for mask in BY_NAME["mask"].values for many in (False, True)}
@@ -135,33 +137,36 @@ def test_there_is_room_for_the_parts_of_every_request() -> None:
         ({"len_k": 1 << 15}, 128, 8),
         ({"len_k": 1 << 20}, 128, 8),
         ({"len_k": 1 << 20, "mask": "causal"}, 128, 8),
-        # 1024 keys touch 17 tiles, or 5 leaves of 4; there is one more where two meet, and so for branches
+        # 1024 keys touch 17 or 18 tiles, which is 5 leaves of 4 if they start at a border, and else one more
         ({"len_k": 1 << 20, "mask": "window", "window_size": (1023, 0)}, 6, 2),
-        ({"len_k": 1 << 20, "mask": "window", "window_size": (1023, -1)}, 129, 10),
+        ({"len_k": 1 << 20, "mask": "window", "window_size": (1023, -1)}, 129, 9),
         ({"len_k": 1 << 20, "mask": "chunked", "chunk_size": 1024}, 6, 2),
+        ({"len_k": 1 << 15, "dim": 64}, 64, 4),  # leaves of 512 keys
     ],
 )
 def test_parts_of_requests(more: dict[str, Any], leaves: int, branches: int) -> None:
-    assert decode._most_parts(problem_of(**more), 64) == (leaves, branches)
+    problem = problem_of(**more)
+    kernel = rows_of(problem)["decode"]
+    assert [decode._most_parts(problem, kernel, level) for level in (0, 4)] == [leaves, branches]
 
 
-def test_a_batch_that_fills_the_device_with_branches_folds_them() -> None:
-    """And one that does not is cut into leaves. 131072 keys: 128 leaves in 8 branches; 132 SMs: room for 264 CTAs."""
-    few = cut(problem_of(batch=1, len_k=1 << 17, heads=(8, 1)))
-    assert (few.folds, few.parts, few.items) == (False, 128, 128)
-    many = cut(problem_of(batch=33, len_k=1 << 17, heads=(8, 1)))  # 264 branches: a full wave
-    assert (many.folds, many.parts, many.items) == (True, 8, 264)
-    more = cut(problem_of(batch=34, len_k=1 << 17, heads=(8, 1)))  # 272: a second wave with next to nothing
-    assert (more.folds, more.parts, more.items) == (False, 128, 34 * 128)
-    assert cut(problem_of(batch=34, len_k=1 << 17, heads=(8, 1)), sm_count=136).folds
-
-
-def test_leaves_that_would_take_much_memory_are_folded() -> None:
-    """A leaf of 32 rows of 128 columns is 16.5 KB; 128 leaves of 2 heads of 40 requests are more than 128 MiB."""
-    for batch, folds in ((20, False), (40, True)):
-        found = cut(problem_of(batch=batch, len_k=1 << 17, heads=(64, 2)), sm_count=10_000)
-        assert found.folds is folds
-        assert found.workspace_floats == batch * 2 * (8 if folds else 128) * 32 * 132
+@pytest.mark.parametrize(
+    ("batch", "qheads_per_kv", "sm_count", "level"),
+    [
+        (1, 8, 132, 0),  # 128 leaves for 264 CTAs
+        (3, 8, 132, 2),  # 96 parts of 4 leaves keep as many of them busy as it takes
+        (3, 64, 132, 2),
+        (33, 8, 132, 4),  # 264 branches
+        (34, 8, 132, 0),  # 272: a second wave with next to nothing to do
+        (34, 8, 136, 4),
+        (34, 64, 132, 2),  # states of 64 rows are written less often
+    ],
+)
+def test_how_many_leaves_are_computed_at_a_time(batch: int, qheads_per_kv: int, sm_count: int, level: int) -> None:
+    """131072 keys of one kv head are 128 leaves, in 8 branches; two CTAs share a multiprocessor."""
+    found = cut(problem_of(batch=batch, len_k=1 << 17, heads=(qheads_per_kv, 1)), sm_count)
+    assert (found.level, found.parts) == (level, 128 >> level)
+    assert found.ctas == min(2 * sm_count, batch * found.parts)
 
 
 def test_the_workspace_is_bounded() -> None:
@@ -176,12 +181,13 @@ def test_the_workspace_is_bounded() -> None:
         found = cut(problem, choose.choice((3, 132)))
         assert 4 * found.workspace_floats <= 256 * MIB
         assert found.requests * found.rounds >= batch > found.requests * (found.rounds - 1)
-        pair = found.groups * found.part_rows * (rows_of(problem)["decode"].head_dim_v + 4)
-        assert found.workspace_floats == found.requests * heads[1] * found.parts * pair
+        states = found.requests * heads[1] * found.groups * found.parts + found.ctas * found.level  # of CTAs that merge
+        row_floats = rows_of(problem)["decode"].head_dim_v + 4
+        assert found.workspace_floats == states * found.part_rows * row_floats
         assert found.groups * 64 >= found.rows == min(256, len_q * heads[0] // heads[1])
         assert found.part_rows == min(found.rows, 64)
-        seen.add((found.rounds > 1, found.folds))
-    assert seen == {(True, True), (False, True), (False, False)}
+        seen.add((found.rounds > 1, found.level > 0))
+    assert seen >= {(True, True), (False, True), (False, False)}
 
 
 def test_one_request_that_is_too_large_is_a_round_of_its_own() -> None:

@@ -89,7 +89,7 @@ def test_the_kernels_of_a_decode_step() -> None:
         scalars = launch.scalars
         assert scalars["partial"] == buffers.workspace.data_ptr() and scalars["out"] == buffers.out.data_ptr()
         assert scalars["work_counter"] == COUNTER
-        wanted = {"fold_branches": 0, "parts": 24, "groups": 1, "part_rows": 8, "q_box_heads": 4, "q_box_rows": 2}
+        wanted = {"part_level": 0, "parts": 24, "groups": 1, "part_rows": 8, "q_box_heads": 4, "q_box_rows": 2}
         wanted |= {"first_request": 0, "round_requests": 3, "requests_in_l2": 3, "mask": 1}
         wanted |= {"decode_always_rows": 64, "decode_most_rows": 256, "decode_keys_per_row": 16}
         assert {name: scalars[name] for name in wanted} == wanted
@@ -145,7 +145,7 @@ def test_rounds_follow_each_other() -> None:
         assert spans[0] == spans[1]
         covered += range(int(spans[0][0]), int(sum(spans[0])))
         assert first.scalars["partial"] == second.scalars["partial"] == buffers.workspace.data_ptr()
-        assert first.grid == min(SMS, found.items) and second.grid == min(8 * SMS, spans[0][1] * 2 * 256)
+        assert first.grid == found.ctas == SMS and second.grid == min(8 * SMS, spans[0][1] * 2 * 256)
     assert covered == list(range(600))
 
 

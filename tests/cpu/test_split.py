@@ -45,22 +45,16 @@ def test_the_most_rows_are_those_of_some_request(qheads_per_kv: int) -> None:
             assert max(packed) == split.most_rows(len_k)
 
 
-@pytest.mark.parametrize(
-    ("tile_n", "wanted"),
-    [
-        # visible tiles: tiles of a leaf
-        (128, {0: 2, 1: 2, 2: 2, 256: 2, 257: 4, 512: 4, 513: 8, 1024: 8, 1025: 16, 1 << 20: 1 << 13}),
-        (64, {0: 4, 1: 4, 4: 4, 512: 4, 513: 8, 1024: 8, 1025: 16, 1 << 20: 1 << 13}),
-    ],
-)
-def test_tiles_of_a_leaf(tile_n: int, wanted: dict[int, int]) -> None:
-    assert {tiles: split.leaf_tiles(tiles, tile_n) for tiles in wanted} == wanted
+@pytest.mark.parametrize(("head_dim", "tile_n"), [(64, 128), (128, 64), (256, 64)])
+def test_tiles_of_a_leaf(head_dim: int, tile_n: int) -> None:
+    wanted = {0: 4, 1: 4, 4: 4, 512: 4, 513: 8, 1024: 8, 1025: 16, 1 << 20: 1 << 13}  # by visible tiles
+    assert {tiles: split.leaf_tiles(tiles, tile_n, head_dim) for tiles in wanted} == wanted
 
 
-@pytest.mark.parametrize("tile_n", [64, 128])
-def test_leaves_are_the_shortest_of_which_there_are_not_too_many(tile_n: int) -> None:
-    """The smallest power of two of at least 256 keys, with at most 128 leaves from a border on."""
+@pytest.mark.parametrize(("head_dim", "tile_n", "keys"), [(64, 128, 512), (128, 64, 256), (256, 64, 256)])
+def test_leaves_are_the_shortest_of_which_there_are_not_too_many(head_dim: int, tile_n: int, keys: int) -> None:
+    """The smallest power of two of at least so many keys, with at most 128 leaves from a border on."""
     powers = [1 << power for power in range(32)]
     for tiles in [*range(1, 5000), *(step << 13 for step in range(1, 200)), (1 << 31) // tile_n]:
-        wanted = next(size for size in powers if size * tile_n >= 256 and -(-tiles // size) <= 128)
-        assert split.leaf_tiles(tiles, tile_n) == wanted, tiles
+        wanted = next(size for size in powers if size * tile_n >= keys and -(-tiles // size) <= 128)
+        assert split.leaf_tiles(tiles, tile_n, head_dim) == wanted, tiles

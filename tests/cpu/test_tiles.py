@@ -102,9 +102,8 @@ def test_combining_splits_as_decode_does() -> None:
     for spec in specs("full", {"phase": ["decode"]}):
         combine = combine_spec(spec)
         ours, theirs = (tile_of(one).traits(one) for one in (spec, combine))
-        assert (
-            [ours[name] for name in names] == [theirs[name] for name in names] == [256 // tile_of(spec).tile_n, 128, 16]
-        )
+        wanted = [{64: 512, 128: 256, 256: 256}[spec.head_dim] // tile_of(spec).tile_n, 128, 16]
+        assert [ours[name] for name in names] == [theirs[name] for name in names] == wanted
         assert theirs["kMaxBranches"] == 9  # 129 leaves from the middle of a branch on
 
 
