@@ -25,12 +25,9 @@ class DecodeConsumer {
 
   SKIM_DEVICE void run() {
     while (load_work()) {
-      const Span own = own_leaves(read_item());
-      for (int leaf = own.lo; leaf < own.hi; ++leaf) {
+      for (int leaf = lo_; leaf < hi_; ++leaf) {
         compute_leaf(leaf);
-        const DecodeItem item = read_item();
-        DecodeEpilogue<Tr>::fold(o_, rows_, leaf, leaf == own.hi - 1, left_, place_of(item), item, is_only_part(item),
-                                 p_, thread_);
+        epilogue_.fold(o_, rows_, leaf, leaf == hi_ - 1, at_, p_);
       }
       finish_work();
     }
@@ -43,41 +40,28 @@ class DecodeConsumer {
     if (thread_ % kWarpThreads == 0) ptx::mbarrier_arrive(empty);
   }
 
-  // Note: read again where it is needed rather than kept, as is what follows from it: the main loop has no register to
-  // spare.
-  SKIM_DEVICE DecodeItem read_item() const {
-    const DecodeItem item = read_decode_item(smem_, work_.slot);
-    const WorkItem& base = item.base;
-    // Shuffled, so that the compiler knows them to be the same in the whole warp: branches depend on them.
-    return {{ptx::shfl(base.valid, 0), ptx::shfl(base.batch, 0), ptx::shfl(base.head, 0), ptx::shfl(base.row0, 0),
-             ptx::shfl(base.len_q, 0), ptx::shfl(base.len_k, 0), ptx::shfl(base.q_offset, 0),
-             ptx::shfl(base.k_offset, 0)},
-            ptx::shfl(item.part, 0),
-            ptx::shfl(item.starts, 0)};
-  }
-  SKIM_DEVICE Leaves leaves(const DecodeItem& item) const {
-    return leaves_of<Tr>(item.base.len_q, item.base.len_k, p_);
-  }
-  SKIM_DEVICE Span own_leaves(const DecodeItem& item) const {
-    return leaves_of_part(leaves(item), item.part, p_);
-  }
-  SKIM_DEVICE bool is_only_part(const DecodeItem& item) const { return parts_of(leaves(item), p_) == 1; }
+  // Shuffled, so that the compiler knows it to be the same in the whole warp: branches depend on it.
+  SKIM_DEVICE static int uniform(int value) { return ptx::shfl(value, 0); }
 
   SKIM_DEVICE bool load_work() {
     ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
-    const DecodeItem item = read_item();
-    if (!item.base.valid) return false;
+    const DecodeItem item = read_decode_item(smem_, work_.slot);
+    if (!uniform(item.base.valid)) return false;
+    lo_ = uniform(item.lo);
+    hi_ = uniform(item.hi);
+    first_key_ = uniform(item.first_key);
     at_ = place_of(item);
+    if constexpr (kSkips) {
 #pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) {
-      if constexpr (kSkips) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
+      for (int r = 0; r < kThreadRows; ++r) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
     }
+    epilogue_.start(item, at_, p_, thread_);
     ptx::mbarrier_wait_parity(&smem_.q_full[q_state_.slot], q_state_.phase);
     if constexpr (Tr::kQInRegisters) {
       load_q();
       release(&smem_.q_empty[q_state_.slot]);
     }
-    find_start_maxima(item);
+    find_start_maxima({uniform(item.start.lo), uniform(item.start.hi)});
     return true;
   }
 
@@ -89,7 +73,7 @@ class DecodeConsumer {
   }
 
   SKIM_DEVICE Place place_of(const DecodeItem& item) const {
-    const int qheads_per_kv = item.qheads_per_kv(p_), lane = thread_ % kWarpThreads;
+    const int qheads_per_kv = p_.heads_q / p_.heads_kv, lane = thread_ % kWarpThreads;
     const int first = item.base.row0 + thread_ / kWarpThreads * 16 + lane / 4;
     Place at;
     at.column = lane % 4 * 2;
@@ -109,12 +93,11 @@ class DecodeConsumer {
   }
 
   // What every leaf's maxima start from.
-  SKIM_DEVICE void find_start_maxima(const DecodeItem& item) {
+  SKIM_DEVICE void find_start_maxima(const Span& tiles) {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) start_max_[r] = -kInf;
     if constexpr (kSkips) {
-      const Span start = start_tiles<Tr>(item, group_range<Tr>(item, p_), p_);
-      for (int n = start.hi - 1; n >= start.lo; --n) {
+      for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
         float s[kScores], thread_max[kThreadRows];
         compute_scores<true>(s, n);
         thread_maximum(s, thread_max);
@@ -124,10 +107,11 @@ class DecodeConsumer {
     }
   }
 
+  // Note: read again for every leaf rather than kept, since the main loop has no register to spare.
   SKIM_DEVICE void compute_leaf(int leaf) {
-    const DecodeItem item = read_item();
-    const TileRange range = group_range<Tr>(item, p_);
-    const Span tiles = tiles_of_leaf(leaves(item), leaf, range);
+    const DecodeItem item = read_decode_item(smem_, work_.slot);
+    const Span tiles = {uniform(item.tiles_of(leaf).lo), uniform(item.tiles_of(leaf).hi)};
+    const int clean_first = uniform(item.range.clean_first), clean_last = uniform(item.range.clean_last);
 #pragma unroll
     for (int i = 0; i < kOut; ++i) o_[i] = 0.0f;
 #pragma unroll
@@ -136,7 +120,7 @@ class DecodeConsumer {
       rows_.sum[r] = 0.0f;
     }
     for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
-      if (n >= range.clean_first && n < range.clean_last) {
+      if (n >= clean_first && n < clean_last) {
         step<false>(n);
       } else {
         step<true>(n);
@@ -225,7 +209,7 @@ class DecodeConsumer {
 
   // Zeroes what no row of the request sees of V, if this tile holds any: see seen_in_tile.
   SKIM_DEVICE void clear_unseen(int n) {
-    const Span seen = seen_in_tile<Tr>(at_.len_q, at_.len_k, n, p_);
+    const Span seen = {first_key_ - n * Tr::kTileN, at_.len_k - n * Tr::kTileN};
     if (seen.lo <= 0 && seen.hi >= Tr::kTileN) return;
     clear_keys(0, seen.lo);
     clear_keys(seen.hi, Tr::kTileN);
@@ -289,8 +273,10 @@ class DecodeConsumer {
   float o_[kOut];
   uint32_t q_[Tr::kQInRegisters ? kStepsQ : 1][4];
   uint32_t probabilities_[Tr::kTileN / 16][4];
-  RowState rows_;         // of the leaf
-  uint32_t left_ = 0;     // levels at which a left node waits; none between two parts
+  RowState rows_;  // of the leaf
+  DecodeEpilogue<Tr> epilogue_;
+  int lo_, hi_;           // leaves of the part
+  int first_key_;         // that some row of the request may see
   bool pending_ = false;  // whether P.V of `pending_tile_` is still to be done
   int pending_tile_ = 0;
   uint32_t votes_ = 0;
