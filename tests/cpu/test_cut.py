@@ -70,15 +70,15 @@ class Split:
             return max(start, at - self.left), min(start + self.chunk, at + self.right + 1, keys)
         return 0, keys
 
-    def parts(self, rows: int, keys: int) -> list[int]:
-        """Of one leaf, of two, and so on up to those of a branch."""
+    def parts(self, rows: int, keys: int) -> tuple[int, int]:
+        """Leaves and branches."""
         first, last = self.seen(keys - rows, keys)[0], self.seen(keys - 1, keys)[1]
         first, last = (first // self.tile_n, -(-last // self.tile_n)) if last > first else (0, 0)
         size = self.leaf_keys // self.tile_n
         while -(-(last - first) // size) > 128:
             size *= 2
         first, last = first // size, max(-(-last // size), first // size + 1)
-        return [-(-last // several) - first // several for several in (1, 2, 4, 8, 16)]
+        return last - first, -(-last // 8) - first // 8
 
 
 def batches(choose: random.Random) -> Iterator[Problem]:
@@ -108,11 +108,11 @@ def test_there_is_room_for_the_parts_of_every_request() -> None:
     reached, met = 0, set()
     for problem, _ in zip(batches(choose), range(1500), strict=False):
         kernel = rows_of(problem)["decode"]
-        room = [decode._most_parts(problem, kernel, level) for level in range(5)]
+        room = [decode._most_parts(problem, kernel, leaves) for leaves in (1, 8)]
         per_kv = problem.heads_q // problem.heads_kv
-        leaf_keys = {64: 512, 128: 256}[kernel.head_dim]
+        leaf_keys = {64: 1024, 128: 512}[kernel.head_dim]
         split = Split(problem.mask, *problem.window, problem.chunk_size, kernel.tile_n, leaf_keys)
-        most = [0] * 5
+        most = [0, 0]
         for _ in range(60):
             rows = choose.choice((problem.len_q, choose.randint(1, problem.len_q)))
             keys = choose.choice((problem.len_k, choose.randint(0, problem.len_k), min(problem.len_k, 4096 * 3 + 1)))
@@ -121,7 +121,7 @@ def test_there_is_room_for_the_parts_of_every_request() -> None:
                 assert all(used <= there for used, there in zip(parts, room, strict=True)), (split, rows, keys, room)
                 most = [max(pair) for pair in zip(parts, most, strict=True)]
         reached += most == room
-        met.add((problem.mask, most[0] > 16))
+        met.add((problem.mask, most[0] > 8))
     assert reached > 500, "room is hardly larger than what is used"
     assert met >= {(mask, many) for mask in BY_NAME["mask"].values for many in (False, True)}
 
@@ -130,42 +130,45 @@ def test_there_is_room_for_the_parts_of_every_request() -> None:
     ("more", "leaves", "branches"),
     [
         ({"len_k": 0}, 1, 1),
-        ({"len_k": 256}, 1, 1),
-        ({"len_k": 257}, 2, 1),
-        ({"len_k": 16 * 256}, 16, 1),
-        ({"len_k": 16 * 256 + 1}, 17, 2),
-        ({"len_k": 1 << 15}, 128, 8),
-        ({"len_k": 1 << 20}, 128, 8),
-        ({"len_k": 1 << 20, "mask": "causal"}, 128, 8),
-        # 1024 keys touch 17 or 18 tiles, which is 5 leaves of 4 if they start at a border, and else one more
-        ({"len_k": 1 << 20, "mask": "window", "window_size": (1023, 0)}, 6, 2),
-        ({"len_k": 1 << 20, "mask": "window", "window_size": (1023, -1)}, 129, 9),
-        ({"len_k": 1 << 20, "mask": "chunked", "chunk_size": 1024}, 6, 2),
-        ({"len_k": 1 << 15, "dim": 64}, 64, 4),  # leaves of 512 keys
+        ({"len_k": 512}, 1, 1),
+        ({"len_k": 513}, 2, 1),
+        ({"len_k": 8 * 512}, 8, 1),
+        ({"len_k": 8 * 512 + 1}, 9, 2),
+        ({"len_k": 1 << 16}, 128, 16),
+        ({"len_k": 1 << 20}, 128, 16),
+        ({"len_k": 1 << 20, "mask": "causal"}, 128, 16),
+        # 2048 keys touch 33 tiles, which is 5 leaves of 8 if they start at a border, and else one more
+        ({"len_k": 1 << 20, "mask": "window", "window_size": (2047, 0)}, 6, 2),
+        ({"len_k": 1 << 20, "mask": "window", "window_size": (2047, -1)}, 129, 17),
+        ({"len_k": 1 << 20, "mask": "chunked", "chunk_size": 2048}, 6, 2),
+        ({"len_k": 1 << 16, "dim": 64}, 64, 8),  # leaves of 1024 keys
     ],
 )
 def test_parts_of_requests(more: dict[str, Any], leaves: int, branches: int) -> None:
     problem = problem_of(**more)
     kernel = rows_of(problem)["decode"]
-    assert [decode._most_parts(problem, kernel, level) for level in (0, 4)] == [leaves, branches]
+    assert [decode._most_parts(problem, kernel, of_leaves) for of_leaves in (1, 8)] == [leaves, branches]
 
 
 @pytest.mark.parametrize(
-    ("batch", "qheads_per_kv", "sm_count", "level"),
+    ("batch", "qheads_per_kv", "sm_count", "whole_branches"),
     [
-        (1, 8, 132, 0),  # 128 leaves for 264 CTAs
-        (3, 8, 132, 2),  # 96 parts of 4 leaves keep as many of them busy as it takes
-        (3, 64, 132, 2),
-        (33, 8, 132, 4),  # 264 branches
-        (34, 8, 132, 0),  # 272: a second wave with next to nothing to do
-        (34, 8, 136, 4),
-        (34, 64, 132, 2),  # states of 64 rows are written less often
+        (1, 8, 132, False),  # 128 leaves for 264 CTAs
+        (9, 8, 132, True),  # 144 branches keep as many of them busy as it takes
+        (16, 8, 132, True),  # 256
+        (17, 8, 132, False),  # 272: a second wave with next to nothing to do
+        (17, 8, 136, True),
+        (34, 8, 132, False),  # 544, likewise
+        (23, 8, 132, False),  # 368: there is not enough to do in the second either
+        (23, 64, 132, True),  # but states of 64 rows had better be written less often
     ],
 )
-def test_how_many_leaves_are_computed_at_a_time(batch: int, qheads_per_kv: int, sm_count: int, level: int) -> None:
-    """131072 keys of one kv head are 128 leaves, in 8 branches; two CTAs share a multiprocessor."""
+def test_how_many_leaves_are_computed_at_a_time(
+    batch: int, qheads_per_kv: int, sm_count: int, whole_branches: bool
+) -> None:
+    """131072 keys of one kv head are 128 leaves, in 16 branches; two CTAs share a multiprocessor."""
     found = cut(problem_of(batch=batch, len_k=1 << 17, heads=(qheads_per_kv, 1)), sm_count)
-    assert (found.level, found.parts) == (level, 128 >> level)
+    assert (found.whole_branches, found.parts) == (whole_branches, 16 if whole_branches else 128)
     assert found.ctas == min(2 * sm_count, batch * found.parts)
 
 
@@ -181,12 +184,12 @@ def test_the_workspace_is_bounded() -> None:
         found = cut(problem, choose.choice((3, 132)))
         assert 4 * found.workspace_floats <= 256 * MIB
         assert found.requests * found.rounds >= batch > found.requests * (found.rounds - 1)
-        states = found.requests * heads[1] * found.groups * found.parts + found.ctas * found.level  # of CTAs that merge
+        states = found.requests * heads[1] * found.groups * found.parts if found.parts > 1 else 0
         row_floats = rows_of(problem)["decode"].head_dim_v + 4
         assert found.workspace_floats == states * found.part_rows * row_floats
         assert found.groups * 64 >= found.rows == min(256, len_q * heads[0] // heads[1])
         assert found.part_rows == min(found.rows, 64)
-        seen.add((found.rounds > 1, found.level > 0))
+        seen.add((found.rounds > 1, found.whole_branches))
     assert seen >= {(True, True), (False, True), (False, False)}
 
 

@@ -40,7 +40,7 @@ def workspaces(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
 
 def step(rows: int = 1, keys: int = 3000, batch: int = 2, **more: Any) -> Params:
-    """A causal call of 4 heads on 2; 3000 keys are 12 leaves."""
+    """A causal call of 4 heads on 2; 3000 keys are 6 leaves."""
     q = on_gpu(torch.zeros(batch, rows, 4, 128, dtype=torch.bfloat16))
     k, v = (on_gpu(torch.zeros(batch, keys, 2, 128, dtype=torch.bfloat16)) for _ in "kv")
     return Params(q, k, v, **{"mask": "causal", **more})
@@ -70,15 +70,15 @@ def test_what_reaches_the_kernels_of_a_step(fake: FakeDriver, workspaces: list[t
     first, second = fake.launches
     assert names(fake, fake.launches) == [DECODE, COMBINE]
     (workspace,) = workspaces
-    assert workspace.numel() == 2 * 2 * 12 * 2 * 132  # requests, kv heads, leaves, rows, columns and scales
+    assert workspace.numel() == 2 * 2 * 6 * 2 * 132  # requests, kv heads, leaves, rows, columns and scales
     rows = [kernels.unbuilt_row(spec) for spec in dispatch.specs_of(launcher.validate(params), "sm90").values()]
     assert [(one.threads, one.smem) for one in fake.launches] == [(row.threads, row.smem_bytes) for row in rows]
-    assert (first.grid, second.grid) == (2 * 2 * 12, 2 * 2 * 2)
+    assert (first.grid, second.grid) == (2 * 2 * 6, 2 * 2 * 2)
     for sent in (first, second):
         block = sent.block
         assert block.partial == workspace.data_ptr() and block.out == out.data_ptr() and block.lse == 0
         assert block.work_counter == first.block.work_counter != 0
-        assert (block.batch, block.len_q, block.len_k, block.parts, block.round_requests) == (2, 1, 3000, 12, 2)
+        assert (block.batch, block.len_q, block.len_k, block.parts, block.round_requests) == (2, 1, 3000, 6, 2)
     assert addresses(first) == [params.q.data_ptr(), params.k.data_ptr(), params.v.data_ptr(), 0]
     assert addresses(second) == [0] * 4
     assert first.starts_early and second.starts_early

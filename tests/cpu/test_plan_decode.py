@@ -83,13 +83,13 @@ def test_the_kernels_of_a_decode_step() -> None:
     problem = problem_of(2, 6000, (8, 2), 3, mask="causal")
     (first, second), buffers = launches(problem)
     assert [launch.kernel.phase for launch in (first, second)] == ["decode", "combine"]
-    assert buffers.workspace is not None and buffers.workspace.numel() == 3 * 2 * 24 * 8 * 132  # 24 leaves, 8 rows
-    assert (first.grid, second.grid) == (3 * 2 * 24, 3 * 2 * 8)
+    assert buffers.workspace is not None and buffers.workspace.numel() == 3 * 2 * 12 * 8 * 132  # 12 leaves, 8 rows
+    assert (first.grid, second.grid) == (3 * 2 * 12, 3 * 2 * 8)
     for launch in (first, second):
         scalars = launch.scalars
         assert scalars["partial"] == buffers.workspace.data_ptr() and scalars["out"] == buffers.out.data_ptr()
         assert scalars["work_counter"] == COUNTER
-        wanted = {"part_level": 0, "parts": 24, "groups": 1, "part_rows": 8, "q_box_heads": 4, "q_box_rows": 2}
+        wanted = {"whole_branches": 0, "parts": 12, "groups": 1, "part_rows": 8, "q_box_heads": 4, "q_box_rows": 2}
         wanted |= {"first_request": 0, "round_requests": 3, "requests_in_l2": 3, "mask": 1}
         wanted |= {"decode_always_rows": 64, "decode_most_rows": 256, "decode_keys_per_row": 16}
         assert {name: scalars[name] for name in wanted} == wanted
@@ -98,9 +98,9 @@ def test_the_kernels_of_a_decode_step() -> None:
 
 
 def test_what_one_cta_computes_is_not_combined() -> None:
-    ((launch,), _) = launches(problem_of(len_k=256))
-    assert launch.kernel.phase == "decode" and launch.scalars["parts"] == 1
-    assert [one.kernel.phase for one in launches(problem_of(len_k=257))[0]] == ["decode", "combine"]
+    ((launch,), buffers) = launches(problem_of(len_k=512))
+    assert launch.kernel.phase == "decode" and launch.scalars["parts"] == 1 and buffers.workspace is None
+    assert [one.kernel.phase for one in launches(problem_of(len_k=513))[0]] == ["decode", "combine"]
 
 
 def test_maps_of_a_decode_step() -> None:
@@ -128,7 +128,7 @@ def test_pages_of_a_decode_step() -> None:
         (64, 16, 1, 1),
     )
     assert combine.kernel.name == "skim_sm90_combine_bf16_d128_full_dense"
-    wanted = {"page_size": 16, "page_box_rows": 16, "page_table_stride": 40, "len_k": 640, "parts": 3}
+    wanted = {"page_size": 16, "page_box_rows": 16, "page_table_stride": 40, "len_k": 640, "parts": 2}
     assert {name: launch.scalars[name] for name in wanted} == wanted
 
 

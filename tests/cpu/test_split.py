@@ -47,11 +47,11 @@ def test_the_most_rows_are_those_of_some_request(qheads_per_kv: int) -> None:
 
 @pytest.mark.parametrize(("head_dim", "tile_n"), [(64, 128), (128, 64), (256, 64)])
 def test_tiles_of_a_leaf(head_dim: int, tile_n: int) -> None:
-    wanted = {0: 4, 1: 4, 4: 4, 512: 4, 513: 8, 1024: 8, 1025: 16, 1 << 20: 1 << 13}  # by visible tiles
+    wanted = {0: 8, 1: 8, 8: 8, 1024: 8, 1025: 16, 2048: 16, 2049: 32, 1 << 20: 1 << 13}  # by visible tiles
     assert {tiles: split.leaf_tiles(tiles, tile_n, head_dim) for tiles in wanted} == wanted
 
 
-@pytest.mark.parametrize(("head_dim", "tile_n", "keys"), [(64, 128, 512), (128, 64, 256), (256, 64, 256)])
+@pytest.mark.parametrize(("head_dim", "tile_n", "keys"), [(64, 128, 1024), (128, 64, 512), (256, 64, 512)])
 def test_leaves_are_the_shortest_of_which_there_are_not_too_many(head_dim: int, tile_n: int, keys: int) -> None:
     """The smallest power of two of at least so many keys, with at most 128 leaves from a border on."""
     powers = [1 << power for power in range(32)]
