@@ -151,7 +151,7 @@ MIXED = Case(
     mask="causal",
     heads_q=4,
     heads_kv=2,
-    lens=((1, 700), (150, 400), (8, 1100), (40, 1279), (40, 1280), (1, 1), (2, 0), (128, 4096)),
+    lens=((1, 700), (140, 300), (8, 1100), (40, 1279), (40, 1280), (1, 1), (2, 0)),
     q_layout="ragged",
     kv_layout="ragged",
     pattern="random",
@@ -175,7 +175,7 @@ def test_a_request_alone_has_its_bits_in_any_batch(mask: str, sinks: bool) -> No
             replace(alone, q_layout="batched", kv_layout="hnd", page_size=128),
             replace(alone, q_layout="batched", kv_layout="batched", seqused=True, seqused_q=True),
         )
-        for layout in layouts[: 5 if sinks else 2]:
+        for layout in layouts[: 5 if sinks else 1]:
             single, _ = run_case(layout, "reference", [held[index]])
             assert_same_bits(f"request {index}, {layout.q_layout} {layout.kv_layout}", single, together, [(0, index)])
             here, there = single.tensors["skip_map"][0], together.tensors["skip_map"][index]
