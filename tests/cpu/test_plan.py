@@ -81,7 +81,8 @@ def test_every_field_of_the_block_is_planned() -> None:
     plan_of(**ragged(seqused_q=ints(1, 2)))
     plan_of(arch="sm100", **eight, **descales)
     assert {field.name for field in FIELDS} - named - set(MAPS) >= {"partial", "parts", "mask", "decode_most_rows"}
-    name_what_is_planned_for_both_phases(**ragged())
+    keys = {"k": bf16(4000, 2, 128), "v": bf16(4000, 2, 128), "cu_seqlens_k": ints(0, 2000, 4000)}
+    name_what_is_planned_for_both_phases(**{**ragged(), **keys})
     assert named == {field.name for field in FIELDS if field.kind != "tensor_map"}
     assert {field.name for field in FIELDS if field.kind == "tensor_map"} == set(plan.maps)
 
