@@ -30,8 +30,10 @@ from .plan import WARP_THREADS, TensorMapSpec, Value
 WORKSPACE_BYTES = 256 << 20  # at most, whatever the batch; what does not fit is computed in rounds
 _PADDING = 4  # floats of a part's row beyond its columns: maximum, sum, and up to whole 16 bytes
 _COMBINE_CTAS = 8  # per multiprocessor at most, each of which merges rows in turn
-# The part of the CTAs that suffices to keep memory busy: less than this in the last wave is lost time.
-_BUSY = 0.5
+_COMBINE_WARPS = 8  # of a CTA; where parts are branches, each merges rows of its own
+# What one leaf takes of one CTA is the unit of the estimates that decide over the cut, measured on an H100: as long as
+# this part of the CTAs works, memory is busy; an item costs so much besides its leaves.
+_BUSY, _ITEM = 0.5, 0.05
 # What both phases are told about whose a request is.
 RULE: dict[str, Value] = {
     "decode_always_rows": GROUP_ROWS,
@@ -66,14 +68,16 @@ def cut_of(problem: Problem, kernel: Kernel, sm_count: int) -> Cut:
     pairs, most_ctas = problem.heads_kv * groups, sm_count * kernel.ctas_per_sm
     row_floats = kernel.head_dim_v + _PADDING
     state_bytes = part_rows * row_floats * 4
-    leaf_bytes = MIN_LEAF_KEYS[kernel.head_dim] * (kernel.head_dim + kernel.head_dim_v) * ELEMENT_BYTES[kernel.dtype]
+    key_bytes = (kernel.head_dim + kernel.head_dim_v) * ELEMENT_BYTES[kernel.dtype]
+    leaf_keys = max(MIN_LEAF_KEYS[kernel.head_dim], problem.len_k // MAX_LEAVES)
 
     def cost(leaves: int) -> float:
-        """Lost time against the rest: of an idle last wave, and of writing and reading parts of so many leaves."""
+        """The time of the slowest CTA if parts have so many leaves, and of writing and reading partial results."""
         parts = _most_parts(problem, kernel, leaves)
         waves = problem.batch * pairs * parts / most_ctas
-        idle = max(0.0, 1 - waves % 1 / _BUSY) if waves % 1 else 0.0
-        return idle / waves + (2 * state_bytes / (leaf_bytes * leaves) if parts > 1 else 0.0)
+        busy = waves // 1 + (max(waves % 1, _BUSY) if waves % 1 else 0)
+        results = 2 * state_bytes / (leaf_keys * key_bytes) if parts > 1 else 0.0
+        return busy * min(leaves, _most_parts(problem, kernel, 1)) + waves * (results + _ITEM)
 
     leaves = min((BRANCH_LEAVES, 1), key=cost)
     parts = _most_parts(problem, kernel, leaves)
@@ -126,7 +130,7 @@ def plan_decode(
         cut: from :func:`cut_of`.
         sm_count: multiprocessors of the device.
     """
-    heads, rows = q_box(problem)
+    box_heads, box_rows = q_box(problem)
     common: dict[str, Value] = {
         **scalars,
         **RULE,
@@ -135,18 +139,20 @@ def plan_decode(
         "parts": cut.parts,
         "groups": cut.groups,
         "part_rows": cut.part_rows,
-        "q_box_heads": heads,
-        "q_box_rows": rows,
+        "q_box_heads": box_heads,
+        "q_box_rows": box_rows,
         "mask": BY_NAME["mask"].encode(problem.mask),
     }
-    maps = {"tma_q": _map_of_q(problem, kernel, heads, rows), **maps}
+    maps = {"tma_q": _map_of_q(problem, kernel, box_heads, box_rows), **maps}
     for index in range(cut.rounds):
         first = index * cut.requests
         requests = min(cut.requests, problem.batch - first)
         sized = {**common, "first_request": first, "round_requests": requests}
         yield kernel, maps, sized, cut.ctas
         if cut.parts > 1:
-            yield combine, {}, sized, min(_COMBINE_CTAS * sm_count, requests * problem.heads_kv * cut.rows)
+            rows = requests * problem.heads_kv * cut.rows
+            ctas = -(-rows // _COMBINE_WARPS) if cut.whole_branches else rows
+            yield combine, {}, sized, min(_COMBINE_CTAS * sm_count, ctas)
 
 
 def q_box(problem: Problem) -> tuple[int, int]:
