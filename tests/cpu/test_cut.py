@@ -153,14 +153,11 @@ def test_parts_of_requests(more: dict[str, Any], leaves: int, branches: int) -> 
 @pytest.mark.parametrize(
     ("batch", "qheads_per_kv", "sm_count", "whole_branches"),
     [
-        (1, 8, 132, False),  # 128 leaves for 264 CTAs
-        (9, 8, 132, True),  # 144 branches keep as many of them busy as it takes
-        (16, 8, 132, True),  # 256
-        (17, 8, 132, False),  # 272: a second wave with next to nothing to do
+        (1, 8, 132, False),  # 128 leaves for 264 CTAs, most of which 16 branches would leave without work
+        (17, 8, 132, False),  # 272 branches: a second wave with next to nothing to do
         (17, 8, 136, True),
-        (34, 8, 132, False),  # 544, likewise
-        (23, 8, 132, False),  # 368: there is not enough to do in the second either
-        (23, 64, 132, True),  # but states of 64 rows had better be written less often
+        (264, 8, 132, True),  # 16 full waves
+        (264, 64, 132, True),
     ],
 )
 def test_how_many_leaves_are_computed_at_a_time(
