@@ -23,9 +23,8 @@ def table() -> str:
     sizes = ", ".join(f"{len(matrix.specs(name))} in `{name}`" for name in matrix.SETS)
     kinds = ", ".join(_values(specs, "skip"))
     lines = [
-        f"Kernels: {sizes}. Every architecture, phase and type has every combination below, each as {kinds}.",
-        "`combine` merges what `decode` kernels left of a request that several thread blocks computed; of it there is",
-        "one kernel for each type and head_dim of the output.",
+        f"Kernels: {sizes}. Every architecture, phase and type has every combination below, each as {kinds}. `combine` "
+        "merges what `decode` left of requests that several CTAs computed: one kernel for each type and head_dim of v.",
         "",
     ]
     return "\n".join([*lines, *_arch_table(), "", *_mask_table(specs), "", *_head_dim_table(specs)])
