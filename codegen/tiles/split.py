@@ -15,7 +15,7 @@ MAX_GROUPS = 4  # of one (request, kv head)
 KEYS_PER_ROW = 16  # a request of more than one group is decoded if it has as many keys for each packed row
 MIN_LEAF_KEYS = {64: 1024, 128: 512, 256: 512}  # by head_dim: 256 KB of 16-bit keys and values, or more
 MAX_LEAVES = 128  # where the first one starts at a border; one more otherwise
-BRANCH_LEAVES = 8
+BRANCH_LEAVES = 4
 
 
 def decodes(len_q: int, len_k: int, qheads_per_kv: int) -> bool:
