@@ -78,7 +78,7 @@ class Split:
         while -(-(last - first) // size) > 128:
             size *= 2
         first, last = first // size, max(-(-last // size), first // size + 1)
-        return last - first, -(-last // 8) - first // 8
+        return last - first, -(-last // 4) - first // 4
 
 
 def batches(choose: random.Random) -> Iterator[Problem]:
@@ -108,7 +108,7 @@ def test_there_is_room_for_the_parts_of_every_request() -> None:
     reached, met = 0, set()
     for problem, _ in zip(batches(choose), range(1500), strict=False):
         kernel = rows_of(problem)["decode"]
-        room = [decode._most_parts(problem, kernel, leaves) for leaves in (1, 8)]
+        room = [decode._most_parts(problem, kernel, leaves) for leaves in (1, 4)]
         per_kv = problem.heads_q // problem.heads_kv
         leaf_keys = {64: 1024, 128: 512}[kernel.head_dim]
         split = Split(problem.mask, *problem.window, problem.chunk_size, kernel.tile_n, leaf_keys)
@@ -132,40 +132,40 @@ def test_there_is_room_for_the_parts_of_every_request() -> None:
         ({"len_k": 0}, 1, 1),
         ({"len_k": 512}, 1, 1),
         ({"len_k": 513}, 2, 1),
-        ({"len_k": 8 * 512}, 8, 1),
-        ({"len_k": 8 * 512 + 1}, 9, 2),
-        ({"len_k": 1 << 16}, 128, 16),
-        ({"len_k": 1 << 20}, 128, 16),
-        ({"len_k": 1 << 20, "mask": "causal"}, 128, 16),
+        ({"len_k": 4 * 512}, 4, 1),
+        ({"len_k": 4 * 512 + 1}, 5, 2),
+        ({"len_k": 1 << 16}, 128, 32),
+        ({"len_k": 1 << 20}, 128, 32),
+        ({"len_k": 1 << 20, "mask": "causal"}, 128, 32),
         # 2048 keys touch 33 tiles, which is 5 leaves of 8 if they start at a border, and else one more
-        ({"len_k": 1 << 20, "mask": "window", "window_size": (2047, 0)}, 6, 2),
-        ({"len_k": 1 << 20, "mask": "window", "window_size": (2047, -1)}, 129, 17),
-        ({"len_k": 1 << 20, "mask": "chunked", "chunk_size": 2048}, 6, 2),
-        ({"len_k": 1 << 16, "dim": 64}, 64, 8),  # leaves of 1024 keys
+        ({"len_k": 1 << 20, "mask": "window", "window_size": (2047, 0)}, 6, 3),
+        ({"len_k": 1 << 20, "mask": "window", "window_size": (2047, -1)}, 129, 33),
+        ({"len_k": 1 << 20, "mask": "chunked", "chunk_size": 2048}, 6, 3),
+        ({"len_k": 1 << 16, "dim": 64}, 64, 16),  # leaves of 1024 keys
     ],
 )
 def test_parts_of_requests(more: dict[str, Any], leaves: int, branches: int) -> None:
     problem = problem_of(**more)
     kernel = rows_of(problem)["decode"]
-    assert [decode._most_parts(problem, kernel, of_leaves) for of_leaves in (1, 8)] == [leaves, branches]
+    assert [decode._most_parts(problem, kernel, of_leaves) for of_leaves in (1, 4)] == [leaves, branches]
 
 
 @pytest.mark.parametrize(
     ("batch", "qheads_per_kv", "sm_count", "whole_branches"),
     [
-        (1, 8, 132, False),  # 128 leaves for 264 CTAs, most of which 16 branches would leave without work
-        (17, 8, 132, False),  # 272 branches: a second wave with next to nothing to do
-        (17, 8, 136, True),
-        (264, 8, 132, True),  # 16 full waves
+        (1, 8, 132, False),  # 128 leaves for 264 CTAs, most of which 32 branches would leave without work
+        (9, 8, 132, False),  # 288 branches: a second wave with next to nothing to do
+        (9, 8, 144, True),
+        (264, 8, 132, True),  # 32 full waves
         (264, 64, 132, True),
     ],
 )
 def test_how_many_leaves_are_computed_at_a_time(
     batch: int, qheads_per_kv: int, sm_count: int, whole_branches: bool
 ) -> None:
-    """131072 keys of one kv head are 128 leaves, in 16 branches; two CTAs share a multiprocessor."""
+    """131072 keys of one kv head are 128 leaves, in 32 branches; two CTAs share a multiprocessor."""
     found = cut(problem_of(batch=batch, len_k=1 << 17, heads=(qheads_per_kv, 1)), sm_count)
-    assert (found.whole_branches, found.parts) == (whole_branches, 16 if whole_branches else 128)
+    assert (found.whole_branches, found.parts) == (whole_branches, 32 if whole_branches else 128)
     assert found.ctas == min(2 * sm_count, batch * found.parts)
 
 
