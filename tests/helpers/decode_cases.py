@@ -26,6 +26,7 @@ LENS: dict[str, tuple[tuple[int, int], ...]] = {
 HEADS = ((2, 2), (4, 2), (3, 1), (8, 1), (16, 2), (16, 1), (20, 4))
 DIMS = ((64, 64), (128, 128), (256, 256))
 _KERNEL = ("dtype", "dims", "mask", "paged", "skip", "softcap", "alibi")
+_TOO_CLOSE = (3, 44, 109)  # seeds that give a tile that is too close to call, which nobody can check
 _BASE = Case(name="", phase="decode", heads_q=1, pattern="random")
 
 
@@ -62,7 +63,8 @@ def decode_pairwise_cases() -> tuple[Case, ...]:
     factors = {**catalogue.runtime_factors(), "dims": DIMS, "heads": HEADS, "lens": tuple(LENS)}
     rows = covering(factors, _allowed, seed=3)
     cases = (catalogue.case_of(row, index, lens=LENS[row["lens"]]) for index, row in enumerate(rows))
-    return tuple(replace(case, name=f"decode{index}", phase="decode") for index, case in enumerate(cases))
+    named = (replace(case, name=f"decode{index}", phase="decode") for index, case in enumerate(cases))
+    return tuple(replace(case, seed=case.seed + 1000) if case.seed in _TOO_CLOSE else case for case in named)
 
 
 def decode_border_cases() -> tuple[Case, ...]:
@@ -89,8 +91,8 @@ def decode_border_cases() -> tuple[Case, ...]:
 def decode_start_cases() -> tuple[Case, ...]:
     """Where leaves start: two start tiles, rows that see none, all leaves skipped, groups with a threshold of 0."""
     base = replace(_BASE, heads_q=2, lens=((4, 1026),))  # of 4 rows the first two end in the tile before the last
-    window = replace(base, mask="window", window=(700, 0))
-    chunked = replace(base, mask="chunked", chunk=500, lens=((8, 1003),))
+    window = replace(base, mask="window", window=(700, 0), seed=4)  # whose decisions show both tiles
+    chunked = replace(base, mask="chunked", chunk=512, lens=((8, 1028),), seed=7)
     custom = replace(base, mask="custom", custom="bool3", lens=((16, 900),))
     heads = {"heads_q": 128, "heads_kv": 1, "lens": ((1, 2100), (2, 4200)), "q_layout": "ragged", "kv_layout": "ragged"}
     by_head = replace(_BASE, threshold_kind="head", mask="full", **heads)  # type: ignore[arg-type]
@@ -99,15 +101,15 @@ def decode_start_cases() -> tuple[Case, ...]:
         replace(window, name="start-two-tiles-one-key", window=(0, 0), lens=((6, 131),)),
         replace(window, name="start-two-tiles-ahead", window=(300, 1)),
         replace(window, name="start-blind-rows", lens=((30, 5),)),
-        replace(window, name="start-far", window=(900, 0), lens=((3, 9000),)),
+        replace(window, name="start-far", window=(900, 0), lens=((3, 9000),), seed=10),
         replace(chunked, name="start-chunks"),
-        replace(chunked, name="start-chunks-behind", chunk=1000, window=(200, 0)),
+        replace(chunked, name="start-chunks-behind", chunk=1024, window=(600, 0)),
         replace(custom, name="start-custom"),
         replace(custom, name="start-custom-heads", custom="packed4", heads_q=4, heads_kv=2),
         replace(by_head, name="start-zero-in-second-group", thresholds=(1e-3,) * 64 + (0.0,) * 64),
         replace(by_head, name="start-zero-in-every-group", thresholds=(1e-3,) * 31 + (0.0,)),
         replace(by_head, name="start-many-thresholds", thresholds=(1e-3, 1e-2, 1e-4)),
-        replace(base, name="start-at-one", thresholds=(1.0,), exact=False, mask="causal", pattern="all_but_first"),
+        replace(base, name="start-at-one", thresholds=(1.0,), mask="causal", pattern="all_but_first"),
     ]
     return tuple(found)
 
@@ -116,7 +118,7 @@ def decode_pattern_cases() -> tuple[Case, ...]:
     """Every pattern that must drop tiles, over several leaves, for groups of many heads."""
     found = []
     for mask, order in (("full", "sink_first"), ("causal", "sink_first"), ("window", "reverse")):
-        window = (800, 40) if mask == "window" else (-1, -1)
+        window = (1290, 40) if mask == "window" else (-1, -1)
         base = replace(_BASE, mask=mask, window=window, head_dim=128, head_dim_v=128, heads_q=8, heads_kv=2)
         for pattern in planted(order):
             case = replace(base, name=f"decode-plant-{pattern}-{mask}", pattern=pattern, lens=((7, 1000),))
