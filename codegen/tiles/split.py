@@ -10,9 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-GROUP_ROWS = (
-    64  # packed rows, in (query row, query head) order, that one product (m64) holds and that decide together
-)
+GROUP_ROWS = 64  # packed rows, in (query row, query head) order, that one product (m64) holds and that decide together
 MAX_GROUPS = 4  # of one (request, kv head)
 KEYS_PER_ROW = 16  # a request of more than one group is decoded if it has as many keys for each packed row
 MIN_LEAF_KEYS = {64: 1024, 128: 512, 256: 512}  # by head_dim: 256 KB of 16-bit keys and values, or more

@@ -283,7 +283,7 @@ def rules_of(case: Case, one: Content | None = None) -> Rules:
         alibi=None if slopes is None else slopes.astype(np.float64),
         sinks=None if sinks is None else sinks.astype(np.float64),
         margin=0.0 if case.exact else margin,
-        p_dtype=case.dtype if case.dtype == "e4m3" else "",
+        p_dtype=case.dtype if case.dtype == "e4m3" and case.arch == "sm100" else "",
     )
 
 

@@ -88,8 +88,8 @@ class DecodeProducer {
 
   // Start tiles are read again by the request's other parts; the rest by nobody but other row groups.
   SKIM_DEVICE void load_k(const DecodeItem& item, int n, uint64_t policy) {
-    load_tile<Storage::kPanels>(smem_.k[k_.slot], p_.tma_k, smem_.k_full[k_.slot], smem_.k_empty[k_.slot],
-                                k_.phase ^ 1, item, n, policy);
+    load_tile<Storage::kPanels>(smem_.k[k_.slot], p_.tma_k, smem_.k_full[k_.slot], smem_.k_empty[k_.slot], k_.phase ^ 1,
+                                item, n, policy);
     k_.advance();
   }
   SKIM_DEVICE void load_v(const DecodeItem& item, int n) {

@@ -6,15 +6,15 @@
 
 namespace skimattn {
 
-// `base.head` is the kv head, `base.row0` the group's first packed row. What follows from these is computed once, by the
-// warp that draws the work, since integers cost the others more than they look.
+// `base.head` is the kv head, `base.row0` the group's first packed row. What follows from these is computed once, by
+// the warp that draws the work, since integers cost the others more than they look.
 struct DecodeItem {
   WorkItem base;
-  int part, only;            // which part of the request's, and whether it is the only one
-  int leaf_tiles, lo, hi;    // tiles of a leaf, and the part's leaves
-  TileRange range;           // the tiles that the group's rows may see
-  Span start;                // the tiles that leaves' maxima start from, visited from the last one down
-  int first_key;             // that some row of the request may see
+  int part, only;          // which part of the request's, and whether it is the only one
+  int leaf_tiles, lo, hi;  // tiles of a leaf, and the part's leaves
+  TileRange range;         // the tiles that the group's rows may see
+  Span start;              // the tiles that leaves' maxima start from, visited from the last one down
+  int first_key;           // that some row of the request may see
   SKIM_DEVICE int packed_rows(const Params& p) const { return base.len_q * (p.heads_q / p.heads_kv); }
   // The group's tiles [lo, hi) of one leaf.
   SKIM_DEVICE Span tiles_of(int leaf) const {
@@ -92,17 +92,39 @@ SKIM_DEVICE DecodeItem read_decode_item(const Storage& smem, int slot) {
   int w[kDecodeWords];
 #pragma unroll
   for (int i = 0; i < kDecodeWords; ++i) w[i] = static_cast<int>(ptx::ld_shared(&smem.work[slot][i]));
-  return {{w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]}, w[8],           w[9],  w[10], w[11], w[12],
-          {w[13], w[14], w[15], w[16]},                     {w[17], w[18]}, w[19]};
+  return {{w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]},
+          w[8],
+          w[9],
+          w[10],
+          w[11],
+          w[12],
+          {w[13], w[14], w[15], w[16]},
+          {w[17], w[18]},
+          w[19]};
 }
 template <class Storage>
 SKIM_DEVICE void write_decode_item(Storage& smem, int slot, const DecodeItem& item) {
   const WorkItem& base = item.base;
-  const int words[kDecodeWords] = {
-      base.valid,       base.batch,    base.head,      base.row0,        base.len_q,
-      base.len_k,       base.q_offset, base.k_offset,  item.part,        item.only,
-      item.leaf_tiles,  item.lo,       item.hi,        item.range.first, item.range.last,
-      item.range.clean_first, item.range.clean_last, item.start.lo, item.start.hi, item.first_key};
+  const int words[kDecodeWords] = {base.valid,
+                                   base.batch,
+                                   base.head,
+                                   base.row0,
+                                   base.len_q,
+                                   base.len_k,
+                                   base.q_offset,
+                                   base.k_offset,
+                                   item.part,
+                                   item.only,
+                                   item.leaf_tiles,
+                                   item.lo,
+                                   item.hi,
+                                   item.range.first,
+                                   item.range.last,
+                                   item.range.clean_first,
+                                   item.range.clean_last,
+                                   item.start.lo,
+                                   item.start.hi,
+                                   item.first_key};
 #pragma unroll
   for (int i = 0; i < kDecodeWords; ++i) ptx::st_shared(&smem.work[slot][i], words[i]);
 }

@@ -12,7 +12,7 @@ class DecodeCorrection {
  public:
   using Storage = DecodeStorage<Tr>;
   static constexpr int kOut = Tr::kHeadDimV / 2;  // columns of a thread
-  static constexpr int kChunk = 16;  // columns at a time
+  static constexpr int kChunk = 16;               // columns at a time
   using Place = PackedPlace<LaneFragment>;
 
   SKIM_DEVICE DecodeCorrection(const Params& p, Storage& smem)
@@ -133,14 +133,15 @@ class DecodeCorrection {
   SKIM_DEVICE void store(const DecodeItem& item) {
     const int qheads_per_kv = p_.heads_q / p_.heads_kv, packed = item.base.row0 + half_row(thread_);
     const int row = packed / qheads_per_kv, head = item.base.head * qheads_per_kv + packed % qheads_per_kv;
-    const Place at = {{row},           {head}, half_of(thread_) * kOut, item.base.batch, item.base.len_q, item.base.len_k,
-                      item.base.q_offset, {0.0f}};
+    const Place at = {{row},           {head},          half_of(thread_) * kOut, item.base.batch,
+                      item.base.len_q, item.base.len_k, item.base.q_offset,      {0.0f}};
     if (!at.valid(0)) return;
     if (item.only != 0) {
       store_result(at);
     } else {
-      store_part(part_row<Tr>(at.batch, item.base.head, item.base.row0 / Tr::kGroupRows, item.part, half_row(thread_), p_),
-                 at.column);
+      store_part(
+          part_row<Tr>(at.batch, item.base.head, item.base.row0 / Tr::kGroupRows, item.part, half_row(thread_), p_),
+          at.column);
     }
   }
 

@@ -1,6 +1,6 @@
 // The softmax warpgroup of a decode CTA: 64 packed rows of one kv head, half a row a thread. It reads a tile's scores
-// from tensor memory, votes on the tile, tells correction what O is to be multiplied with, and writes probabilities over
-// the scores. A skipped tile takes part in every signal all the same: only its exponentials and its product do not
+// from tensor memory, votes on the tile, tells correction what O is to be multiplied with, and writes probabilities
+// over the scores. A skipped tile takes part in every signal all the same: only its exponentials and its product do not
 // happen.
 #pragma once
 #include <skimattn/core/descale.cuh>
@@ -19,7 +19,7 @@ class DecodeSoftmax {
   using Place = PackedPlace<LaneFragment>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense;
   static constexpr bool kScaled = kDescaled<Element>;
-  static constexpr int kScores = Tr::kTileN / 2;                  // that a thread holds
+  static constexpr int kScores = Tr::kTileN / 2;               // that a thread holds
   static constexpr int kSplitP = kScores / kPerWord<Element>;  // columns from a row's first half of P to its second
 
   SKIM_DEVICE DecodeSoftmax(const Params& p, Storage& smem)
@@ -163,8 +163,8 @@ class DecodeSoftmax {
   const int thread_;
   const uint32_t scores_;  // tensor memory: the first column of this warp's lanes
   Place at_;
-  Span span_;      // keys that the mask's geometry lets this row see
-  RowState row_;   // of the leaf; the sum of this thread's half only
+  Span span_;     // keys that the mask's geometry lets this row see
+  RowState row_;  // of the leaf; the sum of this thread's half only
   bool started_ = false;
   float unit_ = 1.0f;  // what a product of 8-bit elements counts
   float limit_ = -kInf;
