@@ -204,6 +204,13 @@ SKIM_DEVICE Pair ld_global_pair(const float* address) {
   asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "l"(address) : "memory");
   return pair;
 }
+// Four at a multiple of 16 bytes.
+SKIM_DEVICE void ld_global_quad(const float* address, float* x) {
+  asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "l"(address)
+               : "memory");
+}
 // What this kernel only reads.
 template <class T>
 SKIM_DEVICE T ld_global(const T* address) {

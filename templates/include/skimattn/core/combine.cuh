@@ -31,6 +31,7 @@ class Combine {
   static constexpr int kColumns = Tr::kHeadDimV / kWarpThreads;  // of a lane, next to each other
   // Of each branch: its columns, maximum and sum.
   static constexpr int kBranchFloats = Tr::kHeadDimV + 2;
+  static_assert(kColumns == 2 || kColumns % 4 == 0);
   static_assert(kBranchFloats * Tr::kMaxBranches * 4 <= Tr::kSmemBytes);
 
   // What one row of a part holds of this lane's columns.
@@ -55,25 +56,24 @@ class Combine {
     const int most = imin(p_.len_q * (p_.heads_q / p_.heads_kv), p_.decode_most_rows);
     const int rows = imin(p_.round_requests, p_.batch - p_.first_request) * p_.heads_kv * most;
     const int warp = ptx::thread_index() / kWarpThreads;
-    if (p_.whole_branches != 0) {  // few parts: a warp merges them
+    if (p_.warp_rows != 0) {
       for (int i = ptx::block_index() * kWarps + warp; i < rows; i += ptx::grid_size() * kWarps) {
         const Row row = find_row(i / most, i % most);
-        if (row.parts > 1) store(merge_parts(row, 0, row.parts), row);
+        if (row.parts > 1) store(merge_branches(row, row.first / Tr::kBranchLeaves, row.end), row);
       }
-    } else {  // a warp for each branch
+    } else {
       for (int i = ptx::block_index(); i < rows; i += ptx::grid_size()) {
         const Row row = find_row(i / most, i % most);
-        if (row.parts > 1) merge_branches(row, warp);
+        if (row.parts > 1) merge_in_cta(row, warp);
       }
     }
   }
 
  private:
-  // A packed row and its parts, the first of which is leaf or branch number `first`. Without parts there is no such row,
-  // or it is not decode's.
+  // A packed row, its leaves [first, end) and their parts. Without parts there is no such row, or it is not decode's.
   struct Row {
     int row, head, batch, q_offset;
-    int parts, first;
+    int parts, first, end;
     const float* state;  // of the first part
     // As output.cuh wants to be told.
     SKIM_DEVICE int row_of(int) const { return row; }
@@ -84,40 +84,59 @@ class Combine {
     const int batch = p_.first_request + pair / p_.heads_kv, kv_head = pair % p_.heads_kv;
     const WorkItem item = make_item(p_, batch, kv_head, 0);
     const int qheads_per_kv = p_.heads_q / p_.heads_kv, row = packed / qheads_per_kv;
-    Row found = {row, kv_head * qheads_per_kv + packed % qheads_per_kv, batch, item.q_offset, 0, 0, nullptr};
+    Row found = {row, kv_head * qheads_per_kv + packed % qheads_per_kv, batch, item.q_offset, 0, 0, 0, nullptr};
     if (row >= item.len_q || !decodes(p_, item.len_q, item.len_k)) return found;
     const Leaves leaves = leaves_by_mask<Tr>(item.len_q, item.len_k, p_);
-    found.parts = parts_of<Tr>(leaves, p_);
+    found.parts = parts_of(leaves, p_);
     found.first = leaves.first;
+    found.end = leaves.last;
     found.state =
         part_row<Tr>(batch, kv_head, packed / Tr::kGroupRows, 0, packed % Tr::kGroupRows, p_);
     return found;
   }
 
-  // Parts [lo, hi), one after the other.
-  SKIM_DEVICE State merge_parts(const Row& row, int lo, int hi) const {
+  // From leaf `leaf`, the first of a branch or of the row, up to `end`: leaves into twigs, twigs into branches, branches
+  // into the result. Larger parts enter where they belong.
+  SKIM_DEVICE State merge_branches(const Row& row, int branch, int end) const {
     constexpr int kAhead = imin(8, 32 / kColumns);  // loads in flight: as many as registers hold
     const int64_t step = static_cast<int64_t>(p_.part_rows) * kPartRowFloats<Tr>;
-    State merged, next[kAhead];
-    for (int part = lo; part < hi; part += kAhead) {
+    const int size = p_.part_leaves, origin = row.first / size;
+    int part = imax(branch * Tr::kBranchLeaves / size, origin);
+    const int last = (end - 1) / size;
+    State twig, of_branch, all, next[kAhead];
+    for (; part <= last; part += kAhead) {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        if (part + i < hi) next[i] = load(row.state + (part + i) * step);
+        if (part + i <= last) next[i] = load(row.state + (part + i - origin) * step);
       }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        if (part + i < hi) merged.merge(next[i]);
+        if (part + i > last) continue;
+        const int done = (part + i + 1) * size;  // leaves, counted from key 0 on
+        const bool is_last = part + i == last;
+        State state = next[i];
+        if (size < Tr::kTwigLeaves) {
+          twig.merge(state);
+          if (done % Tr::kTwigLeaves != 0 && !is_last) continue;
+          state = twig;
+          twig = {};
+        }
+        if (size < Tr::kBranchLeaves) {
+          of_branch.merge(state);
+          if (done % Tr::kBranchLeaves != 0 && !is_last) continue;
+          state = of_branch;
+          of_branch = {};
+        }
+        all.merge(state);
       }
     }
-    return merged;
+    return all;
   }
 
-  SKIM_DEVICE void merge_branches(const Row& row, int warp) const {
-    const int end = row.first + row.parts, first = row.first / Tr::kBranchLeaves;
-    const int branches = ceil_div(end, Tr::kBranchLeaves) - first;
+  SKIM_DEVICE void merge_in_cta(const Row& row, int warp) const {
+    const int first = row.first / Tr::kBranchLeaves, branches = ceil_div(row.end, Tr::kBranchLeaves) - first;
     for (int i = warp; i < branches; i += kWarps) {
-      const int leaf = (first + i) * Tr::kBranchLeaves;
-      keep(i, merge_parts(row, imax(leaf - row.first, 0), imin(leaf + Tr::kBranchLeaves, end) - row.first));
+      keep(i, merge_branches(row, first + i, imin((first + i + 1) * Tr::kBranchLeaves, row.end)));
     }
     ptx::cta_sync();
     if (warp == 0) {
@@ -130,11 +149,13 @@ class Combine {
 
   SKIM_DEVICE State load(const float* part) const {
     State state;
+    if constexpr (kColumns % 4 == 0) {
 #pragma unroll
-    for (int i = 0; i < kColumns; i += 2) {
-      const ptx::Pair pair = ptx::ld_global_pair(part + lane_ * kColumns + i);
-      state.o[i] = pair.x;
-      state.o[i + 1] = pair.y;
+      for (int i = 0; i < kColumns; i += 4) ptx::ld_global_quad(part + lane_ * kColumns + i, state.o + i);
+    } else {
+      const ptx::Pair pair = ptx::ld_global_pair(part + lane_ * kColumns);
+      state.o[0] = pair.x;
+      state.o[1] = pair.y;
     }
     const ptx::Pair scale = ptx::ld_global_pair(part + Tr::kHeadDimV);
     state.scale = {scale.x, scale.y};

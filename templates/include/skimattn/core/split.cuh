@@ -20,17 +20,14 @@ SKIM_DEVICE Leaves leaves_of(int len_q, int len_k, const Params& p) {
   return leaves;
 }
 
-// What one work item computes: a branch where `p.whole_branches`, else a leaf. Parts count from the request's first.
-template <class Tr>
+// What one work item computes: p.part_leaves leaves, counted from key 0 on. Parts count from the request's first.
 SKIM_DEVICE int parts_of(const Leaves& leaves, const Params& p) {
-  const int step = p.whole_branches != 0 ? Tr::kBranchLeaves : 1;
-  return (leaves.last - 1) / step - leaves.first / step + 1;
+  return (leaves.last - 1) / p.part_leaves - leaves.first / p.part_leaves + 1;
 }
 // The leaves of one part.
-template <class Tr>
 SKIM_DEVICE Span leaves_of_part(const Leaves& leaves, int part, const Params& p) {
-  const int step = p.whole_branches != 0 ? Tr::kBranchLeaves : 1, first = (leaves.first / step + part) * step;
-  return {imax(leaves.first, first), imin(leaves.last, first + step)};
+  const int first = (leaves.first / p.part_leaves + part) * p.part_leaves;
+  return {imax(leaves.first, first), imin(leaves.last, first + p.part_leaves)};
 }
 
 // The state of a row over some of its keys: what its exponentials are measured from (in log2), their sum, and the

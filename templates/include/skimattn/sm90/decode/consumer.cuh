@@ -27,7 +27,7 @@ class DecodeConsumer {
     while (load_work()) {
       for (int leaf = lo_; leaf < hi_; ++leaf) {
         compute_leaf(leaf);
-        epilogue_.add(o_, rows_, leaf == lo_, leaf == hi_ - 1, at_, smem_, p_);
+        epilogue_.add(o_, rows_, leaf, leaf == hi_ - 1, at_, smem_, p_);
       }
       finish_work();
     }
