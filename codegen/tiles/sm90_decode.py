@@ -67,7 +67,7 @@ class Sm90DecodeTile(Tile):
 def split_traits(tile_n: int, head_dim: int) -> Mapping[str, int | bool]:
     """The split rule as C++ constants."""
     return {
-        "kMinLeafTiles": MIN_LEAF_KEYS[head_dim] // tile_n,
+        "kLeafShift": (MIN_LEAF_KEYS[head_dim] // tile_n).bit_length() - 1,
         "kMaxLeaves": MAX_LEAVES,
         "kTwigLeaves": TWIG_LEAVES,
         "kBranchLeaves": BRANCH_LEAVES,

@@ -56,7 +56,7 @@ class DecodeEpilogue {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       float* part = part_ + r * Layout::kRowStep * kPartRowFloats<Tr>;
-      if (p.part_leaves > Tr::kTwigLeaves) {
+      if (1 << p.part_shift > Tr::kTwigLeaves) {
         const Merge merge = merge_of(branch_[r], twig_[r]);
         branch_[r] = merge.merged;
         if (at.valid(r)) merge_twig(o, r, merge, starts_branch_ ? nullptr : part);
