@@ -32,7 +32,7 @@ WORKSPACE_BYTES = 256 << 20  # at most, whatever the batch; what does not fit is
 _PADDING = 4  # floats of a part's row beyond its columns: maximum, sum, and up to whole 16 bytes
 _COMBINE_CTAS = 8  # per multiprocessor at most, each of which merges rows in turn
 _COMBINE_WARPS = 8  # of a CTA; where there are many rows, each merges rows of its own
-# What one leaf takes of a CTA while all work is the unit of the estimates that decide over the cut, measured on an H100:
+# What one leaf takes of a CTA while all work is the unit of the estimates that decide over the cut. From an H100:
 # if fewer than this part of the CTAs work, memory is not busy; an item costs so much besides its leaves.
 _BUSY, _ITEM = 0.35, 0.12
 _FEW_PARTS = 8  # of a row, which one warp merges
