@@ -21,6 +21,7 @@ from skimattn.codegen.tiles.split import (
     MAX_GROUPS,
     MAX_LEAVES,
     MIN_LEAF_KEYS,
+    TWIG_LEAVES,
 )
 
 from .._call.problem import Problem
@@ -30,7 +31,7 @@ from .plan import WARP_THREADS, TensorMapSpec, Value
 WORKSPACE_BYTES = 256 << 20  # at most, whatever the batch; what does not fit is computed in rounds
 _PADDING = 4  # floats of a part's row beyond its columns: maximum, sum, and up to whole 16 bytes
 _COMBINE_CTAS = 8  # per multiprocessor at most, each of which merges rows in turn
-_COMBINE_WARPS = 8  # of a CTA; where parts are branches, each merges rows of its own
+_COMBINE_WARPS = 8  # of a CTA; where there are many rows, each merges rows of its own
 # What one leaf takes of one CTA is the unit of the estimates that decide over the cut, measured on an H100: as long as
 # this part of the CTAs works, memory is busy; an item costs so much besides its leaves.
 _BUSY, _ITEM = 0.5, 0.05
@@ -44,7 +45,7 @@ RULE: dict[str, Value] = {
 
 @dataclass(frozen=True)
 class Cut:
-    """How a batch is cut into parts: branches where ``whole_branches``, else leaves.
+    """How a batch is cut into parts of ``part_leaves`` leaves.
 
     ``rows`` bounds the packed rows of a (request, kv head), ``groups`` and ``part_rows`` their groups and a group's
     rows; there is room for ``parts`` of each group. ``rounds`` of ``requests`` each share the workspace.
@@ -53,7 +54,7 @@ class Cut:
     rows: int
     groups: int
     part_rows: int
-    whole_branches: bool
+    part_leaves: int
     parts: int
     requests: int
     rounds: int
@@ -79,19 +80,19 @@ def cut_of(problem: Problem, kernel: Kernel, sm_count: int) -> Cut:
         results = 2 * state_bytes / (leaf_keys * key_bytes) if parts > 1 else 0.0
         return busy * min(leaves, _most_parts(problem, kernel, 1)) + waves * (results + _ITEM)
 
-    leaves = min((BRANCH_LEAVES, 1), key=cost)
+    leaves = min((BRANCH_LEAVES, TWIG_LEAVES, 1), key=cost)
     parts = _most_parts(problem, kernel, leaves)
     requests = max(1, min(problem.batch, WORKSPACE_BYTES // (parts * pairs * state_bytes)))
     return Cut(
         rows=rows,
         groups=groups,
         part_rows=part_rows,
-        whole_branches=leaves > 1,
+        part_leaves=leaves,
         parts=parts,
         requests=requests,
         rounds=-(-problem.batch // requests),
         ctas=min(most_ctas, requests * pairs * parts),
-        workspace_floats=requests * pairs * parts * part_rows * row_floats if parts > 1 else 0,
+        workspace_floats=requests * pairs * parts * part_rows * row_floats,
     )
 
 
@@ -135,7 +136,8 @@ def plan_decode(
         **scalars,
         **RULE,
         "requests_in_l2": min(WARP_THREADS, problem.batch),
-        "whole_branches": int(cut.whole_branches),
+        "part_shift": cut.part_leaves.bit_length() - 1,
+        "qheads_per_kv": problem.heads_q // problem.heads_kv,
         "parts": cut.parts,
         "groups": cut.groups,
         "part_rows": cut.part_rows,
@@ -151,8 +153,9 @@ def plan_decode(
         yield kernel, maps, sized, cut.ctas
         if cut.parts > 1:
             rows = requests * problem.heads_kv * cut.rows
-            ctas = -(-rows // _COMBINE_WARPS) if cut.whole_branches else rows
-            yield combine, {}, sized, min(_COMBINE_CTAS * sm_count, ctas)
+            warp_rows = rows >= _COMBINE_WARPS * sm_count
+            ctas = -(-rows // _COMBINE_WARPS) if warp_rows else rows
+            yield combine, {}, {**sized, "warp_rows": int(warp_rows)}, min(_COMBINE_CTAS * sm_count, ctas)
 
 
 def q_box(problem: Problem) -> tuple[int, int]:
