@@ -99,7 +99,7 @@ def cut_of(problem: Problem, kernel: Kernel, sm_count: int) -> Cut:
 
 def _most_parts(problem: Problem, kernel: Kernel, of_leaves: int) -> int:
     """The most parts of ``of_leaves`` leaves of a request."""
-    tile_n, starts_anywhere = kernel.tile_n, problem.mask in ("window", "chunked")
+    tile_n, starts_anywhere = kernel.tile_n, problem.mask not in ("full", "causal", "custom")
     tiles = max(1, -(-problem.len_k // tile_n))
     if starts_anywhere:
         left, right = problem.window

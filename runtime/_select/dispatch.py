@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from skimattn.codegen import matrix, variables
 from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.spec import KernelSpec
@@ -81,22 +79,7 @@ def specs_of(problem: Problem, arch: str) -> dict[str, KernelSpec]:
         NoKernelError: the matrix does not hold one of them.
     """
     specs = {phase: spec_of(problem, arch, phase) for phase in phases_of(problem, arch)}
-    return specs | {"combine": combine_spec(specs["decode"])} if "decode" in specs else specs
-
-
-def combine_spec(decode: KernelSpec) -> KernelSpec:
-    """The kernel that merges what a decode kernel left in the workspace."""
-    return replace(
-        decode,
-        phase="combine",
-        dtype=decode.out_dtype,
-        head_dim=decode.head_dim_v,
-        mask="full",
-        paged=False,
-        skip="dense",
-        softcap=False,
-        alibi=False,
-    )
+    return specs | {"combine": matrix.combine_spec(specs["decode"])} if "decode" in specs else specs
 
 
 def spec_of(problem: Problem, arch: str, phase: str = "prefill") -> KernelSpec:

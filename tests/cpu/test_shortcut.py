@@ -30,6 +30,16 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
 
 
 @pytest.fixture
+def blackwell(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    """For ragged rows: a Hopper might decode some of those, which takes several kernels and so the long way."""
+    return install(monkeypatch, FakeDriver(capability=(10, 0)))
+
+
+def install_for(way: str, monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
+    return install(monkeypatch, FakeDriver(capability=(10, 0)) if way in ("ragged", "mixed") else None)
+
+
+@pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of every new call of a known form, whether it went the short way."""
     ways: list[bool] = []
@@ -62,7 +72,8 @@ def rows_of(choose: random.Random, *shape: int) -> torch.Tensor:
 
 
 def sizes(choose: random.Random, way: str, head_dim_v: int) -> dict[str, Any]:
-    batch, rows, keys = choose.randrange(1, 5), choose.randrange(1, 300), choose.randrange(129, 700)
+    """Of more rows than are decoded."""
+    batch, rows, keys = choose.randrange(1, 5), choose.randrange(129, 400), choose.randrange(129, 700)
     found: dict[str, Any] = {}
     if way in ("ragged", "mixed"):
         found["q"], found["cu_seqlens_q"] = rows_of(choose, rows, 4, 128), ints(*sorted(range(batch)), rows)
@@ -127,9 +138,8 @@ def blocks(fake: FakeDriver, params: Params, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("head_dim_v", [128, 64])
 @pytest.mark.parametrize("way", WAYS)
-def test_both_ways_send_the_same(
-    fake: FakeDriver, taken: list[bool], monkeypatch: pytest.MonkeyPatch, way: str, head_dim_v: int
-) -> None:
+def test_both_ways_send_the_same(taken: list[bool], monkeypatch: pytest.MonkeyPatch, way: str, head_dim_v: int) -> None:
+    fake = install_for(way, monkeypatch)
     choose = random.Random(f"{way}{head_dim_v}")
     kinds: tuple[dict[str, Any], ...] = (
         {"mask": "causal"},
@@ -196,9 +206,10 @@ def both_ways_agree(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch, **argumen
 
 @pytest.mark.parametrize("way", ["ragged", "hnd"])
 def test_torch_without_guards_and_a_driver_with_other_maps(
-    fake: FakeDriver, taken: list[bool], monkeypatch: pytest.MonkeyPatch, way: str
+    taken: list[bool], monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Then tensors are looked at one by one, and the driver moves maps."""
+    fake = install_for(way, monkeypatch)
     monkeypatch.setattr(look, "_Guards", None)
     for name in ("_library", "_brief_library"):
         library = getattr(tensormap.driver, name)
@@ -223,7 +234,7 @@ def test_torch_without_guards_and_a_driver_with_other_maps(
     assert all(taken)
 
 
-def test_one_tensor_of_offsets(fake: FakeDriver, taken: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_tensor_of_offsets(blackwell: FakeDriver, taken: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     choose = random.Random(2)
     for index in range(6):
         arguments = sizes(choose, "ragged", 128)
@@ -231,14 +242,14 @@ def test_one_tensor_of_offsets(fake: FakeDriver, taken: list[bool], monkeypatch:
         arguments["max_seqlen_q"] = arguments["max_seqlen_k"]
         offsets = arguments["cu_seqlens_k"]
         arguments["cu_seqlens_q"] = offsets if index % 3 else on_gpu(offsets.clone())
-        both_ways_agree(fake, monkeypatch, **arguments)
+        both_ways_agree(blackwell, monkeypatch, **arguments)
     assert sum(taken) == 5
     arguments["cu_seqlens_q"] = arguments["cu_seqlens_k"] = on_gpu(offsets.long())
     with pytest.raises(ArgumentError, match=r"^cu_seqlens_q: expected dtype"):
         launch(Params(**arguments))
 
 
-def test_tensors_of_one_row_do_not_speak_for_longer_ones(fake: FakeDriver, taken: list[bool]) -> None:
+def test_tensors_of_one_row_do_not_speak_for_longer_ones(blackwell: FakeDriver, taken: list[bool]) -> None:
     """With one row any stride will do, but the next call has the same strides and more rows."""
     memory_of_q = torch.zeros(2 * 4 * 128 * 3, dtype=torch.bfloat16)
     good = sizes(random.Random(3), "ragged", 128)
@@ -251,7 +262,7 @@ def test_tensors_of_one_row_do_not_speak_for_longer_ones(fake: FakeDriver, taken
                 launch(Params(**good))
         else:
             launch(Params(**good))
-    assert not any(taken)
+    assert taken == [False, False]
 
 
 def test_a_first_call_leaves_no_strides_behind(
@@ -276,10 +287,34 @@ def test_equal_windows_and_the_same_tensor_twice(
     fake: FakeDriver, taken: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither is what is compared fastest; both are launched."""
-    q = on_gpu(torch.zeros(1, 150, 4, 128, dtype=torch.bfloat16))
+    q = on_gpu(torch.zeros(1, 300, 4, 128, dtype=torch.bfloat16))
     for left in (100, 100, 50, 100):
         both_ways_agree(fake, monkeypatch, q=q, k=q, v=q, mask="window", window_size=tuple([left, 0]))
     assert taken == [True, True]
+
+
+def test_calls_that_may_be_decoded_take_the_long_way(fake: FakeDriver, taken: list[bool]) -> None:
+    """Two rows of two heads each are decoded; 128 may be, if there are keys enough; 129 rows of them never."""
+
+    def send(rows: int, keys: int, **more: Any) -> list[str]:
+        q, kv = (on_gpu(torch.zeros(1, size, heads, 128).bfloat16()) for size, heads in ((rows, 4), (keys, 2)))
+        before = len(fake.launches)
+        out = launch(Params(q, kv, kv, **more))
+        assert isinstance(out, torch.Tensor) and out.shape == q.shape
+        sent = fake.launches[before:]
+        assert all(one.block.out == out.data_ptr() and one.block.len_q == rows for one in sent)
+        return ["decode" if not one.map_address("tma_o") and one.map_address("tma_q") else "other" for one in sent]
+
+    for _ in range(2):
+        assert send(129, 5000) == ["other"]
+    assert taken == [True]
+    for _ in range(2):
+        assert send(2, 5000) == ["decode", "other"]
+        assert send(2, 200) == ["decode"]
+        assert send(128, 16 * 256) == ["decode", "other"]
+        assert send(128, 16 * 256 - 1) == ["other"]
+        assert send(129, 16 * 258) == ["other"]
+    assert taken == [True, *[False, False, False, False, True] * 2]
 
 
 def test_lengths_of_a_box() -> None:

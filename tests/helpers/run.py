@@ -107,7 +107,7 @@ def run_on_emulator(
     from skimattn._launch.buffers import make_buffers
     from skimattn._launch.planner import Planner, make_plan
     from skimattn._select import kernels
-    from skimattn._select.dispatch import combine_spec
+    from skimattn.codegen.matrix import combine_spec
 
     from tests.emulator import run_plan
 

@@ -10,18 +10,12 @@ template <class Tr, Mask kMask_>
 struct WithMask : Tr {
   static constexpr Mask kMask = kMask_;
 };
-template <class Tr>
+template <class Tr, int kMask_ = 0>
 SKIM_DEVICE Leaves leaves_by_mask(int len_q, int len_k, const Params& p) {
-  switch (static_cast<Mask>(p.mask)) {
-    case Mask::kCausal:
-      return leaves_of<WithMask<Tr, Mask::kCausal>>(len_q, len_k, p);
-    case Mask::kWindow:
-      return leaves_of<WithMask<Tr, Mask::kWindow>>(len_q, len_k, p);
-    case Mask::kChunked:
-      return leaves_of<WithMask<Tr, Mask::kChunked>>(len_q, len_k, p);
-    default:
-      return leaves_of<WithMask<Tr, Mask::kFull>>(len_q, len_k, p);
+  if constexpr (kMask_ + 1 < kMasks) {
+    if (p.mask != kMask_) return leaves_by_mask<Tr, kMask_ + 1>(len_q, len_k, p);
   }
+  return leaves_of<WithMask<Tr, static_cast<Mask>(kMask_)>>(len_q, len_k, p);
 }
 
 template <class Tr>
