@@ -1,7 +1,7 @@
 """How the keys of one decoded request are split, and which requests are decoded: rules of its own lengths alone.
 
 So a request gives the same bits alone and inside any batch, on any number of multiprocessors. What is computed between
-two borders is a *leaf*, whose state starts anew. Four leaves next to each other are a *twig*, four twigs a *branch*:
+two borders is a *leaf*, whose state starts anew. Four leaves next to each other are a *twig*, two twigs a *branch*:
 leaves are merged into their twig in rising order, twigs into their branch, branches into the result, wherever that
 happens: a CTA may compute a leaf, a twig or a branch.
 """
@@ -16,7 +16,7 @@ KEYS_PER_ROW = 16  # a request of more than one group is decoded if it has as ma
 MIN_LEAF_KEYS = {64: 1024, 128: 512, 256: 512}  # by head_dim: 256 KB of 16-bit keys and values, or more
 MAX_LEAVES = 128  # where the first one starts at a border; one more otherwise
 TWIG_LEAVES = 4
-BRANCH_LEAVES = 16
+BRANCH_LEAVES = 8
 
 
 def decodes(len_q: int, len_k: int, qheads_per_kv: int) -> bool:

@@ -32,9 +32,10 @@ WORKSPACE_BYTES = 256 << 20  # at most, whatever the batch; what does not fit is
 _PADDING = 4  # floats of a part's row beyond its columns: maximum, sum, and up to whole 16 bytes
 _COMBINE_CTAS = 8  # per multiprocessor at most, each of which merges rows in turn
 _COMBINE_WARPS = 8  # of a CTA; where there are many rows, each merges rows of its own
-# What one leaf takes of one CTA is the unit of the estimates that decide over the cut, measured on an H100: as long as
-# this part of the CTAs works, memory is busy; an item costs so much besides its leaves.
-_BUSY, _ITEM = 0.5, 0.05
+# What one leaf takes of a CTA while all work is the unit of the estimates that decide over the cut. From an H100:
+# if fewer than this part of the CTAs work, memory is not busy; an item costs so much besides its leaves.
+_BUSY, _ITEM = 0.35, 0.12
+_FEW_PARTS = 8  # of a row, which one warp merges
 # What both phases are told about whose a request is.
 RULE: dict[str, Value] = {
     "decode_always_rows": GROUP_ROWS,
@@ -78,7 +79,7 @@ def cut_of(problem: Problem, kernel: Kernel, sm_count: int) -> Cut:
         waves = problem.batch * pairs * parts / most_ctas
         busy = waves // 1 + (max(waves % 1, _BUSY) if waves % 1 else 0)
         results = 2 * state_bytes / (leaf_keys * key_bytes) if parts > 1 else 0.0
-        return busy * min(leaves, _most_parts(problem, kernel, 1)) + waves * (results + _ITEM)
+        return busy * _most_parts(problem, kernel, 1) / parts + waves * (results + _ITEM)
 
     leaves = min((BRANCH_LEAVES, TWIG_LEAVES, 1), key=cost)
     parts = _most_parts(problem, kernel, leaves)
@@ -153,7 +154,7 @@ def plan_decode(
         yield kernel, maps, sized, cut.ctas
         if cut.parts > 1:
             rows = requests * problem.heads_kv * cut.rows
-            warp_rows = rows >= _COMBINE_WARPS * sm_count
+            warp_rows = cut.parts <= _FEW_PARTS
             ctas = -(-rows // _COMBINE_WARPS) if warp_rows else rows
             yield combine, {}, {**sized, "warp_rows": int(warp_rows)}, min(_COMBINE_CTAS * sm_count, ctas)
 
