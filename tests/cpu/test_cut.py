@@ -12,8 +12,7 @@ import torch
 from skimattn import Params
 from skimattn._call.problem import Problem
 from skimattn._call.validate import validate
-from skimattn._launch import decode
-from skimattn._launch.decode import Cut, cut_of
+from skimattn._launch.decode import Cut, Cutter
 from skimattn._select.dispatch import specs_of
 from skimattn._select.kernels import unbuilt_row
 from skimattn.codegen.features import BY_NAME
@@ -23,6 +22,7 @@ from skimattn.codegen.tiles.split import decodes
 COUNTER = 0xC0FFEE0
 SMS = 132
 MIB = 1 << 20
+PARTS = (1, 4, 8)  # leaves of one
 
 
 def ints(*values: int) -> torch.Tensor:
@@ -43,7 +43,12 @@ def rows_of(problem: Problem) -> dict[str, Kernel]:
 
 
 def cut(problem: Problem, sm_count: int = SMS) -> Cut:
-    return cut_of(problem, rows_of(problem)["decode"], sm_count)
+    return Cutter(problem, rows_of(problem)["decode"], sm_count).cut(problem.batch, problem.len_q, problem.len_k)
+
+
+def most_parts(problem: Problem, kernel: Kernel, of_leaves: int) -> int:
+    cutter = Cutter(problem, kernel, SMS)
+    return cutter._parts(cutter._leaves(problem.len_q, problem.len_k), of_leaves)
 
 
 @dataclass
@@ -70,15 +75,15 @@ class Split:
             return max(start, at - self.left), min(start + self.chunk, at + self.right + 1, keys)
         return 0, keys
 
-    def parts(self, rows: int, keys: int) -> tuple[int, int]:
-        """Leaves and branches."""
+    def parts(self, rows: int, keys: int) -> list[int]:
+        """Leaves, twigs and branches."""
         first, last = self.seen(keys - rows, keys)[0], self.seen(keys - 1, keys)[1]
         first, last = (first // self.tile_n, -(-last // self.tile_n)) if last > first else (0, 0)
         size = self.leaf_keys // self.tile_n
         while -(-(last - first) // size) > 128:
             size *= 2
         first, last = first // size, max(-(-last // size), first // size + 1)
-        return last - first, -(-last // 4) - first // 4
+        return [-(-last // leaves) - first // leaves for leaves in PARTS]
 
 
 def batches(choose: random.Random) -> Iterator[Problem]:
@@ -108,11 +113,11 @@ def test_there_is_room_for_the_parts_of_every_request() -> None:
     reached, met = 0, set()
     for problem, _ in zip(batches(choose), range(1500), strict=False):
         kernel = rows_of(problem)["decode"]
-        room = [decode._most_parts(problem, kernel, leaves) for leaves in (1, 4)]
+        room = [most_parts(problem, kernel, leaves) for leaves in PARTS]
         per_kv = problem.heads_q // problem.heads_kv
         leaf_keys = {64: 1024, 128: 512}[kernel.head_dim]
         split = Split(problem.mask, *problem.window, problem.chunk_size, kernel.tile_n, leaf_keys)
-        most = [0, 0]
+        most = [0, 0, 0]
         for _ in range(60):
             rows = choose.choice((problem.len_q, choose.randint(1, problem.len_q)))
             keys = choose.choice((problem.len_k, choose.randint(0, problem.len_k), min(problem.len_k, 4096 * 3 + 1)))
@@ -127,7 +132,7 @@ def test_there_is_room_for_the_parts_of_every_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "leaves", "branches"),
+    ("more", "leaves", "twigs"),
     [
         ({"len_k": 0}, 1, 1),
         ({"len_k": 512}, 1, 1),
@@ -144,28 +149,26 @@ def test_there_is_room_for_the_parts_of_every_request() -> None:
         ({"len_k": 1 << 16, "dim": 64}, 64, 16),  # leaves of 1024 keys
     ],
 )
-def test_parts_of_requests(more: dict[str, Any], leaves: int, branches: int) -> None:
+def test_parts_of_requests(more: dict[str, Any], leaves: int, twigs: int) -> None:
     problem = problem_of(**more)
     kernel = rows_of(problem)["decode"]
-    assert [decode._most_parts(problem, kernel, of_leaves) for of_leaves in (1, 4)] == [leaves, branches]
+    assert [most_parts(problem, kernel, of_leaves) for of_leaves in (1, 4)] == [leaves, twigs]
 
 
 @pytest.mark.parametrize(
-    ("batch", "qheads_per_kv", "sm_count", "whole_branches"),
+    ("batch", "qheads_per_kv", "sm_count", "part_leaves"),
     [
-        (1, 8, 132, False),  # 128 leaves for 264 CTAs, most of which 32 branches would leave without work
-        (9, 8, 132, False),  # 288 branches: a second wave with next to nothing to do
-        (9, 8, 144, True),
-        (264, 8, 132, True),  # 32 full waves
-        (264, 64, 132, True),
+        (1, 8, 132, 1),  # 128 leaves for 264 CTAs, most of which 32 twigs would leave without work
+        (264, 8, 132, 8),  # 16 full waves
+        (264, 64, 132, 8),
     ],
 )
 def test_how_many_leaves_are_computed_at_a_time(
-    batch: int, qheads_per_kv: int, sm_count: int, whole_branches: bool
+    batch: int, qheads_per_kv: int, sm_count: int, part_leaves: int
 ) -> None:
-    """131072 keys of one kv head are 128 leaves, in 32 branches; two CTAs share a multiprocessor."""
+    """131072 keys of one kv head are 128 leaves, in 32 twigs or 16 branches; two CTAs share a multiprocessor."""
     found = cut(problem_of(batch=batch, len_k=1 << 17, heads=(qheads_per_kv, 1)), sm_count)
-    assert (found.whole_branches, found.parts) == (whole_branches, 32 if whole_branches else 128)
+    assert (found.part_leaves, found.parts) == (part_leaves, 128 // part_leaves)
     assert found.ctas == min(2 * sm_count, batch * found.parts)
 
 
@@ -181,12 +184,12 @@ def test_the_workspace_is_bounded() -> None:
         found = cut(problem, choose.choice((3, 132)))
         assert 4 * found.workspace_floats <= 256 * MIB
         assert found.requests * found.rounds >= batch > found.requests * (found.rounds - 1)
-        states = found.requests * heads[1] * found.groups * found.parts if found.parts > 1 else 0
+        states = found.requests * heads[1] * found.groups * found.parts
         row_floats = rows_of(problem)["decode"].head_dim_v + 4
         assert found.workspace_floats == states * found.part_rows * row_floats
         assert found.groups * 64 >= found.rows == min(256, len_q * heads[0] // heads[1])
         assert found.part_rows == min(found.rows, 64)
-        seen.add((found.rounds > 1, found.whole_branches))
+        seen.add((found.rounds > 1, found.part_leaves > 1))
     assert seen >= {(True, True), (False, True), (False, False)}
 
 

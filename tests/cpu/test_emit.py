@@ -63,7 +63,7 @@ def test_a_source_states_its_spec() -> None:
 def test_a_tile_adds_traits_of_its_own() -> None:
     """What only one architecture or phase has comes from its tiles: the template does not ask for one."""
     assert not re.search(r"sm\d", (emit.templates_root() / "kernel.cu.j2").read_text())
-    split = {"kMinLeafTiles", "kMaxLeaves", "kBranchLeaves"}
+    split = {"kLeafShift", "kMaxLeaves", "kTwigLeaves", "kBranchLeaves"}
     own = {
         ("sm90", "prefill"): {"kProducerRegs", "kConsumerRegs", "kQRegisterSteps"},
         ("sm90", "decode"): {"kProducerRegs", "kConsumerRegs", "kQInRegisters", *split},

@@ -85,9 +85,9 @@ def test_memory_of_sm100_kernels_worked_out_by_hand(
         ({"head_dim": 64}, 113, 2),
         ({"head_dim": 128}, 113, 2),  # Q and O 32, K 3 x 16, V 2 x 16
         ({"head_dim": 256}, 225, 1),  # Q 32, O 64, K 2 x 32, V 2 x 32
-        ({"head_dim": 64, "phase": "combine"}, 9, 2),  # 33 branches of 66 floats: 8.5 KB
-        ({"head_dim": 128, "phase": "combine"}, 17, 2),  # 33 x 130 floats
-        ({"head_dim": 256, "phase": "combine"}, 34, 2),  # 33 x 258 floats
+        ({"head_dim": 64, "phase": "combine"}, 5, 2),  # 17 branches of 66 floats: 4.4 KB
+        ({"head_dim": 128, "phase": "combine"}, 9, 2),  # 17 x 130 floats
+        ({"head_dim": 256, "phase": "combine"}, 18, 2),  # 17 x 258 floats
     ],
 )
 def test_memory_of_decode_kernels_worked_out_by_hand(fields: dict[str, object], smem: int, ctas: int) -> None:
@@ -99,13 +99,13 @@ def test_memory_of_decode_kernels_worked_out_by_hand(fields: dict[str, object], 
 
 def test_combining_splits_as_decode_does() -> None:
     """Or what one leaves in the workspace is not what the other looks for."""
-    names = ("kMinLeafTiles", "kMaxLeaves", "kBranchLeaves")
+    names = ("kLeafShift", "kMaxLeaves", "kTwigLeaves", "kBranchLeaves")
     for spec in specs("full", {"phase": ["decode"]}):
         combine = combine_spec(spec)
         ours, theirs = (tile_of(one).traits(one) for one in (spec, combine))
-        wanted = [{64: 1024, 128: 512, 256: 512}[spec.head_dim] // tile_of(spec).tile_n, 128, 4]
+        wanted = [3, 128, 4, 8]  # 8 tiles of 128 or of 64 keys to a leaf, at least
         assert [ours[name] for name in names] == [theirs[name] for name in names] == wanted
-        assert theirs["kMaxBranches"] == 33  # 129 leaves from the middle of a branch on
+        assert theirs["kMaxBranches"] == 17  # 129 leaves from the middle of a branch on
 
 
 def test_two_groups_with_256_columns_do_not_fit_tensor_memory() -> None:

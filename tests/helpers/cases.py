@@ -294,9 +294,9 @@ def answers(case: Case, held: list[Content]) -> list[Answer]:
 
 def _answer(case: Case, one: Content) -> Answer:
     if case.decodes(len(one.q), len(one.k)):
-        decoded = replace(case, phase="decode")
-        leaves = Leaves(split.MIN_LEAF_KEYS[decoded.spec.head_dim], split.MAX_LEAVES)
-        return attend_decoded(rules_of(decoded, one), leaves, _request(one))
+        decoding = replace(case, phase="decode")
+        leaves = Leaves(split.MIN_LEAF_KEYS[decoding.spec.head_dim], split.MAX_LEAVES)
+        return attend_decoded(rules_of(decoding, one), leaves, _request(one))
     return attend(rules_of(replace(case, phase=""), one), _request(one))
 
 

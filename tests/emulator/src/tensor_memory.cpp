@@ -21,8 +21,8 @@ struct Area {
   int band, column;
 };
 
-// What a lane holds in its registers. 32x32b: columns of its own lane of tensor memory. 16x32bx2: of the first 16 lanes,
-// the other 16 of the warp from `split` columns further on.
+// What a lane holds in its registers. 32x32b: columns of its own lane of tensor memory. 16x32bx2: of the first 16
+// lanes, the other 16 of the warp from `split` columns further on.
 uint32_t* columns_of(TensorMemory& memory, const Transfer& transfer, uint32_t lane) {
   const uint32_t first = transfer.address >> 16, column = transfer.address & 0xffff;
   if (transfer.split == 0) return &memory.words[first + lane][column];

@@ -50,8 +50,8 @@ struct Issuer {
 struct Transfer {
   uint32_t address;
   int count, split;  // columns of a lane; of 16x32bx2 those between its halves, else 0
-  bool finished;  // tensor memory was read or written
-  bool early;     // a load that gave its result at once
+  bool finished;     // tensor memory was read or written
+  bool early;        // a load that gave its result at once
   uint32_t* registers[kWarp];
   std::vector<uint32_t> data;  // [lane][count]
 };

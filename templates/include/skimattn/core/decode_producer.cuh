@@ -126,12 +126,12 @@ class DecodeProducer {
     int first, count;
   };
   SKIM_DEVICE Heads heads_of(const DecodeItem& item) const {
-    const int qheads_per_kv = p_.heads_q / p_.heads_kv;
+    const int qheads_per_kv = p_.qheads_per_kv;
     const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0);
     return {item.base.row0 % qheads_per_kv, imin(rows, qheads_per_kv)};
   }
   SKIM_DEVICE int head_at(const DecodeItem& item, const Heads& heads, int i) const {
-    const int qheads_per_kv = p_.heads_q / p_.heads_kv;
+    const int qheads_per_kv = p_.qheads_per_kv;
     return item.base.head * qheads_per_kv + (heads.first + i) % qheads_per_kv;
   }
 
@@ -159,7 +159,7 @@ class DecodeProducer {
   // Q's rows in packed order, a box of heads x rows after the other.
   SKIM_DEVICE void load_q(const DecodeItem& item) {
     const uint64_t policy = ptx::createpolicy_evict_first();
-    const int qheads_per_kv = p_.heads_q / p_.heads_kv, box_rows = p_.q_box_heads * p_.q_box_rows;
+    const int qheads_per_kv = p_.qheads_per_kv, box_rows = p_.q_box_heads * p_.q_box_rows;
     const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0), boxes = ceil_div(rows, box_rows);
     const int outer = p_.cu_seqlens_q == nullptr ? item.base.batch : 0;
     if (lane_ == 0) {

@@ -32,8 +32,9 @@ class DecodeCorrection {
           correct({item.first_key - n * Tr::kTileN, item.base.len_k - n * Tr::kTileN});
         }
         fold();
+        const bool is_last = leaf + 1 == item.hi;
+        if (is_last || (leaf + 1) % Tr::kTwigLeaves == 0) end_twig(item, is_last);
       }
-      store(item);
     }
   }
 
@@ -50,7 +51,12 @@ class DecodeCorrection {
     if constexpr (kDescaled<typename Tr::Element>) {
       unit_ = kSumUnit<typename Tr::Element> * v_descale(p_, item.base.batch, item.base.head);
     }
-    merged_ = {-kInf, 0.0f};
+    starts_branch_ = true;
+    branch_ = {-kInf, 0.0f};
+    start_twig();
+  }
+  SKIM_DEVICE void start_twig() {
+    twig_ = {-kInf, 0.0f};
 #pragma unroll
     for (int i = 0; i < kOut; ++i) o_[i] = 0.0f;
   }
@@ -107,13 +113,13 @@ class DecodeCorrection {
     ptx::fence_proxy_async();
   }
 
-  // Merges a leaf into those before it.
+  // Merges a leaf into those of the twig before it.
   // Note: where no row of the warp saw a key, nobody need have written O.
   SKIM_DEVICE void fold() {
     const RowScale leaf = hear();
     const bool counts = ptx::warp_any(leaf.sum != 0.0f);
-    const Merge merge = merge_of(merged_, leaf);
-    merged_ = merge.merged;
+    const Merge merge = merge_of(twig_, leaf);
+    twig_ = merge.merged;
 #pragma unroll
     for (int column = 0; column < kOut; column += kChunk) {
       float o[kChunk] = {};
@@ -129,31 +135,56 @@ class DecodeCorrection {
     }
   }
 
-  // The result where the request is one part, else the part.
-  SKIM_DEVICE void store(const DecodeItem& item) {
-    const int qheads_per_kv = p_.heads_q / p_.heads_kv, packed = item.base.row0 + half_row(thread_);
-    const int row = packed / qheads_per_kv, head = item.base.head * qheads_per_kv + packed % qheads_per_kv;
-    const Place at = {{row},           {head},          half_of(thread_) * kOut, item.base.batch,
-                      item.base.len_q, item.base.len_k, item.base.q_offset,      {0.0f}};
-    if (!at.valid(0)) return;
-    if (item.only != 0) {
-      store_result(at);
-    } else {
-      store_part(
-          part_row<Tr>(at.batch, item.base.head, item.base.row0 / Tr::kGroupRows, item.part, half_row(thread_), p_),
-          at.column);
+  // Twigs are merged in the part's place in the workspace, of which each thread reads what it wrote. The result of a
+  // request that is one part goes to the output.
+  SKIM_DEVICE void end_twig(const DecodeItem& item, bool is_last) {
+    const Place at = place_of(item);
+    if (at.valid(0)) {
+      float* row =
+          part_row<Tr>(at.batch, item.base.head, item.base.row0 / Tr::kGroupRows, item.part, half_row(thread_), p_);
+      if (1 << p_.part_shift > Tr::kTwigLeaves) {
+        merge_twig(row + at.column);
+      } else {
+        branch_ = twig_;
+      }
+      if (is_last && item.only != 0) {
+        store_result(at);
+      } else {
+        store_part(row, at.column);
+      }
+    }
+    starts_branch_ = false;
+    start_twig();
+  }
+
+  SKIM_DEVICE Place place_of(const DecodeItem& item) const {
+    const WorkItem& base = item.base;
+    const int packed = base.row0 + half_row(thread_), row = packed / p_.qheads_per_kv;
+    const int head = base.head * p_.qheads_per_kv + packed % p_.qheads_per_kv;
+    return {{row}, {head}, half_of(thread_) * kOut, base.batch, base.len_q, base.len_k, base.q_offset, {0.0f}};
+  }
+
+  SKIM_DEVICE void merge_twig(const float* before) {
+    const Merge merge = merge_of(branch_, twig_);
+    branch_ = merge.merged;
+#pragma unroll
+    for (int i = 0; i < kOut; i += 2) {
+      ptx::Pair pair = {0.0f, 0.0f};
+      if (!starts_branch_) pair = ptx::ld_global_pair(before + i);
+      o_[i] = merge_column(merge, pair.x, o_[i]);
+      o_[i + 1] = merge_column(merge, pair.y, o_[i + 1]);
     }
   }
 
-  SKIM_DEVICE void store_part(float* part, int column) const {
+  SKIM_DEVICE void store_part(float* row, int column) const {
 #pragma unroll
-    for (int i = 0; i < kOut; i += 2) ptx::st_global_pair(part + column + i, {o_[i], o_[i + 1]});
-    if (column == 0) ptx::st_global_pair(part + Tr::kHeadDimV, {merged_.max, merged_.sum});
+    for (int i = 0; i < kOut; i += 2) ptx::st_global_pair(row + column + i, {o_[i], o_[i + 1]});
+    if (column == 0) ptx::st_global_pair(row + Tr::kHeadDimV, {branch_.max, branch_.sum});
   }
 
   SKIM_DEVICE void store_result(const Place& at) const {
-    const float inverse = inverse_of(merged_.sum, merged_.max, 1.0f, at.head_of(0), p_);
-    if (p_.lse != nullptr && at.column == 0) store_lse(merged_.sum, merged_.max, 1.0f, 0, at, p_);
+    const float inverse = inverse_of(branch_.sum, branch_.max, 1.0f, at.head_of(0), p_);
+    if (p_.lse != nullptr && at.column == 0) store_lse(branch_.sum, branch_.max, 1.0f, 0, at, p_);
     uint16_t* to = output_row(at, 0, p_) + at.column;
 #pragma unroll
     for (int i = 0; i < kOut; i += 2) {
@@ -166,9 +197,10 @@ class DecodeCorrection {
   Storage& smem_;
   const int thread_;
   const uint32_t output_;  // tensor memory: O in this warp's lanes
-  float o_[kOut];          // of the leaves so far
-  RowScale merged_;
-  float unit_ = 1.0f;  // what one unit of P.V counts
+  float o_[kOut];          // of the twig's leaves so far
+  RowScale twig_, branch_;
+  bool starts_branch_ = true;  // whether the next twig is the part's first
+  float unit_ = 1.0f;          // what one unit of P.V counts
   PipelineState<kWorkSlots> work_;
   PipelineState<DecodeColumns<Tr>::kScoreSlots> p_state_;
   ValueTiles<Tr> values_;

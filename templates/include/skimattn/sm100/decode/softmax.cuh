@@ -47,8 +47,8 @@ class DecodeSoftmax {
 
   // Which row it is, and all that follows from that alone.
   SKIM_DEVICE void find_row(const DecodeItem& item) {
-    const int qheads_per_kv = p_.heads_q / p_.heads_kv, packed = item.base.row0 + half_row(thread_);
-    const int row = packed / qheads_per_kv, head = item.base.head * qheads_per_kv + packed % qheads_per_kv;
+    const int packed = item.base.row0 + half_row(thread_), row = packed / p_.qheads_per_kv;
+    const int head = item.base.head * p_.qheads_per_kv + packed % p_.qheads_per_kv;
     at_ = {{row}, {head}, 0, item.base.batch, item.base.len_q, item.base.len_k, item.base.q_offset, {0.0f}};
     if constexpr (Tr::kAlibi) at_.alibi[0] = alibi_slope(at_.batch, head, p_) * p_.bias_scale;
     if constexpr (kScaled) {

@@ -27,7 +27,7 @@ class DecodeConsumer {
     while (load_work()) {
       for (int leaf = lo_; leaf < hi_; ++leaf) {
         compute_leaf(leaf);
-        epilogue_.add(o_, rows_, leaf == lo_, leaf == hi_ - 1, at_, smem_, p_);
+        epilogue_.add(o_, rows_, leaf, leaf == hi_ - 1, at_, smem_, p_);
       }
       finish_work();
     }
@@ -77,7 +77,7 @@ class DecodeConsumer {
   }
 
   SKIM_DEVICE Place place_of(const DecodeItem& item) const {
-    const int qheads_per_kv = p_.heads_q / p_.heads_kv, lane = thread_ % kWarpThreads;
+    const int qheads_per_kv = p_.qheads_per_kv, lane = thread_ % kWarpThreads;
     const int first = item.base.row0 + thread_ / kWarpThreads * 16 + lane / 4;
     Place at;
     at.column = lane % 4 * 2;
