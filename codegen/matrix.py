@@ -43,10 +43,6 @@ def _has_option(spec: KernelSpec) -> bool:
     return spec.paged or spec.softcap or spec.alibi
 
 
-def _is_more_than_merge(spec: KernelSpec) -> bool:
-    return spec.dtype in FP8 or spec.mask != "full" or spec.skip != "dense" or _has_option(spec)
-
-
 RULES = (
     Rule(
         "out-dtype",
@@ -59,9 +55,14 @@ RULES = (
         "SM90 multiplies 8-bit values only if V is transposed first, which no kernel here does; e4m3 needs sm100",
     ),
     Rule(
+        "combine-dtype",
+        lambda spec: spec.phase == "combine" and spec.dtype != spec.out_dtype,
+        "partial results are float32, whatever they were computed from; a combine kernel's types are its output's",
+    ),
+    Rule(
         "combine-options",
-        lambda spec: spec.phase == "combine" and _is_more_than_merge(spec),
-        "partial results are merged in one way, whatever mask, options and 8-bit input they were computed with",
+        lambda spec: spec.phase == "combine" and (spec.mask != "full" or spec.skip != "dense" or _has_option(spec)),
+        "partial results are merged in one way, whatever mask and options they were computed with",
     ),
     _HEAD_DIMS,
 )
@@ -224,7 +225,7 @@ def in_default(spec: KernelSpec) -> bool:
 
 _BASE = KernelSpec("sm90", "prefill", "bf16", "bf16", 128, 128, "causal", False, "dense", False, False)
 _DECODE = replace(_BASE, phase="decode", paged=True)
-_BASE100 = replace(_BASE, arch="sm100")
+_BASE100, _DECODE100 = replace(_BASE, arch="sm100"), replace(_DECODE, arch="sm100")
 SMOKE = (
     _BASE,
     replace(_BASE, skip="skip"),
@@ -241,6 +242,9 @@ SMOKE = (
     replace(_BASE100, head_dim=192, mask="chunked", paged=True),
     replace(_BASE100, head_dim=256, head_dim_v=256, mask="window", skip="skip"),
     replace(_BASE100, dtype="e4m3", skip="skip"),
+    _DECODE100,
+    replace(_DECODE100, skip="skip"),
+    combine_spec(_DECODE100),
 )
 
 _BELONGS: Mapping[str, Callable[[KernelSpec], bool]] = {
