@@ -96,6 +96,7 @@ def combine_spec(decode: KernelSpec) -> KernelSpec:
         skip="dense",
         softcap=False,
         alibi=False,
+        kv_dtype="same",
     )
 
 
@@ -123,4 +124,5 @@ def _spec(problem: Problem, arch: str, phase: str) -> KernelSpec:
         skip=problem.skip,
         softcap=problem.softcap > 0,
         alibi=problem.form.alibi,
+        kv_dtype=problem.form.kv_dtype,
     )

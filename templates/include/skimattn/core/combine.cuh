@@ -1,6 +1,7 @@
 // Merges what decode CTAs left in the workspace: one CTA to a packed row of a (request, kv head), one warp to a branch.
 #pragma once
 #include <skimattn/core/decode_work.cuh>
+#include <skimattn/core/descale.cuh>
 #include <skimattn/core/output.cuh>
 
 namespace skimattn {
@@ -135,7 +136,8 @@ class Combine {
   }
 
   SKIM_DEVICE void store(const State& state, const RowAt& at, int lane) const {
-    const float inverse = inverse_of(state.scale.sum, state.scale.max, 1.0f, at.head, p_);
+    float inverse = inverse_of(state.scale.sum, state.scale.max, 1.0f, at.head, p_);
+    inverse *= v_descale(p_, at.batch, at.head / (p_.heads_q / p_.heads_kv));
     if (p_.lse != nullptr && lane == 0) store_lse(state.scale.sum, state.scale.max, 1.0f, 0, at, p_);
     uint16_t* to = output_row(at, 0, p_) + lane * kColumns;
 #pragma unroll

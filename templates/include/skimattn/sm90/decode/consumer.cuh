@@ -3,8 +3,15 @@
 // A tile's vote is cast before P.V of the tile before it is waited for, so what V's loader has to fetch is known one
 // tile early. Products are never in flight together: decode waits for memory, and the other CTA of the SM computes
 // meanwhile.
+//
+// Keys and values of 8 bits are converted to 16 by this warpgroup, as it has nothing else to do while a product runs:
+// the values of a tile during Q.K of the next one, the keys of the next tile during P.V. One tile of 16 bits each is
+// enough for that. Two barriers a tile order it: before Q.K, all have converted the keys, and are done with the values
+// before; after Q.K, all have converted the values, and are done with the keys.
 #pragma once
+#include <skimattn/core/descale.cuh>
 #include <skimattn/core/score_mod.cuh>
+#include <skimattn/sm90/decode/convert.cuh>
 #include <skimattn/sm90/decode/epilogue.cuh>
 #include <skimattn/sm90/descriptor.cuh>
 
@@ -16,10 +23,11 @@ class DecodeConsumer {
   using Storage = DecodeStorage<Tr>;
   using Place = PackedPlace<Layout>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense;
+  static constexpr bool kConverts = Storage::Panels::kConvertsKv;
   static constexpr int kScores = Tr::kTileN / 2;  // floats a thread holds of a 64-row tile
   static constexpr int kOut = Tr::kHeadDimV / 2;
   static constexpr int kStepsQ = Tr::kHeadDim / 16;
-  static constexpr int kUnseenBarrier = 1;  // 0 belongs to cta_sync
+  static constexpr int kWritten = 1;  // barrier: threads wrote what products read; 0 belongs to cta_sync
 
   SKIM_DEVICE DecodeConsumer(const Params& p, Storage& smem) : p_(p), smem_(smem), thread_(ptx::thread_index()) {}
 
@@ -30,7 +38,7 @@ class DecodeConsumer {
         compute_leaf(leaf);
         const DecodeItem item = read_item();
         DecodeEpilogue<Tr>::fold(o_, rows_, merged_, leaf == own.lo, leaf == own.hi - 1 && is_only_part(item),
-                                 place_of(item), item, p_, thread_);
+                                 place_of(item), item, scale_log2(), p_, thread_);
       }
       finish_work();
     }
@@ -49,24 +57,23 @@ class DecodeConsumer {
     const DecodeItem item = read_decode_item(smem_, work_.slot);
     const WorkItem& base = item.base;
     // Shuffled, so that the compiler knows them to be the same in the whole warp: branches depend on them.
-    return {{ptx::shfl(base.valid, 0), ptx::shfl(base.batch, 0), ptx::shfl(base.head, 0), ptx::shfl(base.row0, 0),
-             ptx::shfl(base.len_q, 0), ptx::shfl(base.len_k, 0), ptx::shfl(base.q_offset, 0),
-             ptx::shfl(base.k_offset, 0)},
-            ptx::shfl(item.part, 0),
-            ptx::shfl(item.starts, 0)};
+    return {
+        {ptx::shfl(base.valid, 0), ptx::shfl(base.batch, 0), ptx::shfl(base.head, 0), ptx::shfl(base.row0, 0),
+         ptx::shfl(base.len_q, 0), ptx::shfl(base.len_k, 0), ptx::shfl(base.q_offset, 0), ptx::shfl(base.k_offset, 0)},
+        ptx::shfl(item.part, 0),
+        ptx::shfl(item.starts, 0)};
   }
   SKIM_DEVICE Leaves leaves(const DecodeItem& item) const {
     return leaves_of<Tr>(item.base.len_q, item.base.len_k, p_);
   }
-  SKIM_DEVICE Span own_leaves(const DecodeItem& item) const {
-    return leaves_of_part<Tr>(leaves(item), item.part, p_);
-  }
+  SKIM_DEVICE Span own_leaves(const DecodeItem& item) const { return leaves_of_part<Tr>(leaves(item), item.part, p_); }
   SKIM_DEVICE bool is_only_part(const DecodeItem& item) const { return parts_of<Tr>(leaves(item), p_) == 1; }
 
   SKIM_DEVICE bool load_work() {
     ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
     const DecodeItem item = read_item();
     if (!item.base.valid) return false;
+    if constexpr (kConverts) unit_ = qk_descale(p_, item.base.batch, item.base.head);
     at_ = place_of(item);
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
@@ -77,13 +84,19 @@ class DecodeConsumer {
     if constexpr (Tr::kQInRegisters) {
       load_q();
       release(&smem_.q_empty[q_state_.slot]);
+    } else if constexpr (Storage::Panels::kConvertsQ) {
+      convert_q();
+    }
+    if constexpr (kConverts) {
+      keys_left_ = key_tiles(item);
+      convert_keys();
     }
     find_start_maxima(item);
     return true;
   }
 
   SKIM_DEVICE void finish_work() {
-    if constexpr (!Tr::kQInRegisters) release(&smem_.q_empty[q_state_.slot]);
+    if constexpr (!Tr::kQInRegisters && !Storage::Panels::kConvertsQ) release(&smem_.q_empty[q_state_.slot]);
     release(&smem_.work_empty[work_.slot]);
     q_state_.advance();
     work_.advance();
@@ -105,9 +118,14 @@ class DecodeConsumer {
       at.head[r] = item.base.head * qheads_per_kv + packed % qheads_per_kv;
       at.alibi[r] = 0.0f;
       if constexpr (Tr::kAlibi) at.alibi[r] = alibi_slope(at.batch, at.head[r], p_) * p_.bias_scale;
+      if constexpr (Tr::kAlibi && kConverts && !Tr::kSoftcap) at.alibi[r] /= unit_;
     }
     return at;
   }
+
+  // What one unit of a product counts: inside the softcap where there is one.
+  SKIM_DEVICE float scale_log2() const { return kConverts && !Tr::kSoftcap ? p_.scale_log2 * unit_ : p_.scale_log2; }
+  SKIM_DEVICE float score_scale() const { return kConverts ? p_.score_scale * unit_ : p_.score_scale; }
 
   // What every leaf's maxima start from.
   SKIM_DEVICE void find_start_maxima(const DecodeItem& item) {
@@ -118,6 +136,7 @@ class DecodeConsumer {
       for (int n = start.hi - 1; n >= start.lo; --n) {
         float s[kScores], thread_max[kThreadRows];
         compute_scores<true>(s, n);
+        if constexpr (kConverts) convert_keys();
         thread_maximum(s, thread_max);
 #pragma unroll
         for (int r = 0; r < kThreadRows; ++r) start_max_[r] = ptx::max_nan(start_max_[r], quad_max(thread_max[r]));
@@ -143,7 +162,14 @@ class DecodeConsumer {
         step<true>(n);
       }
     }
-    if (pending_) multiply_values();
+    if (pending_) {
+      if constexpr (kConverts) {
+        written();  // all are done with the values before
+        convert_values();
+        written();
+      }
+      multiply_values();
+    }
     pending_ = false;
   }
 
@@ -151,9 +177,13 @@ class DecodeConsumer {
   template <bool kMasked>
   SKIM_DEVICE void compute_scores(float (&s)[kScores], int n) {
     using Wgmma = ptx::Wgmma<typename Tr::Element, Tr::kTileN>;
-    ptx::mbarrier_wait_parity(&smem_.k_full[k_.slot], k_.phase);
+    if constexpr (kConverts) {
+      written();
+    } else {
+      ptx::mbarrier_wait_parity(&smem_.k_full[k_.slot], k_.phase);
+    }
     ptx::wgmma_fence();
-    const uint64_t q = k_major(smem_.q[q_state_.slot]), k = advance(k_major(smem_.k[0]), k_.slot * Storage::kKBytes);
+    const uint64_t q = k_major(query_tile()), k = keys();
 #pragma unroll
     for (int i = 0; i < kStepsQ; ++i) {
       const int panel = i / 4, inside = i % 4 * 32;  // four k16 steps to a 128-byte row
@@ -165,10 +195,15 @@ class DecodeConsumer {
       }
     }
     ptx::wgmma_commit();
-    ptx::wgmma_wait<0>();
-    release(&smem_.k_empty[k_.slot]);
-    k_.advance();
-    apply_score_mod<Tr>(s, n * Tr::kTileN, at_, p_.score_scale);
+    if constexpr (kConverts) {
+      if (pending_) convert_values();
+      ptx::wgmma_wait<0>();
+      written();
+    } else {
+      ptx::wgmma_wait<0>();
+      release_k();
+    }
+    apply_score_mod<Tr>(s, n * Tr::kTileN, at_, score_scale());
     if constexpr (kMasked) mask_scores<Tr>(s, n * Tr::kTileN, at_, p_);
   }
 
@@ -182,31 +217,109 @@ class DecodeConsumer {
       keeps = warp_keeps(thread_max);
       cast_vote(keeps);
     }
-    if (pending_) multiply_values();
+    if (pending_) {
+      multiply_values();
+    } else {
+      if constexpr (kConverts) convert_keys();
+    }
     pending_ = !kSkips || resolve_vote(keeps);
     if (!pending_) return;
     pending_tile_ = n;
-    const RowMaxUpdate update = update_row_max(thread_max, rows_, p_.scale_log2);
-    exp_and_pack<typename Tr::Element>(s, Ahead<0>{}, update, p_.scale_log2, rows_, probabilities_, o_);
+    const RowMaxUpdate update = update_row_max(thread_max, rows_, scale_log2());
+    exp_and_pack<typename Tr::Element>(s, Ahead<0>{}, update, scale_log2(), rows_, probabilities_, o_);
   }
 
-  // O += P.V of the tile that is pending.
+  // O += P.V of the tile that is pending. Meanwhile the next keys are converted.
   SKIM_DEVICE void multiply_values() {
-    ptx::mbarrier_wait_parity(&smem_.v_full[v_.slot], v_.phase);
-    clear_unseen(pending_tile_);
+    if constexpr (!kConverts) {
+      ptx::mbarrier_wait_parity(&smem_.v_full[v_.slot], v_.phase);
+      clear_unseen(pending_tile_);
+    }
     ptx::wgmma_fence();
-    const uint64_t v = advance(mn_major(smem_.v[0], Storage::kKvPanelBytes), v_.slot * Storage::kVBytes);
+    const uint64_t v = values();
 #pragma unroll
     for (int i = 0; i < Tr::kTileN / 16; ++i) {
       ptx::Wgmma<typename Tr::Element, Tr::kHeadDimV>::rs(o_, probabilities_[i], advance(v, i * 16 * kPanelRowBytes));
     }
     ptx::wgmma_commit();
+    if constexpr (kConverts) convert_keys();
     ptx::wgmma_wait<0>();
-    release_v();
+    if constexpr (!kConverts) release_v();
+  }
+  SKIM_DEVICE void release_k() {
+    release(&smem_.k_empty[k_.slot]);
+    k_.advance();
   }
   SKIM_DEVICE void release_v() {
     release(&smem_.v_empty[v_.slot]);
     v_.advance();
+  }
+
+  // Where products read their operands.
+  SKIM_DEVICE const uint8_t* query_tile() const {
+    if constexpr (Storage::Panels::kConvertsQ && !Tr::kQInRegisters) {
+      return smem_.converted_q;
+    } else {
+      return smem_.q[q_state_.slot];
+    }
+  }
+  SKIM_DEVICE uint64_t keys() const {
+    if constexpr (kConverts) {
+      return k_major(smem_.converted_k);
+    } else {
+      return advance(k_major(smem_.k[0]), k_.slot * Storage::kKBytes);
+    }
+  }
+  SKIM_DEVICE uint64_t values() const {
+    if constexpr (kConverts) {
+      return mn_major(smem_.converted_v, Storage::kKvPanelBytes);
+    } else {
+      return advance(mn_major(smem_.v[0], Storage::kKvPanelBytes), v_.slot * Storage::kVBytes);
+    }
+  }
+
+  // ---- 8-bit keys and values
+  // All threads of the group have written their part of what products read next, and waited for those before.
+  SKIM_DEVICE void written() const {
+    ptx::fence_proxy_async();
+    ptx::bar_sync(kWritten, kGroupThreads);
+  }
+  // The key tiles that the producer loads for the item, whatever leaf they belong to.
+  SKIM_DEVICE int key_tiles(const DecodeItem& item) const {
+    const TileRange range = group_range<Tr>(item, p_);
+    const Leaves all = leaves(item);
+    const Span own = own_leaves(item);
+    const int tiles = imin(own.hi * all.tiles, range.last) - imax(own.lo * all.tiles, range.first);
+    Span start = {0, 0};
+    if constexpr (kSkips) start = start_tiles<Tr>(item, range, p_);
+    return imax(tiles, 0) + start.hi - start.lo;
+  }
+  // The next tile of keys, if there is one.
+  SKIM_DEVICE void convert_keys() {
+    if (keys_left_ == 0) return;
+    --keys_left_;
+    ptx::mbarrier_wait_parity(&smem_.k_full[k_.slot], k_.phase);
+    const TileConverter<typename Tr::Element, Tr::kHeadDim, Tr::kTileN> converter(thread_);
+    converter.template convert<false>(smem_.k[k_.slot], smem_.converted_k, {});
+    release_k();
+  }
+  // The pending tile's values, with zeros where no row of the request sees them: see seen_in_tile.
+  SKIM_DEVICE void convert_values() {
+    ptx::mbarrier_wait_parity(&smem_.v_full[v_.slot], v_.phase);
+    const TileConverter<typename Tr::Element, Tr::kHeadDimV, Tr::kTileN> converter(thread_);
+    const Span seen = seen_in_tile<Tr>(at_.len_q, at_.len_k, pending_tile_, p_);
+    if (seen.lo <= 0 && seen.hi >= Tr::kTileN) {
+      converter.template convert<false>(smem_.v[v_.slot], smem_.converted_v, seen);
+    } else {
+      converter.template convert<true>(smem_.v[v_.slot], smem_.converted_v, seen);
+    }
+    release_v();
+  }
+  // Note: written() comes before the first product reads it.
+  SKIM_DEVICE void convert_q() {
+    const TileConverter<typename Tr::Element, Tr::kHeadDim, Tr::kGroupRows> converter(thread_);
+    converter.template convert<false>(smem_.q[q_state_.slot], smem_.converted_q, {});
+    release(&smem_.q_empty[q_state_.slot]);
   }
 
   // Q as A operands.
@@ -214,12 +327,21 @@ class DecodeConsumer {
     const int lane = thread_ % kWarpThreads, row = thread_ / kWarpThreads * 16 + lane / 4;
 #pragma unroll
     for (int i = 0; i < kStepsQ; ++i) {
-      const uint8_t* panel = smem_.q[q_state_.slot] + i / 4 * Storage::kQPanelBytes;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const uint8_t* from = panel + swizzled_offset(row, i % 4 * 16 + half * 8) + lane % 4 * 4;
-        q_[i][2 * half] = ptx::ld_shared(from);
-        q_[i][2 * half + 1] = ptx::ld_shared(from + 8 * kPanelRowBytes);
+        if constexpr (Storage::Panels::kConvertsQ) {
+          // Two columns of this thread's are half of a word, whose other half is a neighbour's.
+          const uint8_t* panel = smem_.q[q_state_.slot] + i / 8 * Storage::kQPanelBytes;
+          const uint8_t* from = panel + swizzled_offset(row, i % 8 * 8) + half * 8 + lane % 4 / 2 * 4;
+          const int shift = lane % 2 * 16;
+          q_[i][2 * half] = ptx::widen(typename Tr::Element{}, ptx::ld_shared(from) >> shift);
+          q_[i][2 * half + 1] = ptx::widen(typename Tr::Element{}, ptx::ld_shared(from + 8 * kPanelRowBytes) >> shift);
+        } else {
+          const uint8_t* panel = smem_.q[q_state_.slot] + i / 4 * Storage::kQPanelBytes;
+          const uint8_t* from = panel + swizzled_offset(row, i % 4 * 16 + half * 8) + lane % 4 * 4;
+          q_[i][2 * half] = ptx::ld_shared(from);
+          q_[i][2 * half + 1] = ptx::ld_shared(from + 8 * kPanelRowBytes);
+        }
       }
     }
   }
@@ -230,8 +352,7 @@ class DecodeConsumer {
     if (seen.lo <= 0 && seen.hi >= Tr::kTileN) return;
     clear_keys(0, seen.lo);
     clear_keys(seen.hi, Tr::kTileN);
-    ptx::fence_proxy_async();
-    ptx::bar_sync(kUnseenBarrier, kGroupThreads);
+    written();
   }
   SKIM_DEVICE void clear_keys(int first, int last) {
 #pragma unroll 1
@@ -250,7 +371,7 @@ class DecodeConsumer {
     bool agree = true;
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
-      agree &= !at_.valid(r) | row_can_skip(thread_max[r], rows_.max[r], p_.scale_log2, limit_[r]);
+      agree &= !at_.valid(r) | row_can_skip(thread_max[r], rows_.max[r], scale_log2(), limit_[r]);
     }
     return ptx::warp_any(!agree);
   }
@@ -285,6 +406,7 @@ class DecodeConsumer {
   Storage& smem_;
   const int thread_;
   Place at_;
+  float unit_ = 1.0f;  // what one unit of Q.K counts
   float limit_[kThreadRows];
   float start_max_[kThreadRows];
   float o_[kOut];
@@ -295,6 +417,7 @@ class DecodeConsumer {
   bool pending_ = false;          // whether P.V of `pending_tile_` is still to be done
   int pending_tile_ = 0;
   uint32_t votes_ = 0;
+  int keys_left_ = 0;  // key tiles of the item that are still to be converted
   PipelineState<Tr::kStages> k_;
   PipelineState<Tr::kStagesV> v_;  // of the tile that is pending
   PipelineState<Storage::kVoteSlots> vote_;

@@ -1,6 +1,7 @@
 // Merges a leaf into those before it, in the part's place in the workspace; the result of a request that is one part
 // goes to the output at once.
 #pragma once
+#include <skimattn/core/descale.cuh>
 #include <skimattn/core/output.cuh>
 #include <skimattn/sm90/decode/storage.cuh>
 #include <skimattn/sm90/softmax.cuh>
@@ -15,11 +16,12 @@ struct DecodeEpilogue {
   // `merged` is the scale of the leaves before, whose columns this thread left in the workspace, if there are any.
   // Note: the columns wait there, in L2, and not in registers or shared memory, of which neither has room for two O.
   SKIM_DEVICE static void fold(float (&o)[kOut], const RowState& rows, RowScale (&merged)[kThreadRows], bool is_first,
-                               bool is_result, const Place& at, const DecodeItem& item, const Params& p, int thread) {
+                               bool is_result, const Place& at, const DecodeItem& item, float scale_log2,
+                               const Params& p, int thread) {
     const int row0 = thread / kWarpThreads * 16 + thread % kWarpThreads / 4;
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
-      const float max = rows.max[r] == -kInf ? -kInf : rows.max[r] * p.scale_log2;
+      const float max = rows.max[r] == -kInf ? -kInf : rows.max[r] * scale_log2;
       const Merge merge = merge_of(merged[r], {max, quad_sum(rows.sum[r])});
       merged[r] = merge.merged;
       if (!at.valid(r)) continue;
@@ -57,7 +59,10 @@ struct DecodeEpilogue {
 
   SKIM_DEVICE static void store_result(const float (&o)[kOut], int r, const RowScale& scale, const Place& at,
                                        const Params& p) {
-    const float inverse = inverse_of(scale.sum, scale.max, 1.0f, at.head_of(r), p);
+    float inverse = inverse_of(scale.sum, scale.max, 1.0f, at.head_of(r), p);
+    if constexpr (DecodePanels<Tr>::kConvertsKv) {
+      inverse *= v_descale(p, at.batch, at.head_of(r) / (p.heads_q / p.heads_kv));
+    }
     if (p.lse != nullptr && at.column == 0) store_lse(scale.sum, scale.max, 1.0f, r, at, p);
     uint16_t* to = output_row(at, r, p) + at.column;
 #pragma unroll
