@@ -40,7 +40,7 @@ class CombineTile(Tile):
 
     def traits(self, spec: KernelSpec) -> Mapping[str, int | bool]:
         """The split rule."""
-        return {"kMaxBranches": _MAX_BRANCHES, **split_traits(self.tile_n)}
+        return {"kMaxBranches": _MAX_BRANCHES, **split_traits(self.tile_n, spec.head_dim)}
 
     def smem_bytes(self, spec: KernelSpec) -> int:
         """Columns of every branch in float32, and its maximum and sum."""

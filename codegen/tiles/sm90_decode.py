@@ -56,7 +56,7 @@ class Sm90DecodeTile(Tile):
             "kProducerRegs": self.producer_regs,
             "kConsumerRegs": self.consumer_regs,
             "kQInRegisters": self.q_in_registers,
-            **split_traits(self.tile_n),
+            **split_traits(self.tile_n, spec.head_dim),
         }
 
     def converted_bytes(self, spec: KernelSpec) -> int:
@@ -68,10 +68,10 @@ class Sm90DecodeTile(Tile):
         return self.tile_n * (k_row + v_row) + q_rows * k_row
 
 
-def split_traits(tile_n: int) -> Mapping[str, int | bool]:
+def split_traits(tile_n: int, head_dim: int) -> Mapping[str, int | bool]:
     """The split rule as C++ constants."""
     return {
-        "kMinLeafTiles": MIN_LEAF_KEYS // tile_n,
+        "kMinLeafTiles": MIN_LEAF_KEYS[head_dim] // tile_n,
         "kMaxLeaves": MAX_LEAVES,
         "kBranchLeaves": BRANCH_LEAVES,
     }

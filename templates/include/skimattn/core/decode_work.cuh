@@ -85,7 +85,7 @@ struct DecodeUnits {
   SKIM_DEVICE static int of_request(const Params& p, int request) {
     const int rows = request_rows(p, request), keys = request_keys(p, request);
     if (rows == 0 || !decodes(p, rows, keys)) return 0;
-    return ceil_div(rows * (p.heads_q / p.heads_kv), Tr::kGroupRows) * parts_of<Tr>(leaves_of<Tr>(rows, keys, p), p);
+    return ceil_div(rows * (p.heads_q / p.heads_kv), Tr::kGroupRows) * parts_of(leaves_of<Tr>(rows, keys, p), p);
   }
 };
 

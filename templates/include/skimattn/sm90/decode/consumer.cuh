@@ -3,17 +3,10 @@
 // A tile's vote is cast before P.V of the tile before it is waited for, so what V's loader has to fetch is known one
 // tile early. Products are never in flight together: decode waits for memory, and the other CTA of the SM computes
 // meanwhile.
-//
-// Keys and values of 8 bits are converted to 16 by this warpgroup, as it has nothing else to do while a product runs:
-// the values of a tile during Q.K of the next one, the keys of the next tile during P.V. One tile of 16 bits each is
-// enough for that. Two barriers a tile order it: before Q.K, all have converted the keys, and are done with the values
-// before; after Q.K, all have converted the values, and are done with the keys.
 #pragma once
-#include <skimattn/core/descale.cuh>
 #include <skimattn/core/score_mod.cuh>
-#include <skimattn/sm90/decode/convert.cuh>
 #include <skimattn/sm90/decode/epilogue.cuh>
-#include <skimattn/sm90/descriptor.cuh>
+#include <skimattn/sm90/decode/operands.cuh>
 
 namespace skimattn::sm90 {
 
@@ -24,12 +17,13 @@ class DecodeConsumer {
   using Place = PackedPlace<Layout>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense;
   static constexpr bool kConverts = Storage::Panels::kConvertsKv;
+  static constexpr bool kReadsQAtOnce = Tr::kQInRegisters || Storage::Panels::kConvertsQ;
   static constexpr int kScores = Tr::kTileN / 2;  // floats a thread holds of a 64-row tile
   static constexpr int kOut = Tr::kHeadDimV / 2;
   static constexpr int kStepsQ = Tr::kHeadDim / 16;
-  static constexpr int kWritten = 1;  // barrier: threads wrote what products read; 0 belongs to cta_sync
 
-  SKIM_DEVICE DecodeConsumer(const Params& p, Storage& smem) : p_(p), smem_(smem), thread_(ptx::thread_index()) {}
+  SKIM_DEVICE DecodeConsumer(const Params& p, Storage& smem)
+      : p_(p), smem_(smem), thread_(ptx::thread_index()), operands_(smem, thread_) {}
 
   SKIM_DEVICE void run() {
     while (load_work()) {
@@ -37,20 +31,14 @@ class DecodeConsumer {
       for (int leaf = own.lo; leaf < own.hi; ++leaf) {
         compute_leaf(leaf);
         const DecodeItem item = read_item();
-        DecodeEpilogue<Tr>::fold(o_, rows_, merged_, leaf == own.lo, leaf == own.hi - 1 && is_only_part(item),
-                                 place_of(item), item, scale_log2(), p_, thread_);
+        DecodeEpilogue<Tr>::fold(o_, rows_, scale_log2(), leaf, leaf == own.hi - 1, left_, place_of(item), item, is_only_part(item),
+                                 p_, thread_);
       }
       finish_work();
     }
   }
 
  private:
-  // One arrival per warp, once all its lanes are done with the buffer.
-  SKIM_DEVICE void release(uint64_t* empty) const {
-    ptx::warp_sync();
-    if (thread_ % kWarpThreads == 0) ptx::mbarrier_arrive(empty);
-  }
-
   // Note: read again where it is needed rather than kept, as is what follows from it: the main loop has no register to
   // spare.
   SKIM_DEVICE DecodeItem read_item() const {
@@ -66,8 +54,8 @@ class DecodeConsumer {
   SKIM_DEVICE Leaves leaves(const DecodeItem& item) const {
     return leaves_of<Tr>(item.base.len_q, item.base.len_k, p_);
   }
-  SKIM_DEVICE Span own_leaves(const DecodeItem& item) const { return leaves_of_part<Tr>(leaves(item), item.part, p_); }
-  SKIM_DEVICE bool is_only_part(const DecodeItem& item) const { return parts_of<Tr>(leaves(item), p_) == 1; }
+  SKIM_DEVICE Span own_leaves(const DecodeItem& item) const { return leaves_of_part(leaves(item), item.part, p_); }
+  SKIM_DEVICE bool is_only_part(const DecodeItem& item) const { return parts_of(leaves(item), p_) == 1; }
 
   SKIM_DEVICE bool load_work() {
     ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
@@ -78,26 +66,22 @@ class DecodeConsumer {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       if constexpr (kSkips) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
-      merged_[r] = {-kInf, 0.0f};
     }
     ptx::mbarrier_wait_parity(&smem_.q_full[q_state_.slot], q_state_.phase);
     if constexpr (Tr::kQInRegisters) {
       load_q();
-      release(&smem_.q_empty[q_state_.slot]);
     } else if constexpr (Storage::Panels::kConvertsQ) {
-      convert_q();
+      operands_.convert_q(smem_.q[q_state_.slot]);
     }
-    if constexpr (kConverts) {
-      keys_left_ = key_tiles(item);
-      convert_keys();
-    }
+    if constexpr (kReadsQAtOnce) operands_.release(&smem_.q_empty[q_state_.slot]);
+    if constexpr (kConverts) operands_.begin_item(key_tiles(item));
     find_start_maxima(item);
     return true;
   }
 
   SKIM_DEVICE void finish_work() {
-    if constexpr (!Tr::kQInRegisters && !Storage::Panels::kConvertsQ) release(&smem_.q_empty[q_state_.slot]);
-    release(&smem_.work_empty[work_.slot]);
+    if constexpr (!kReadsQAtOnce) operands_.release(&smem_.q_empty[q_state_.slot]);
+    operands_.release(&smem_.work_empty[work_.slot]);
     q_state_.advance();
     work_.advance();
   }
@@ -136,7 +120,7 @@ class DecodeConsumer {
       for (int n = start.hi - 1; n >= start.lo; --n) {
         float s[kScores], thread_max[kThreadRows];
         compute_scores<true>(s, n);
-        if constexpr (kConverts) convert_keys();
+        operands_.next_keys();
         thread_maximum(s, thread_max);
 #pragma unroll
         for (int r = 0; r < kThreadRows; ++r) start_max_[r] = ptx::max_nan(start_max_[r], quad_max(thread_max[r]));
@@ -163,11 +147,7 @@ class DecodeConsumer {
       }
     }
     if (pending_) {
-      if constexpr (kConverts) {
-        written();  // all are done with the values before
-        convert_values();
-        written();
-      }
+      operands_.before_last_values(seen_of_pending());
       multiply_values();
     }
     pending_ = false;
@@ -177,13 +157,8 @@ class DecodeConsumer {
   template <bool kMasked>
   SKIM_DEVICE void compute_scores(float (&s)[kScores], int n) {
     using Wgmma = ptx::Wgmma<typename Tr::Element, Tr::kTileN>;
-    if constexpr (kConverts) {
-      written();
-    } else {
-      ptx::mbarrier_wait_parity(&smem_.k_full[k_.slot], k_.phase);
-    }
+    const uint64_t q = k_major(query_tile()), k = operands_.keys();
     ptx::wgmma_fence();
-    const uint64_t q = k_major(query_tile()), k = keys();
 #pragma unroll
     for (int i = 0; i < kStepsQ; ++i) {
       const int panel = i / 4, inside = i % 4 * 32;  // four k16 steps to a 128-byte row
@@ -195,14 +170,9 @@ class DecodeConsumer {
       }
     }
     ptx::wgmma_commit();
-    if constexpr (kConverts) {
-      if (pending_) convert_values();
-      ptx::wgmma_wait<0>();
-      written();
-    } else {
-      ptx::wgmma_wait<0>();
-      release_k();
-    }
+    operands_.while_scoring(pending_, seen_of_pending());
+    ptx::wgmma_wait<0>();
+    operands_.scored();
     apply_score_mod<Tr>(s, n * Tr::kTileN, at_, score_scale());
     if constexpr (kMasked) mask_scores<Tr>(s, n * Tr::kTileN, at_, p_);
   }
@@ -220,7 +190,7 @@ class DecodeConsumer {
     if (pending_) {
       multiply_values();
     } else {
-      if constexpr (kConverts) convert_keys();
+      operands_.next_keys();
     }
     pending_ = !kSkips || resolve_vote(keeps);
     if (!pending_) return;
@@ -229,60 +199,28 @@ class DecodeConsumer {
     exp_and_pack<typename Tr::Element>(s, Ahead<0>{}, update, scale_log2(), rows_, probabilities_, o_);
   }
 
-  // O += P.V of the tile that is pending. Meanwhile the next keys are converted.
+  // O += P.V of the tile that is pending.
   SKIM_DEVICE void multiply_values() {
-    if constexpr (!kConverts) {
-      ptx::mbarrier_wait_parity(&smem_.v_full[v_.slot], v_.phase);
-      clear_unseen(pending_tile_);
-    }
+    const uint64_t v = operands_.values(seen_of_pending());
     ptx::wgmma_fence();
-    const uint64_t v = values();
 #pragma unroll
     for (int i = 0; i < Tr::kTileN / 16; ++i) {
       ptx::Wgmma<typename Tr::Element, Tr::kHeadDimV>::rs(o_, probabilities_[i], advance(v, i * 16 * kPanelRowBytes));
     }
     ptx::wgmma_commit();
-    if constexpr (kConverts) convert_keys();
+    operands_.next_keys();
     ptx::wgmma_wait<0>();
-    if constexpr (!kConverts) release_v();
+    operands_.multiplied();
   }
-  SKIM_DEVICE void release_k() {
-    release(&smem_.k_empty[k_.slot]);
-    k_.advance();
-  }
-  SKIM_DEVICE void release_v() {
-    release(&smem_.v_empty[v_.slot]);
-    v_.advance();
-  }
+  // See seen_in_tile.
+  SKIM_DEVICE Span seen_of_pending() const { return seen_in_tile<Tr>(at_.len_q, at_.len_k, pending_tile_, p_); }
 
-  // Where products read their operands.
   SKIM_DEVICE const uint8_t* query_tile() const {
     if constexpr (Storage::Panels::kConvertsQ && !Tr::kQInRegisters) {
       return smem_.converted_q;
     } else {
       return smem_.q[q_state_.slot];
     }
-  }
-  SKIM_DEVICE uint64_t keys() const {
-    if constexpr (kConverts) {
-      return k_major(smem_.converted_k);
-    } else {
-      return advance(k_major(smem_.k[0]), k_.slot * Storage::kKBytes);
-    }
-  }
-  SKIM_DEVICE uint64_t values() const {
-    if constexpr (kConverts) {
-      return mn_major(smem_.converted_v, Storage::kKvPanelBytes);
-    } else {
-      return advance(mn_major(smem_.v[0], Storage::kKvPanelBytes), v_.slot * Storage::kVBytes);
-    }
-  }
-
-  // ---- 8-bit keys and values
-  // All threads of the group have written their part of what products read next, and waited for those before.
-  SKIM_DEVICE void written() const {
-    ptx::fence_proxy_async();
-    ptx::bar_sync(kWritten, kGroupThreads);
   }
   // The key tiles that the producer loads for the item, whatever leaf they belong to.
   SKIM_DEVICE int key_tiles(const DecodeItem& item) const {
@@ -294,34 +232,6 @@ class DecodeConsumer {
     if constexpr (kSkips) start = start_tiles<Tr>(item, range, p_);
     return imax(tiles, 0) + start.hi - start.lo;
   }
-  // The next tile of keys, if there is one.
-  SKIM_DEVICE void convert_keys() {
-    if (keys_left_ == 0) return;
-    --keys_left_;
-    ptx::mbarrier_wait_parity(&smem_.k_full[k_.slot], k_.phase);
-    const TileConverter<typename Tr::Element, Tr::kHeadDim, Tr::kTileN> converter(thread_);
-    converter.template convert<false>(smem_.k[k_.slot], smem_.converted_k, {});
-    release_k();
-  }
-  // The pending tile's values, with zeros where no row of the request sees them: see seen_in_tile.
-  SKIM_DEVICE void convert_values() {
-    ptx::mbarrier_wait_parity(&smem_.v_full[v_.slot], v_.phase);
-    const TileConverter<typename Tr::Element, Tr::kHeadDimV, Tr::kTileN> converter(thread_);
-    const Span seen = seen_in_tile<Tr>(at_.len_q, at_.len_k, pending_tile_, p_);
-    if (seen.lo <= 0 && seen.hi >= Tr::kTileN) {
-      converter.template convert<false>(smem_.v[v_.slot], smem_.converted_v, seen);
-    } else {
-      converter.template convert<true>(smem_.v[v_.slot], smem_.converted_v, seen);
-    }
-    release_v();
-  }
-  // Note: written() comes before the first product reads it.
-  SKIM_DEVICE void convert_q() {
-    const TileConverter<typename Tr::Element, Tr::kHeadDim, Tr::kGroupRows> converter(thread_);
-    converter.template convert<false>(smem_.q[q_state_.slot], smem_.converted_q, {});
-    release(&smem_.q_empty[q_state_.slot]);
-  }
-
   // Q as A operands.
   SKIM_DEVICE void load_q() {
     const int lane = thread_ % kWarpThreads, row = thread_ / kWarpThreads * 16 + lane / 4;
@@ -342,26 +252,6 @@ class DecodeConsumer {
           q_[i][2 * half] = ptx::ld_shared(from);
           q_[i][2 * half + 1] = ptx::ld_shared(from + 8 * kPanelRowBytes);
         }
-      }
-    }
-  }
-
-  // Zeroes what no row of the request sees of V, if this tile holds any: see seen_in_tile.
-  SKIM_DEVICE void clear_unseen(int n) {
-    const Span seen = seen_in_tile<Tr>(at_.len_q, at_.len_k, n, p_);
-    if (seen.lo <= 0 && seen.hi >= Tr::kTileN) return;
-    clear_keys(0, seen.lo);
-    clear_keys(seen.hi, Tr::kTileN);
-    written();
-  }
-  SKIM_DEVICE void clear_keys(int first, int last) {
-#pragma unroll 1
-    for (int panel = 0; panel < Storage::kPanelsV; ++panel) {
-      uint8_t* begin = smem_.v[v_.slot] + panel * Storage::kKvPanelBytes;
-#pragma unroll 1
-      for (int at = imax(first, 0) * kPanelRowBytes + thread_ * 16; at < last * kPanelRowBytes;
-           at += kGroupThreads * 16) {
-        ptx::st_shared_zero16(begin + at);
       }
     }
   }
@@ -395,10 +285,7 @@ class DecodeConsumer {
     vote_.advance();
     const bool early = run_.expects_kept();
     run_.add(kept);
-    if (early && !kept) {  // it was loaded for nothing
-      ptx::mbarrier_wait_parity(&smem_.v_full[v_.slot], v_.phase);
-      release_v();
-    }
+    if (early && !kept) operands_.drop_values();
     return kept;
   }
 
@@ -412,14 +299,12 @@ class DecodeConsumer {
   float o_[kOut];
   uint32_t q_[Tr::kQInRegisters ? kStepsQ : 1][4];
   uint32_t probabilities_[Tr::kTileN / 16][4];
-  RowState rows_;                 // of the leaf
-  RowScale merged_[kThreadRows];  // of the leaves before it
-  bool pending_ = false;          // whether P.V of `pending_tile_` is still to be done
+  RowState rows_;         // of the leaf
+  uint32_t left_ = 0;     // levels at which a left node waits; none between two parts
+  bool pending_ = false;  // whether P.V of `pending_tile_` is still to be done
   int pending_tile_ = 0;
   uint32_t votes_ = 0;
-  int keys_left_ = 0;  // key tiles of the item that are still to be converted
-  PipelineState<Tr::kStages> k_;
-  PipelineState<Tr::kStagesV> v_;  // of the tile that is pending
+  DecodeOperands<Tr> operands_;
   PipelineState<Storage::kVoteSlots> vote_;
   PipelineState<Tr::kStagesQ> q_state_;
   PipelineState<kWorkSlots> work_;

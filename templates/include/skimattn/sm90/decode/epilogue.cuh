@@ -1,5 +1,5 @@
-// Merges a leaf into those before it, in the part's place in the workspace; the result of a request that is one part
-// goes to the output at once.
+// Merges the leaves of a part as they come, along a binary tree; the result of a request that is one part goes to the
+// output at once.
 #pragma once
 #include <skimattn/core/descale.cuh>
 #include <skimattn/core/output.cuh>
@@ -13,48 +13,71 @@ struct DecodeEpilogue {
   using Place = PackedPlace<Layout>;
   static constexpr int kOut = Tr::kHeadDimV / 2;
 
-  // `merged` is the scale of the leaves before, whose columns this thread left in the workspace, if there are any.
-  // Note: the columns wait there, in L2, and not in registers or shared memory, of which neither has room for two O.
-  SKIM_DEVICE static void fold(float (&o)[kOut], const RowState& rows, RowScale (&merged)[kThreadRows], bool is_first,
-                               bool is_result, const Place& at, const DecodeItem& item, float scale_log2,
-                               const Params& p, int thread) {
+  // A leaf is done. `left` has a bit for each level at which a left node waits for its sibling.
+  // Note: left nodes wait in the workspace, that is in L2: neither registers nor shared memory have room for two O.
+  SKIM_DEVICE static void fold(float (&o)[kOut], const RowState& rows, float scale_log2, int leaf, bool is_last,
+                               uint32_t& left, const Place& at, const DecodeItem& item, bool is_result, const Params& p,
+                               int thread) {
     const int row0 = thread / kWarpThreads * 16 + thread % kWarpThreads / 4;
+    RowScale scale[kThreadRows];
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
-      const float max = rows.max[r] == -kInf ? -kInf : rows.max[r] * scale_log2;
-      const Merge merge = merge_of(merged[r], {max, quad_sum(rows.sum[r])});
-      merged[r] = merge.merged;
+      scale[r] = {rows.max[r] == -kInf ? -kInf : rows.max[r] * scale_log2, quad_sum(rows.sum[r])};
+    }
+    TreeNode node = {0, leaf};
+    for (; node.level < p.part_level && (node.is_right() || is_last); node = node.parent()) {
+      if ((left >> node.level & 1) == 0) continue;
+      left ^= 1u << node.level;
+#pragma unroll
+      for (int r = 0; r < kThreadRows; ++r) {
+        if (at.valid(r)) merge_left(o, r, scale[r], at, left_row<Tr>(node.level, row0 + Layout::kRowStep * r, p));
+      }
+    }
+    const bool is_part = node.level == p.part_level;
+    if (!is_part) left |= 1u << node.level;
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      const int row = row0 + Layout::kRowStep * r;
       if (!at.valid(r)) continue;
-      float* part = part_row<Tr>(at.batch, item.base.head, item.base.row0 / Tr::kGroupRows, item.part,
-                                 row0 + Layout::kRowStep * r, p);
-      merge_columns(o, r, merge, is_first ? nullptr : part + at.column);
-      if (is_result) {
-        store_result(o, r, merged[r], at, p);
+      if (is_part && is_result) {
+        store_result(o, r, scale[r], at, p);
       } else {
-        store_part(o, r, merged[r], at, part);
+        const int group = item.base.row0 / Tr::kGroupRows;
+        store_state(o, r, scale[r], at,
+                    is_part ? part_row<Tr>(at.batch, item.base.head, group, item.part, row, p)
+                            : left_row<Tr>(node.level, row, p));
       }
     }
   }
 
  private:
-  SKIM_DEVICE static void merge_columns(float (&o)[kOut], int r, const Merge& merge, const float* before) {
+  // Note: a thread reads only what it wrote itself; the four of a row each wrote its scale.
+  SKIM_DEVICE static void merge_left(float (&o)[kOut], int r, RowScale& scale, const Place& at, const float* before) {
+    constexpr int kAhead = 8;  // loads in flight
+    const ptx::Pair left = ptx::ld_global_pair(before + Tr::kHeadDimV);
+    const Merge merge = merge_of({left.x, left.y}, scale);
+    scale = merge.merged;
 #pragma unroll
-    for (int i = 0; i < kOut; i += 2) {
-      if (Layout::row(i) != r) continue;
-      ptx::Pair earlier = {0.0f, 0.0f};
-      if (before != nullptr) earlier = ptx::ld_global_pair(before + Layout::column(i));
-      o[i] = merge_column(merge, earlier.x, o[i]);
-      o[i + 1] = merge_column(merge, earlier.y, o[i + 1]);
+    for (int first = 0; first < kOut / 4; first += kAhead) {
+      ptx::Pair earlier[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) earlier[i] = ptx::ld_global_pair(before + at.column + (first + i) * 8);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        float* pair = o + (first + i) * 4 + 2 * r;
+        pair[0] = merge_column(merge, earlier[i].x, pair[0]);
+        pair[1] = merge_column(merge, earlier[i].y, pair[1]);
+      }
     }
   }
 
-  SKIM_DEVICE static void store_part(const float (&o)[kOut], int r, const RowScale& scale, const Place& at,
-                                     float* part) {
+  SKIM_DEVICE static void store_state(const float (&o)[kOut], int r, const RowScale& scale, const Place& at,
+                                      float* to) {
 #pragma unroll
     for (int i = 0; i < kOut; i += 2) {
-      if (Layout::row(i) == r) ptx::st_global_pair(part + at.column + Layout::column(i), {o[i], o[i + 1]});
+      if (Layout::row(i) == r) ptx::st_global_pair(to + at.column + Layout::column(i), {o[i], o[i + 1]});
     }
-    if (at.column == 0) ptx::st_global_pair(part + Tr::kHeadDimV, {scale.max, scale.sum});
+    ptx::st_global_pair(to + Tr::kHeadDimV, {scale.max, scale.sum});
   }
 
   SKIM_DEVICE static void store_result(const float (&o)[kOut], int r, const RowScale& scale, const Place& at,

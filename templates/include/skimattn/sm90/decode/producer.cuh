@@ -32,7 +32,7 @@ class DecodeProducer {
     for (DecodeItem item = receive(); item.base.valid; item = receive()) {
       const TileRange range = group_range<Tr>(item, p_);
       const Leaves leaves = leaves_of<Tr>(item.base.len_q, item.base.len_k, p_);
-      const Span own = leaves_of_part<Tr>(leaves, item.part, p_);
+      const Span own = leaves_of_part(leaves, item.part, p_);
       int visited = 0, skipped = 0;
       for (int leaf = own.lo; leaf < own.hi; ++leaf) {
         const Span tiles = tiles_of_leaf(leaves, leaf, range);
@@ -88,7 +88,7 @@ class DecodeProducer {
       const Span start = start_tiles<Tr>(item, range, p_);
       for (int n = start.hi - 1; n >= start.lo; --n) load_k(item, n);
     }
-    const Span own = leaves_of_part<Tr>(leaves, item.part, p_);
+    const Span own = leaves_of_part(leaves, item.part, p_);
     for (int leaf = own.lo; leaf < own.hi; ++leaf) {
       const Span tiles = tiles_of_leaf(leaves, leaf, range);
       for (int n = tiles.hi - 1; n >= tiles.lo; --n) load_k(item, n);
