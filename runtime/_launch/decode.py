@@ -31,7 +31,7 @@ WORKSPACE_BYTES = 256 << 20  # at most, whatever the batch; what does not fit is
 _PADDING = 4  # floats of a part's row beyond its columns: maximum, sum, and up to whole 16 bytes
 _COMBINE_CTAS = 8  # per multiprocessor at most, each of which merges rows in turn
 # The part of the CTAs that suffices to keep memory busy: less than this in the last wave is lost time.
-_BUSY = 0.35
+_BUSY = 0.5
 # What both phases are told about whose a request is.
 RULE: dict[str, Value] = {
     "decode_always_rows": GROUP_ROWS,

@@ -31,6 +31,11 @@ SKIM_DEVICE void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
 }
 
+// ---- programmatic dependent launch: what lies before the wait runs while the kernel before this one in the stream ends
+SKIM_DEVICE void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// Once all CTAs have said so or ended, the next kernel's may start; they too wait for this one's end.
+SKIM_DEVICE void griddepcontrol_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;"); }
+
 // ---- named barriers: `threads` counts everyone who syncs or arrives
 SKIM_DEVICE void bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 SKIM_DEVICE void bar_arrive(int id, int threads) {

@@ -49,6 +49,7 @@ class Combine {
   SKIM_DEVICE explicit Combine(const Params& p) : p_(p), smem_(reinterpret_cast<float*>(ptx::dynamic_smem())) {}
 
   SKIM_DEVICE void run() {
+    ptx::griddepcontrol_wait();
     const int most = imin(p_.len_q * (p_.heads_q / p_.heads_kv), p_.decode_most_rows);
     const int pairs = imin(p_.round_requests, p_.batch - p_.first_request) * p_.heads_kv;
     for (int row = ptx::block_index(); row < pairs * most; row += ptx::grid_size()) merge_row(row / most, row % most);

@@ -43,6 +43,10 @@ inline void setmaxnreg_dec() {
   emu::set_registers(Registers, false);
 }
 
+// ---- programmatic dependent launch: the emulator runs one kernel after the other
+inline void griddepcontrol_wait() {}
+inline void griddepcontrol_launch_dependents() {}
+
 // ---- named barriers
 inline void bar_sync(int id, int threads) { emu::barrier_sync(id, threads); }
 inline void bar_arrive(int id, int threads) { emu::barrier_arrive(id, threads); }

@@ -27,46 +27,32 @@ class DecodeConsumer {
 
   SKIM_DEVICE void run() {
     while (load_work()) {
-      const Span own = own_leaves(read_item());
-      for (int leaf = own.lo; leaf < own.hi; ++leaf) {
+      for (int leaf = lo_; leaf < hi_; ++leaf) {
         compute_leaf(leaf);
-        const DecodeItem item = read_item();
-        DecodeEpilogue<Tr>::fold(o_, rows_, scale_log2(), leaf, leaf == own.hi - 1, left_, place_of(item), item, is_only_part(item),
-                                 p_, thread_);
+        epilogue_.fold(o_, rows_, scale_log2(), leaf, leaf == hi_ - 1, at_, p_);
       }
       finish_work();
     }
   }
 
  private:
-  // Note: read again where it is needed rather than kept, as is what follows from it: the main loop has no register to
-  // spare.
-  SKIM_DEVICE DecodeItem read_item() const {
-    const DecodeItem item = read_decode_item(smem_, work_.slot);
-    const WorkItem& base = item.base;
-    // Shuffled, so that the compiler knows them to be the same in the whole warp: branches depend on them.
-    return {
-        {ptx::shfl(base.valid, 0), ptx::shfl(base.batch, 0), ptx::shfl(base.head, 0), ptx::shfl(base.row0, 0),
-         ptx::shfl(base.len_q, 0), ptx::shfl(base.len_k, 0), ptx::shfl(base.q_offset, 0), ptx::shfl(base.k_offset, 0)},
-        ptx::shfl(item.part, 0),
-        ptx::shfl(item.starts, 0)};
-  }
-  SKIM_DEVICE Leaves leaves(const DecodeItem& item) const {
-    return leaves_of<Tr>(item.base.len_q, item.base.len_k, p_);
-  }
-  SKIM_DEVICE Span own_leaves(const DecodeItem& item) const { return leaves_of_part(leaves(item), item.part, p_); }
-  SKIM_DEVICE bool is_only_part(const DecodeItem& item) const { return parts_of(leaves(item), p_) == 1; }
+  // Shuffled, so that the compiler knows it to be the same in the whole warp: branches depend on it.
+  SKIM_DEVICE static int uniform(int value) { return ptx::shfl(value, 0); }
 
   SKIM_DEVICE bool load_work() {
     ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
-    const DecodeItem item = read_item();
-    if (!item.base.valid) return false;
+    const DecodeItem item = read_decode_item(smem_, work_.slot);
+    if (!uniform(item.base.valid)) return false;
+    lo_ = uniform(item.lo);
+    hi_ = uniform(item.hi);
+    first_key_ = uniform(item.first_key);
     if constexpr (kConverts) unit_ = qk_descale(p_, item.base.batch, item.base.head);
     at_ = place_of(item);
+    if constexpr (kSkips) {
 #pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) {
-      if constexpr (kSkips) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
+      for (int r = 0; r < kThreadRows; ++r) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
     }
+    epilogue_.start(item, at_, p_, thread_);
     ptx::mbarrier_wait_parity(&smem_.q_full[q_state_.slot], q_state_.phase);
     if constexpr (Tr::kQInRegisters) {
       load_q();
@@ -74,8 +60,8 @@ class DecodeConsumer {
       operands_.convert_q(smem_.q[q_state_.slot]);
     }
     if constexpr (kReadsQAtOnce) operands_.release(&smem_.q_empty[q_state_.slot]);
-    if constexpr (kConverts) operands_.begin_item(key_tiles(item));
-    find_start_maxima(item);
+    operands_.begin_item(uniform(item.key_tiles()));
+    find_start_maxima({uniform(item.start.lo), uniform(item.start.hi)});
     return true;
   }
 
@@ -87,7 +73,7 @@ class DecodeConsumer {
   }
 
   SKIM_DEVICE Place place_of(const DecodeItem& item) const {
-    const int qheads_per_kv = item.qheads_per_kv(p_), lane = thread_ % kWarpThreads;
+    const int qheads_per_kv = p_.heads_q / p_.heads_kv, lane = thread_ % kWarpThreads;
     const int first = item.base.row0 + thread_ / kWarpThreads * 16 + lane / 4;
     Place at;
     at.column = lane % 4 * 2;
@@ -112,12 +98,11 @@ class DecodeConsumer {
   SKIM_DEVICE float score_scale() const { return kConverts ? p_.score_scale * unit_ : p_.score_scale; }
 
   // What every leaf's maxima start from.
-  SKIM_DEVICE void find_start_maxima(const DecodeItem& item) {
+  SKIM_DEVICE void find_start_maxima(const Span& tiles) {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) start_max_[r] = -kInf;
     if constexpr (kSkips) {
-      const Span start = start_tiles<Tr>(item, group_range<Tr>(item, p_), p_);
-      for (int n = start.hi - 1; n >= start.lo; --n) {
+      for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
         float s[kScores], thread_max[kThreadRows];
         compute_scores<true>(s, n);
         operands_.next_keys();
@@ -128,10 +113,11 @@ class DecodeConsumer {
     }
   }
 
+  // Note: read again for every leaf rather than kept, since the main loop has no register to spare.
   SKIM_DEVICE void compute_leaf(int leaf) {
-    const DecodeItem item = read_item();
-    const TileRange range = group_range<Tr>(item, p_);
-    const Span tiles = tiles_of_leaf(leaves(item), leaf, range);
+    const DecodeItem item = read_decode_item(smem_, work_.slot);
+    const Span tiles = {uniform(item.tiles_of(leaf).lo), uniform(item.tiles_of(leaf).hi)};
+    const int clean_first = uniform(item.range.clean_first), clean_last = uniform(item.range.clean_last);
 #pragma unroll
     for (int i = 0; i < kOut; ++i) o_[i] = 0.0f;
 #pragma unroll
@@ -140,7 +126,7 @@ class DecodeConsumer {
       rows_.sum[r] = 0.0f;
     }
     for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
-      if (n >= range.clean_first && n < range.clean_last) {
+      if (n >= clean_first && n < clean_last) {
         step<false>(n);
       } else {
         step<true>(n);
@@ -148,7 +134,7 @@ class DecodeConsumer {
     }
     if (pending_) {
       operands_.before_last_values(seen_of_pending());
-      multiply_values();
+      multiply_values<false>();
     }
     pending_ = false;
   }
@@ -188,7 +174,7 @@ class DecodeConsumer {
       cast_vote(keeps);
     }
     if (pending_) {
-      multiply_values();
+      multiply_values<true>();
     } else {
       operands_.next_keys();
     }
@@ -199,7 +185,8 @@ class DecodeConsumer {
     exp_and_pack<typename Tr::Element>(s, Ahead<0>{}, update, scale_log2(), rows_, probabilities_, o_);
   }
 
-  // O += P.V of the tile that is pending.
+  // O += P.V of the tile that is pending, while the next keys are made ready, if kScored: if those before were scored.
+  template <bool kScored>
   SKIM_DEVICE void multiply_values() {
     const uint64_t v = operands_.values(seen_of_pending());
     ptx::wgmma_fence();
@@ -208,12 +195,14 @@ class DecodeConsumer {
       ptx::Wgmma<typename Tr::Element, Tr::kHeadDimV>::rs(o_, probabilities_[i], advance(v, i * 16 * kPanelRowBytes));
     }
     ptx::wgmma_commit();
-    operands_.next_keys();
+    if constexpr (kScored) operands_.next_keys();
     ptx::wgmma_wait<0>();
     operands_.multiplied();
   }
-  // See seen_in_tile.
-  SKIM_DEVICE Span seen_of_pending() const { return seen_in_tile<Tr>(at_.len_q, at_.len_k, pending_tile_, p_); }
+  // Its keys that some row of the request sees: see seen_in_tile.
+  SKIM_DEVICE Span seen_of_pending() const {
+    return {first_key_ - pending_tile_ * Tr::kTileN, at_.len_k - pending_tile_ * Tr::kTileN};
+  }
 
   SKIM_DEVICE const uint8_t* query_tile() const {
     if constexpr (Storage::Panels::kConvertsQ && !Tr::kQInRegisters) {
@@ -221,16 +210,6 @@ class DecodeConsumer {
     } else {
       return smem_.q[q_state_.slot];
     }
-  }
-  // The key tiles that the producer loads for the item, whatever leaf they belong to.
-  SKIM_DEVICE int key_tiles(const DecodeItem& item) const {
-    const TileRange range = group_range<Tr>(item, p_);
-    const Leaves all = leaves(item);
-    const Span own = own_leaves(item);
-    const int tiles = imin(own.hi * all.tiles, range.last) - imax(own.lo * all.tiles, range.first);
-    Span start = {0, 0};
-    if constexpr (kSkips) start = start_tiles<Tr>(item, range, p_);
-    return imax(tiles, 0) + start.hi - start.lo;
   }
   // Q as A operands.
   SKIM_DEVICE void load_q() {
@@ -299,8 +278,10 @@ class DecodeConsumer {
   float o_[kOut];
   uint32_t q_[Tr::kQInRegisters ? kStepsQ : 1][4];
   uint32_t probabilities_[Tr::kTileN / 16][4];
-  RowState rows_;         // of the leaf
-  uint32_t left_ = 0;     // levels at which a left node waits; none between two parts
+  RowState rows_;  // of the leaf
+  DecodeEpilogue<Tr> epilogue_;
+  int lo_, hi_;           // leaves of the part
+  int first_key_;         // that some row of the request may see
   bool pending_ = false;  // whether P.V of `pending_tile_` is still to be done
   int pending_tile_ = 0;
   uint32_t votes_ = 0;

@@ -9,79 +9,107 @@
 namespace skimattn::sm90 {
 
 template <class Tr>
-struct DecodeEpilogue {
+class DecodeEpilogue {
+ public:
   using Place = PackedPlace<Layout>;
   static constexpr int kOut = Tr::kHeadDimV / 2;
 
-  // A leaf is done. `left` has a bit for each level at which a left node waits for its sibling.
+  SKIM_DEVICE void start(const DecodeItem& item, const Place& at, const Params& p, int thread) {
+    const int row = thread / kWarpThreads * 16 + thread % kWarpThreads / 4;
+    part_ = part_row<Tr>(at.batch, item.base.head, item.base.row0 / Tr::kGroupRows, item.part, row, p) + at.column;
+    left_ = left_row<Tr>(0, row, p) + at.column;
+    only_ = item.only != 0;
+  }
+
+  // A leaf is done.
   // Note: left nodes wait in the workspace, that is in L2: neither registers nor shared memory have room for two O.
-  SKIM_DEVICE static void fold(float (&o)[kOut], const RowState& rows, float scale_log2, int leaf, bool is_last,
-                               uint32_t& left, const Place& at, const DecodeItem& item, bool is_result, const Params& p,
-                               int thread) {
-    const int row0 = thread / kWarpThreads * 16 + thread % kWarpThreads / 4;
+  SKIM_DEVICE void fold(float (&o)[kOut], const RowState& rows, float scale_log2, int leaf, bool is_last,
+                        const Place& at, const Params& p) {
     RowScale scale[kThreadRows];
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       scale[r] = {rows.max[r] == -kInf ? -kInf : rows.max[r] * scale_log2, quad_sum(rows.sum[r])};
     }
-    TreeNode node = {0, leaf};
-    for (; node.level < p.part_level && (node.is_right() || is_last); node = node.parent()) {
-      if ((left >> node.level & 1) == 0) continue;
-      left ^= 1u << node.level;
-#pragma unroll
-      for (int r = 0; r < kThreadRows; ++r) {
-        if (at.valid(r)) merge_left(o, r, scale[r], at, left_row<Tr>(node.level, row0 + Layout::kRowStep * r, p));
-      }
+    const int64_t level_step = static_cast<int64_t>(p.part_rows) * kPartRowFloats<Tr>;
+    float* left = left_;
+    int level = 0;
+    for (; level < p.part_level && ((leaf >> level & 1) != 0 || is_last); ++level, left += level_step) {
+      if ((waiting_ >> level & 1) == 0) continue;  // its sibling has no leaves: it takes the parent's place
+      waiting_ ^= 1u << level;
+      merge_left(o, scale, at, left);
     }
-    const bool is_part = node.level == p.part_level;
-    if (!is_part) left |= 1u << node.level;
-#pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) {
-      const int row = row0 + Layout::kRowStep * r;
-      if (!at.valid(r)) continue;
-      if (is_part && is_result) {
-        store_result(o, r, scale[r], at, p);
-      } else {
-        const int group = item.base.row0 / Tr::kGroupRows;
-        store_state(o, r, scale[r], at,
-                    is_part ? part_row<Tr>(at.batch, item.base.head, group, item.part, row, p)
-                            : left_row<Tr>(node.level, row, p));
-      }
+    if (level < p.part_level) {
+      waiting_ |= 1u << level;
+      store_state(o, scale, at, left);
+    } else if (only_) {
+      store_result(o, scale, at, p);
+    } else {
+      store_state(o, scale, at, part_);
     }
   }
 
  private:
-  // Note: a thread reads only what it wrote itself; the four of a row each wrote its scale.
-  SKIM_DEVICE static void merge_left(float (&o)[kOut], int r, RowScale& scale, const Place& at, const float* before) {
-    constexpr int kAhead = 8;  // loads in flight
-    const ptx::Pair left = ptx::ld_global_pair(before + Tr::kHeadDimV);
-    const Merge merge = merge_of({left.x, left.y}, scale);
-    scale = merge.merged;
+  static constexpr int kRowFloats = Layout::kRowStep * kPartRowFloats<Tr>;  // between the two rows of a thread
+
+  // Note: a thread reads only what it wrote itself; the four of a row each wrote its scale, behind its last columns.
+  SKIM_DEVICE static void merge_left(float (&o)[kOut], RowScale (&scale)[kThreadRows], const Place& at,
+                                     const float* left) {
+    constexpr int kAhead = 8;  // loads of each row in flight
+    Merge merge[kThreadRows];
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      if (!at.valid(r)) continue;
+      const ptx::Pair before = ptx::ld_global_pair(left + r * kRowFloats + Tr::kHeadDimV - at.column);
+      merge[r] = merge_of({before.x, before.y}, scale[r]);
+      scale[r] = merge[r].merged;
+    }
 #pragma unroll
     for (int first = 0; first < kOut / 4; first += kAhead) {
-      ptx::Pair earlier[kAhead];
+      ptx::Pair before[kThreadRows][kAhead] = {};
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) earlier[i] = ptx::ld_global_pair(before + at.column + (first + i) * 8);
+      for (int r = 0; r < kThreadRows; ++r) {
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        float* pair = o + (first + i) * 4 + 2 * r;
-        pair[0] = merge_column(merge, earlier[i].x, pair[0]);
-        pair[1] = merge_column(merge, earlier[i].y, pair[1]);
+        for (int i = 0; i < kAhead; ++i) {
+          if (at.valid(r)) before[r][i] = ptx::ld_global_pair(left + r * kRowFloats + (first + i) * 8);
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < kThreadRows; ++r) {
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          float* pair = o + (first + i) * 4 + 2 * r;
+          if (!at.valid(r)) continue;
+          pair[0] = merge_column(merge[r], before[r][i].x, pair[0]);
+          pair[1] = merge_column(merge[r], before[r][i].y, pair[1]);
+        }
       }
     }
   }
 
-  SKIM_DEVICE static void store_state(const float (&o)[kOut], int r, const RowScale& scale, const Place& at,
+  SKIM_DEVICE static void store_state(const float (&o)[kOut], const RowScale (&scale)[kThreadRows], const Place& at,
                                       float* to) {
 #pragma unroll
-    for (int i = 0; i < kOut; i += 2) {
-      if (Layout::row(i) == r) ptx::st_global_pair(to + at.column + Layout::column(i), {o[i], o[i + 1]});
+    for (int r = 0; r < kThreadRows; ++r) {
+      if (!at.valid(r)) continue;
+      float* row = to + r * kRowFloats;
+#pragma unroll
+      for (int i = 0; i < kOut; i += 2) {
+        if (Layout::row(i) == r) ptx::st_global_pair(row + Layout::column(i), {o[i], o[i + 1]});
+      }
+      ptx::st_global_pair(row + Tr::kHeadDimV - at.column, {scale[r].max, scale[r].sum});
     }
-    ptx::st_global_pair(to + Tr::kHeadDimV, {scale.max, scale.sum});
   }
 
-  SKIM_DEVICE static void store_result(const float (&o)[kOut], int r, const RowScale& scale, const Place& at,
+  SKIM_DEVICE static void store_result(const float (&o)[kOut], const RowScale (&scale)[kThreadRows], const Place& at,
                                        const Params& p) {
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      if (at.valid(r)) store_row(o, r, scale[r], at, p);
+    }
+  }
+
+  SKIM_DEVICE static void store_row(const float (&o)[kOut], int r, const RowScale& scale, const Place& at,
+                                    const Params& p) {
     float inverse = inverse_of(scale.sum, scale.max, 1.0f, at.head_of(r), p);
     if constexpr (DecodePanels<Tr>::kConvertsKv) {
       inverse *= v_descale(p, at.batch, at.head_of(r) / (p.heads_q / p.heads_kv));
@@ -95,6 +123,10 @@ struct DecodeEpilogue {
                      pack_output<typename Tr::Out>(o[i], o[i + 1], inverse));
     }
   }
+
+  float *part_, *left_;   // this thread's first row and column of the part, and of left nodes of level 0
+  bool only_;             // whether the part is all of the request
+  uint32_t waiting_ = 0;  // levels at which a left node waits; none between two parts
 };
 
 }  // namespace skimattn::sm90
