@@ -29,7 +29,8 @@ class DecodeConsumer {
     while (load_work()) {
       for (int leaf = lo_; leaf < hi_; ++leaf) {
         compute_leaf(leaf);
-        epilogue_.fold(o_, rows_, scale_log2(), leaf, leaf == hi_ - 1, at_, p_);
+        epilogue_.fold(o_, rows_, scale_log2(), leaf, leaf == hi_ - 1, at_, p_,
+                       [&] { return place_of(read_decode_item(smem_, work_slot())); });
       }
       finish_work();
     }
@@ -39,9 +40,15 @@ class DecodeConsumer {
   // Shuffled, so that the compiler knows it to be the same in the whole warp: branches depend on it.
   SKIM_DEVICE static int uniform(int value) { return ptx::shfl(value, 0); }
 
+  // Note: counted rather than kept, which would take a register for each.
+  SKIM_DEVICE int work_slot() const { return items_ % kWorkSlots; }
+  SKIM_DEVICE int q_slot() const { return items_ % Tr::kStagesQ; }
+  SKIM_DEVICE DecodeVote& vote() const { return smem_.votes[votes_ % Storage::kVoteSlots]; }
+  SKIM_DEVICE uint32_t vote_phase() const { return votes_ / Storage::kVoteSlots & 1; }
+
   SKIM_DEVICE bool load_work() {
-    ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
-    const DecodeItem item = read_decode_item(smem_, work_.slot);
+    ptx::mbarrier_wait_parity(&smem_.work_full[work_slot()], items_ / kWorkSlots & 1);
+    const DecodeItem item = read_decode_item(smem_, work_slot());
     if (!uniform(item.base.valid)) return false;
     lo_ = uniform(item.lo);
     hi_ = uniform(item.hi);
@@ -53,23 +60,22 @@ class DecodeConsumer {
       for (int r = 0; r < kThreadRows; ++r) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
     }
     epilogue_.start(item, at_, p_, thread_);
-    ptx::mbarrier_wait_parity(&smem_.q_full[q_state_.slot], q_state_.phase);
+    ptx::mbarrier_wait_parity(&smem_.q_full[q_slot()], items_ / Tr::kStagesQ & 1);
     if constexpr (Tr::kQInRegisters) {
       load_q();
     } else if constexpr (Storage::Panels::kConvertsQ) {
-      operands_.convert_q(smem_.q[q_state_.slot]);
+      operands_.convert_q(smem_.q[q_slot()]);
     }
-    if constexpr (kReadsQAtOnce) operands_.release(&smem_.q_empty[q_state_.slot]);
+    if constexpr (kReadsQAtOnce) operands_.release(&smem_.q_empty[q_slot()]);
     operands_.begin_item(uniform(item.key_tiles()));
     find_start_maxima({uniform(item.start.lo), uniform(item.start.hi)});
     return true;
   }
 
   SKIM_DEVICE void finish_work() {
-    if constexpr (!kReadsQAtOnce) operands_.release(&smem_.q_empty[q_state_.slot]);
-    operands_.release(&smem_.work_empty[work_.slot]);
-    q_state_.advance();
-    work_.advance();
+    if constexpr (!kReadsQAtOnce) operands_.release(&smem_.q_empty[q_slot()]);
+    operands_.release(&smem_.work_empty[work_slot()]);
+    ++items_;
   }
 
   SKIM_DEVICE Place place_of(const DecodeItem& item) const {
@@ -115,7 +121,7 @@ class DecodeConsumer {
 
   // Note: read again for every leaf rather than kept, since the main loop has no register to spare.
   SKIM_DEVICE void compute_leaf(int leaf) {
-    const DecodeItem item = read_decode_item(smem_, work_.slot);
+    const DecodeItem item = read_decode_item(smem_, work_slot());
     const Span tiles = {uniform(item.tiles_of(leaf).lo), uniform(item.tiles_of(leaf).hi)};
     const int clean_first = uniform(item.range.clean_first), clean_last = uniform(item.range.clean_last);
 #pragma unroll
@@ -208,7 +214,7 @@ class DecodeConsumer {
     if constexpr (Storage::Panels::kConvertsQ && !Tr::kQInRegisters) {
       return smem_.converted_q;
     } else {
-      return smem_.q[q_state_.slot];
+      return smem_.q[q_slot()];
     }
   }
   // Q as A operands.
@@ -220,13 +226,13 @@ class DecodeConsumer {
       for (int half = 0; half < 2; ++half) {
         if constexpr (Storage::Panels::kConvertsQ) {
           // Two columns of this thread's are half of a word, whose other half is a neighbour's.
-          const uint8_t* panel = smem_.q[q_state_.slot] + i / 8 * Storage::kQPanelBytes;
+          const uint8_t* panel = smem_.q[q_slot()] + i / 8 * Storage::kQPanelBytes;
           const uint8_t* from = panel + swizzled_offset(row, i % 8 * 8) + half * 8 + lane % 4 / 2 * 4;
           const int shift = lane % 2 * 16;
           q_[i][2 * half] = ptx::widen(typename Tr::Element{}, ptx::ld_shared(from) >> shift);
           q_[i][2 * half + 1] = ptx::widen(typename Tr::Element{}, ptx::ld_shared(from + 8 * kPanelRowBytes) >> shift);
         } else {
-          const uint8_t* panel = smem_.q[q_state_.slot] + i / 4 * Storage::kQPanelBytes;
+          const uint8_t* panel = smem_.q[q_slot()] + i / 4 * Storage::kQPanelBytes;
           const uint8_t* from = panel + swizzled_offset(row, i % 4 * 16 + half * 8) + lane % 4 * 4;
           q_[i][2 * half] = ptx::ld_shared(from);
           q_[i][2 * half + 1] = ptx::ld_shared(from + 8 * kPanelRowBytes);
@@ -245,23 +251,21 @@ class DecodeConsumer {
     return ptx::warp_any(!agree);
   }
   SKIM_DEVICE void cast_vote(bool keeps) {
-    DecodeVote& vote = smem_.votes[vote_.slot];
-    ++votes_;
     if (thread_ % kWarpThreads == 0) {
-      ptx::mbarrier_wait_parity(&vote.counted, vote_.phase ^ 1);  // V's loader has read the vote before in this place
-      if (keeps) ptx::st_shared(&vote.kept, votes_);
-      ptx::mbarrier_arrive(&vote.voted);
+      ptx::mbarrier_wait_parity(&vote().counted,
+                                vote_phase() ^ 1);  // V's loader has read the vote before in this place
+      if (keeps) ptx::st_shared(&vote().kept, votes_ + 1);
+      ptx::mbarrier_arrive(&vote().voted);
     }
   }
   // Whether the tile is kept. A warp that keeps it knows, and does not wait for the others.
   SKIM_DEVICE bool resolve_vote(bool keeps) {
-    DecodeVote& vote = smem_.votes[vote_.slot];
     bool kept = keeps;
     if (!keeps) {
-      ptx::mbarrier_wait_parity(&vote.voted, vote_.phase);
-      kept = ptx::ld_shared(&vote.kept) == votes_;
+      ptx::mbarrier_wait_parity(&vote().voted, vote_phase());
+      kept = ptx::ld_shared(&vote().kept) == votes_ + 1;
     }
-    vote_.advance();
+    ++votes_;
     const bool early = run_.expects_kept();
     run_.add(kept);
     if (early && !kept) operands_.drop_values();
@@ -286,9 +290,7 @@ class DecodeConsumer {
   int pending_tile_ = 0;
   uint32_t votes_ = 0;
   DecodeOperands<Tr> operands_;
-  PipelineState<Storage::kVoteSlots> vote_;
-  PipelineState<Tr::kStagesQ> q_state_;
-  PipelineState<kWorkSlots> work_;
+  uint32_t items_ = 0;
   KeptRun run_;
 };
 

@@ -21,10 +21,12 @@ class DecodeEpilogue {
     only_ = item.only != 0;
   }
 
-  // A leaf is done.
-  // Note: left nodes wait in the workspace, that is in L2: neither registers nor shared memory have room for two O.
+  // A leaf is done. `read_place` gives the place again, with what only a result needs of it, and registers had to
+  // spare. Note: left nodes wait in the workspace, that is in L2: neither registers nor shared memory have room for two
+  // O.
+  template <class ReadPlace>
   SKIM_DEVICE void fold(float (&o)[kOut], const RowState& rows, float scale_log2, int leaf, bool is_last,
-                        const Place& at, const Params& p) {
+                        const Place& at, const Params& p, const ReadPlace& read_place) {
     RowScale scale[kThreadRows];
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
@@ -42,7 +44,7 @@ class DecodeEpilogue {
       waiting_ |= 1u << level;
       store_state(o, scale, at, left);
     } else if (only_) {
-      store_result(o, scale, at, p);
+      store_result(o, scale, read_place(), p);
     } else {
       store_state(o, scale, at, part_);
     }

@@ -50,8 +50,8 @@ struct DecodeStorage : DecodePanels<Tr>::Tiles, DecodePanels<Tr>::Q {
   static constexpr int kQPanelBytes = Panels::kQBytes, kKvPanelBytes = Panels::kKvBytes;
   static constexpr int kKBytes = kPanelsK * kKvPanelBytes, kVBytes = kPanelsV * kKvPanelBytes;  // of one tile
   // Note: a warp that keeps a tile does not wait for the others' votes. It gets as far ahead of them as K's slots let
-  // it, and may not write in a place that they still read.
-  static constexpr int kVoteSlots = Tr::kStages + 1;
+  // it, or the barriers around conversions, and may not write in a place that they still read.
+  static constexpr int kVoteSlots = Panels::kConvertsKv ? 2 : Tr::kStages + 1;
 
   alignas(1024) uint8_t q[Tr::kStagesQ][kPanelsQ * kQPanelBytes];
   alignas(1024) uint8_t k[Tr::kStages][kKBytes];
