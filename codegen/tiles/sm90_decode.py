@@ -8,10 +8,10 @@ where they fit, so that one loads while the other waits for a vote; bench/NOTES.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..spec import KernelSpec
-from .common import ELEMENT_BYTES, Tile, row_bytes
+from .common import ELEMENT_BYTES, MAX_SMEM_BYTES, Tile, row_bytes
 from .split import BRANCH_LEAVES, GROUP_ROWS, MAX_LEAVES, MIN_LEAF_KEYS
 
 _BARRIER_BYTES = 1024  # barriers, votes and the two work items
@@ -50,14 +50,13 @@ class Sm90DecodeTile(Tile):
         """Barriers, votes and work items."""
         return _BARRIER_BYTES
 
-    def traits(self, spec: KernelSpec) -> Mapping[str, int | bool]:
-        """Registers per thread of both roles, where Q is, and the constants of the split rule."""
-        return {
-            "kProducerRegs": self.producer_regs,
-            "kConsumerRegs": self.consumer_regs,
-            "kQInRegisters": self.q_in_registers,
-            **split_traits(self.tile_n, spec.head_dim),
-        }
+    def smem_bytes(self, spec: KernelSpec) -> int:
+        """As for all tiles, and O of the leaves before in float32, which takes Q's place where Q is read at once."""
+        q, merged = self.tile_m * row_bytes(spec.head_dim, spec.dtype), self.tile_m * spec.head_dim_v * 4
+        shared = min(q, merged) if self.q_in_registers or ELEMENT_BYTES[spec.dtype] == 1 else 0
+        total = super().smem_bytes(spec) + merged - shared
+        assert self.ctas_per_sm * total <= MAX_SMEM_BYTES, (spec.name, total)
+        return total
 
     def converted_bytes(self, spec: KernelSpec) -> int:
         """Of the tiles that 8-bit elements are converted to."""
@@ -66,6 +65,15 @@ class Sm90DecodeTile(Tile):
         k_row, v_row = (row_bytes(columns, spec.products_dtype) for columns in (spec.head_dim, spec.head_dim_v))
         q_rows = self.tile_m if ELEMENT_BYTES[spec.dtype] == 1 and not self.q_in_registers else 0
         return self.tile_n * (k_row + v_row) + q_rows * k_row
+
+    def traits(self, spec: KernelSpec) -> Mapping[str, int | bool]:
+        """Registers per thread of both roles, where Q is, and the constants of the split rule."""
+        return {
+            "kProducerRegs": self.producer_regs,
+            "kConsumerRegs": self.consumer_regs,
+            "kQInRegisters": self.q_in_registers,
+            **split_traits(self.tile_n, spec.head_dim),
+        }
 
 
 def split_traits(tile_n: int, head_dim: int) -> Mapping[str, int | bool]:
@@ -78,14 +86,7 @@ def split_traits(tile_n: int, head_dim: int) -> Mapping[str, int | bool]:
 
 
 _ALONE = Sm90DecodeTile(
-    tile_m=64,
-    tile_n=64,
-    stages=3,
-    stages_v=2,
-    stages_q=2,
-    separate_o=False,
-    q_in_registers=False,
-    consumer_regs=256,
+    tile_m=64, tile_n=64, stages=2, stages_v=2, separate_o=False, q_in_registers=False, consumer_regs=256
 )
 # head_dim -> tile, by bytes of a key's element. In 16 bits 16 KB of keys to a slot, or 32 KB where 256 columns leave one
 # CTA to an SM anyway. In 8 bits half of that (but with 64 columns, where half of a panel stays empty), and as many slots
@@ -93,13 +94,13 @@ _ALONE = Sm90DecodeTile(
 _TILES = {
     2: {
         64: Sm90DecodeTile(tile_m=64, tile_n=128, stages=3, stages_v=3, separate_o=False, ctas_per_sm=2),
-        128: Sm90DecodeTile(tile_m=64, tile_n=64, stages=3, stages_v=3, separate_o=False, ctas_per_sm=2),
-        256: replace(_ALONE, stages=3, stages_v=2),
+        128: Sm90DecodeTile(tile_m=64, tile_n=64, stages=3, stages_v=2, separate_o=False, ctas_per_sm=2),
+        256: _ALONE,
     },
     1: {
         64: Sm90DecodeTile(tile_m=64, tile_n=128, stages=2, stages_v=2, separate_o=False, ctas_per_sm=2),
-        128: Sm90DecodeTile(tile_m=64, tile_n=64, stages=4, stages_v=4, separate_o=False, ctas_per_sm=2),
-        256: replace(_ALONE, stages=3, stages_v=3),
+        128: Sm90DecodeTile(tile_m=64, tile_n=64, stages=3, stages_v=3, separate_o=False, ctas_per_sm=2),
+        256: _ALONE,
     },
 }
 

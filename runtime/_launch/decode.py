@@ -15,11 +15,11 @@ from skimattn.codegen.features import BY_NAME
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.tiles.common import ELEMENT_BYTES, panel_columns
 from skimattn.codegen.tiles.split import (
+    BRANCH_LEAVES,
     GROUP_ROWS,
     KEYS_PER_ROW,
     MAX_GROUPS,
     MAX_LEAVES,
-    MAX_LEVEL,
     MIN_LEAF_KEYS,
 )
 
@@ -42,16 +42,16 @@ RULE: dict[str, Value] = {
 
 @dataclass(frozen=True)
 class Cut:
-    """How a batch is cut into parts of 2^``level`` leaves. ``rounds`` of ``requests`` each share the workspace.
+    """How a batch is cut into parts: branches where ``whole_branches``, else leaves.
 
     ``rows`` bounds the packed rows of a (request, kv head), ``groups`` and ``part_rows`` their groups and a group's
-    rows; there is room for ``parts`` of each group. ``ctas`` work on ``items`` in turn.
+    rows; there is room for ``parts`` of each group. ``rounds`` of ``requests`` each share the workspace.
     """
 
     rows: int
     groups: int
     part_rows: int
-    level: int
+    whole_branches: bool
     parts: int
     requests: int
     rounds: int
@@ -68,33 +68,31 @@ def cut_of(problem: Problem, kernel: Kernel, sm_count: int) -> Cut:
     state_bytes = part_rows * row_floats * 4
     leaf_bytes = MIN_LEAF_KEYS[kernel.head_dim] * (kernel.head_dim + kernel.head_dim_v) * ELEMENT_BYTES[kernel.dtype]
 
-    def cost(level: int) -> float:
-        """Lost time against the rest: of an idle last wave, and of writing and reading partial results."""
-        parts = _most_parts(problem, kernel, level)
+    def cost(leaves: int) -> float:
+        """Lost time against the rest: of an idle last wave, and of writing and reading parts of so many leaves."""
+        parts = _most_parts(problem, kernel, leaves)
         waves = problem.batch * pairs * parts / most_ctas
-        last = waves % 1
-        idle = max(0.0, 1 - last / _BUSY) if last else 0.0
-        return idle / waves + (2 * state_bytes / (leaf_bytes << level) if parts > 1 else 0.0)
+        idle = max(0.0, 1 - waves % 1 / _BUSY) if waves % 1 else 0.0
+        return idle / waves + (2 * state_bytes / (leaf_bytes * leaves) if parts > 1 else 0.0)
 
-    level = min(range(MAX_LEVEL, -1, -1), key=cost)
-    parts = _most_parts(problem, kernel, level)
+    leaves = min((BRANCH_LEAVES, 1), key=cost)
+    parts = _most_parts(problem, kernel, leaves)
     requests = max(1, min(problem.batch, WORKSPACE_BYTES // (parts * pairs * state_bytes)))
-    ctas = min(most_ctas, requests * pairs * parts)
     return Cut(
         rows=rows,
         groups=groups,
         part_rows=part_rows,
-        level=level,
+        whole_branches=leaves > 1,
         parts=parts,
         requests=requests,
         rounds=-(-problem.batch // requests),
-        ctas=ctas,
-        workspace_floats=(requests * pairs * parts + ctas * level) * part_rows * row_floats,
+        ctas=min(most_ctas, requests * pairs * parts),
+        workspace_floats=requests * pairs * parts * part_rows * row_floats if parts > 1 else 0,
     )
 
 
-def _most_parts(problem: Problem, kernel: Kernel, level: int) -> int:
-    """The most parts of 2^``level`` leaves of a request."""
+def _most_parts(problem: Problem, kernel: Kernel, of_leaves: int) -> int:
+    """The most parts of ``of_leaves`` leaves of a request."""
     tile_n, starts_anywhere = kernel.tile_n, problem.mask in ("window", "chunked")
     tiles = max(1, -(-problem.len_k // tile_n))
     if starts_anywhere:
@@ -105,9 +103,7 @@ def _most_parts(problem: Problem, kernel: Kernel, level: int) -> int:
             keys = min(keys, problem.chunk_size + problem.len_q)
         tiles = min(tiles, keys // tile_n + 2)
     leaves = min(MAX_LEAVES, -(-tiles // (MIN_LEAF_KEYS[kernel.head_dim] // tile_n)))
-    if not starts_anywhere:
-        return -(-leaves // (1 << level))
-    return -(-leaves // (1 << level)) + 1
+    return -(-leaves // of_leaves) + (1 if starts_anywhere else 0)
 
 
 def plan_decode(
@@ -135,7 +131,7 @@ def plan_decode(
         **scalars,
         **RULE,
         "requests_in_l2": min(WARP_THREADS, problem.batch),
-        "part_level": cut.level,
+        "whole_branches": int(cut.whole_branches),
         "parts": cut.parts,
         "groups": cut.groups,
         "part_rows": cut.part_rows,

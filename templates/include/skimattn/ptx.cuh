@@ -62,6 +62,17 @@ SKIM_DEVICE void st_shared16(void* pointer, uint32_t w0, uint32_t w1, uint32_t w
                "r"(w3)
                : "memory");
 }
+SKIM_DEVICE void st_shared16(void* pointer, const float* x) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(smem_address(pointer)), "f"(x[0]), "f"(x[1]), "f"(x[2]),
+               "f"(x[3])
+               : "memory");
+}
+SKIM_DEVICE void ld_shared16(const void* pointer, float (&x)[4]) {
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "r"(smem_address(pointer))
+               : "memory");
+}
 SKIM_DEVICE uint32_t ld_shared(const void* pointer) {
   uint32_t value;
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(smem_address(pointer)) : "memory");

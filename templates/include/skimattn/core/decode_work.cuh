@@ -75,8 +75,8 @@ template <class Tr>
 SKIM_DEVICE void complete(DecodeItem& item, int lane, const Params& p) {
   const int len_q = item.base.len_q, len_k = item.base.len_k;
   const Leaves leaves = leaves_of<Tr>(len_q, len_k, p);
-  const Span own = leaves_of_part(leaves, item.part, p), rows = group_rows<Tr>(item, p);
-  item.only = parts_of(leaves, p) == 1 ? 1 : 0;
+  const Span own = leaves_of_part<Tr>(leaves, item.part, p), rows = group_rows<Tr>(item, p);
+  item.only = parts_of<Tr>(leaves, p) == 1 ? 1 : 0;
   item.leaf_tiles = leaves.tiles;
   item.lo = own.lo;
   item.hi = own.hi;
@@ -138,7 +138,7 @@ struct DecodeUnits {
   SKIM_DEVICE static int of_request(const Params& p, int request) {
     const int rows = request_rows(p, request), keys = request_keys(p, request);
     if (rows == 0 || !decodes(p, rows, keys)) return 0;
-    return ceil_div(rows * (p.heads_q / p.heads_kv), Tr::kGroupRows) * parts_of(leaves_of<Tr>(rows, keys, p), p);
+    return ceil_div(rows * (p.heads_q / p.heads_kv), Tr::kGroupRows) * parts_of<Tr>(leaves_of<Tr>(rows, keys, p), p);
   }
 };
 

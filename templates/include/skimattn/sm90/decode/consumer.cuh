@@ -17,7 +17,6 @@ class DecodeConsumer {
   using Place = PackedPlace<Layout>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense;
   static constexpr bool kConverts = Storage::Panels::kConvertsKv;
-  static constexpr bool kReadsQAtOnce = Tr::kQInRegisters || Storage::Panels::kConvertsQ;
   static constexpr int kScores = Tr::kTileN / 2;  // floats a thread holds of a 64-row tile
   static constexpr int kOut = Tr::kHeadDimV / 2;
   static constexpr int kStepsQ = Tr::kHeadDim / 16;
@@ -29,9 +28,11 @@ class DecodeConsumer {
     while (load_work()) {
       for (int leaf = lo_; leaf < hi_; ++leaf) {
         compute_leaf(leaf);
-        epilogue_.fold(o_, rows_, scale_log2(), leaf, leaf == hi_ - 1, at_, p_,
-                       [&] { return place_of(read_decode_item(smem_, work_slot())); });
+        epilogue_.add(o_, rows_, scale_log2(), leaf == lo_, leaf == hi_ - 1, smem_, thread_);
       }
+      // Note: read again rather than kept, since the main loop has no register to spare.
+      const DecodeItem item = read_decode_item(smem_, work_slot());
+      epilogue_.store(o_, item, place_of(item), p_, thread_);
       finish_work();
     }
   }
@@ -42,7 +43,6 @@ class DecodeConsumer {
 
   // Note: counted rather than kept, which would take a register for each.
   SKIM_DEVICE int work_slot() const { return items_ % kWorkSlots; }
-  SKIM_DEVICE int q_slot() const { return items_ % Tr::kStagesQ; }
   SKIM_DEVICE DecodeVote& vote() const { return smem_.votes[votes_ % Storage::kVoteSlots]; }
   SKIM_DEVICE uint32_t vote_phase() const { return votes_ / Storage::kVoteSlots & 1; }
 
@@ -59,21 +59,27 @@ class DecodeConsumer {
 #pragma unroll
       for (int r = 0; r < kThreadRows; ++r) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
     }
-    epilogue_.start(item, at_, p_, thread_);
-    ptx::mbarrier_wait_parity(&smem_.q_full[q_slot()], items_ / Tr::kStagesQ & 1);
+    epilogue_.start();
+    ptx::mbarrier_wait_parity(&smem_.q_full, items_ & 1);
     if constexpr (Tr::kQInRegisters) {
       load_q();
-    } else if constexpr (Storage::Panels::kConvertsQ) {
-      operands_.convert_q(smem_.q[q_slot()]);
+    } else if constexpr (Storage::kReadsQAtOnce) {
+      operands_.convert_q(smem_.q());
     }
-    if constexpr (kReadsQAtOnce) operands_.release(&smem_.q_empty[q_slot()]);
+    if (frees_q_early()) operands_.release(&smem_.q_empty);
     operands_.begin_item(uniform(item.key_tiles()));
     find_start_maxima({uniform(item.start.lo), uniform(item.start.hi)});
     return true;
   }
 
+  // Where leaves are merged, that happens in Q's place.
+  SKIM_DEVICE bool frees_q_early() const { return Storage::kReadsQAtOnce && hi_ - lo_ == 1; }
+
   SKIM_DEVICE void finish_work() {
-    if constexpr (!kReadsQAtOnce) operands_.release(&smem_.q_empty[q_slot()]);
+    if (!frees_q_early()) {
+      ptx::fence_proxy_async();  // what was merged is overwritten by the next Q
+      operands_.release(&smem_.q_empty);
+    }
     operands_.release(&smem_.work_empty[work_slot()]);
     ++items_;
   }
@@ -214,7 +220,7 @@ class DecodeConsumer {
     if constexpr (Storage::Panels::kConvertsQ && !Tr::kQInRegisters) {
       return smem_.converted_q;
     } else {
-      return smem_.q[q_slot()];
+      return smem_.q();
     }
   }
   // Q as A operands.
@@ -226,13 +232,13 @@ class DecodeConsumer {
       for (int half = 0; half < 2; ++half) {
         if constexpr (Storage::Panels::kConvertsQ) {
           // Two columns of this thread's are half of a word, whose other half is a neighbour's.
-          const uint8_t* panel = smem_.q[q_slot()] + i / 8 * Storage::kQPanelBytes;
+          const uint8_t* panel = smem_.q() + i / 8 * Storage::kQPanelBytes;
           const uint8_t* from = panel + swizzled_offset(row, i % 8 * 8) + half * 8 + lane % 4 / 2 * 4;
           const int shift = lane % 2 * 16;
           q_[i][2 * half] = ptx::widen(typename Tr::Element{}, ptx::ld_shared(from) >> shift);
           q_[i][2 * half + 1] = ptx::widen(typename Tr::Element{}, ptx::ld_shared(from + 8 * kPanelRowBytes) >> shift);
         } else {
-          const uint8_t* panel = smem_.q[q_slot()] + i / 4 * Storage::kQPanelBytes;
+          const uint8_t* panel = smem_.q() + i / 4 * Storage::kQPanelBytes;
           const uint8_t* from = panel + swizzled_offset(row, i % 4 * 16 + half * 8) + lane % 4 * 4;
           q_[i][2 * half] = ptx::ld_shared(from);
           q_[i][2 * half + 1] = ptx::ld_shared(from + 8 * kPanelRowBytes);

@@ -45,10 +45,10 @@ class DecodeProducer {
   }
 
   SKIM_DEVICE void run_queries() {
-    PipelineState<Tr::kStagesQ> q;
+    PipelineState<1> q;
     for (DecodeItem item = receive(); item.base.valid; item = receive()) {
-      ptx::mbarrier_wait_parity(&smem_.q_empty[q.slot], q.phase ^ 1);
-      load_q(item, q.slot);
+      ptx::mbarrier_wait_parity(&smem_.q_empty, q.phase ^ 1);
+      load_q(item);
       release_item();
       q.advance();
     }
@@ -154,13 +154,13 @@ class DecodeProducer {
   }
 
   // Q's rows in packed order, a box of heads x rows after the other.
-  SKIM_DEVICE void load_q(const DecodeItem& item, int slot) {
+  SKIM_DEVICE void load_q(const DecodeItem& item) {
     const uint64_t policy = ptx::createpolicy_evict_first();
     const int qheads_per_kv = p_.heads_q / p_.heads_kv, box_rows = p_.q_box_heads * p_.q_box_rows;
     const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0), boxes = ceil_div(rows, box_rows);
     const int outer = p_.cu_seqlens_q == nullptr ? item.base.batch : 0;
     if (lane_ == 0) {
-      ptx::mbarrier_arrive_expect_tx(&smem_.q_full[slot], boxes * box_rows * kPanelRowBytes * Storage::kPanelsQ);
+      ptx::mbarrier_arrive_expect_tx(&smem_.q_full, boxes * box_rows * kPanelRowBytes * Storage::kPanelsQ);
     }
     ptx::warp_sync();
     for (int box = lane_; box < boxes; box += kWarpThreads) {
@@ -169,8 +169,8 @@ class DecodeProducer {
       const int row = item.base.q_offset + packed / qheads_per_kv;
 #pragma unroll
       for (int panel = 0; panel < Storage::kPanelsQ; ++panel) {
-        ptx::tma_load(smem_.q[slot] + panel * Storage::kQPanelBytes + box * box_rows * kPanelRowBytes, &p_.tma_q,
-                      &smem_.q_full[slot], policy, panel * kPanelColumns<typename Tr::ElementQ>, head, row, outer);
+        ptx::tma_load(smem_.q() + panel * Storage::kQPanelBytes + box * box_rows * kPanelRowBytes, &p_.tma_q,
+                      &smem_.q_full, policy, panel * kPanelColumns<typename Tr::ElementQ>, head, row, outer);
       }
     }
   }

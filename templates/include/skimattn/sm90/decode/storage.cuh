@@ -46,31 +46,39 @@ template <class Tr>
 struct DecodeStorage : DecodePanels<Tr>::Tiles, DecodePanels<Tr>::Q {
   using Panels = DecodePanels<Tr>;
   static constexpr int kPanelsQ = Panels::kQ, kPanelsK = Panels::kK, kPanelsV = Panels::kV;
-  static constexpr int kProductPanelsV = Panels::kProductsV;
   static constexpr int kQPanelBytes = Panels::kQBytes, kKvPanelBytes = Panels::kKvBytes;
   static constexpr int kKBytes = kPanelsK * kKvPanelBytes, kVBytes = kPanelsV * kKvPanelBytes;  // of one tile
   // Note: a warp that keeps a tile does not wait for the others' votes. It gets as far ahead of them as K's slots let
   // it, or the barriers around conversions, and may not write in a place that they still read.
   static constexpr int kVoteSlots = Panels::kConvertsKv ? 2 : Tr::kStages + 1;
 
-  alignas(1024) uint8_t q[Tr::kStagesQ][kPanelsQ * kQPanelBytes];
+  static constexpr int kQBytes = kPanelsQ * kQPanelBytes, kMergedBytes = Tr::kGroupRows * Tr::kHeadDimV * 4;
+  // Q has been read when the first leaf is merged, where registers hold it or it was converted.
+  static constexpr bool kReadsQAtOnce = Tr::kQInRegisters || Panels::kConvertsQ;
+  static constexpr int kMergedOffset = kReadsQAtOnce ? 0 : kQBytes;
+
+  alignas(1024) uint8_t q_and_merged[imax(kQBytes, kMergedOffset + kMergedBytes)];
   alignas(1024) uint8_t k[Tr::kStages][kKBytes];
   alignas(1024) uint8_t v[Tr::kStagesV][kVBytes];
   // `full`: the producer's bytes have landed. `empty`: every reader is done, or has converted them; one arrival per
   // reading warp.
-  alignas(1024) uint64_t q_full[Tr::kStagesQ];
-  uint64_t q_empty[Tr::kStagesQ];
+  alignas(1024) uint64_t q_full;
+  uint64_t q_empty;
   uint64_t k_full[Tr::kStages], k_empty[Tr::kStages];
   uint64_t v_full[Tr::kStagesV], v_empty[Tr::kStagesV];
   uint64_t work_full[kWorkSlots], work_empty[kWorkSlots];
   uint32_t work[kWorkSlots][kDecodeWords];
   DecodeVote votes[kVoteSlots];
 
+  SKIM_DEVICE uint8_t* q() { return q_and_merged; }
+  // 16 bytes of `chunk`, which this thread alone reads and writes.
+  SKIM_DEVICE uint8_t* merged(int chunk, int thread) {
+    return q_and_merged + kMergedOffset + (chunk * kGroupThreads + thread) * 16;
+  }
+
   SKIM_DEVICE void init_barriers() {
-    for (int i = 0; i < Tr::kStagesQ; ++i) {
-      ptx::mbarrier_init(&q_full[i], 1);
-      ptx::mbarrier_init(&q_empty[i], kGroupWarps);
-    }
+    ptx::mbarrier_init(&q_full, 1);
+    ptx::mbarrier_init(&q_empty, kGroupWarps);
     for (int i = 0; i < Tr::kStages; ++i) {
       ptx::mbarrier_init(&k_full[i], 1);
       ptx::mbarrier_init(&k_empty[i], kGroupWarps);
