@@ -214,6 +214,12 @@ SKIM_DEVICE uint32_t widen(ElementBf16 element, uint32_t pair) {
   return pack(element, first, second);
 }
 
+// The same number, but unknown to the compiler: what follows from it is computed here, and takes no register elsewhere.
+SKIM_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ---- global memory
 SKIM_DEVICE uint32_t atomic_add(uint32_t* address, uint32_t value) { return atomicAdd(address, value); }
 SKIM_DEVICE void atomic_add(unsigned long long* address, unsigned long long value) { atomicAdd(address, value); }

@@ -129,6 +129,8 @@ inline uint32_t widen(ElementFp16, uint32_t pair) {
   return emu::to_fp16(emu::from_e4m3(pair & 0xff)) | emu::to_fp16(emu::from_e4m3(pair >> 8 & 0xff)) << 16;
 }
 
+inline int opaque(int x) { return x; }
+
 // ---- global memory; fibres switch only inside emulator calls, so a plain read-modify-write is atomic
 template <class T>
 inline T host_atomic_add(T* address, T value) {

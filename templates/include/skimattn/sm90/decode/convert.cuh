@@ -9,20 +9,21 @@
 
 namespace skimattn::sm90 {
 
-template <class To, int kColumns, int kRows>
+// `kBatch` of a thread's 16 columns are converted at a time: each takes four registers, and hides the latency of
+// others.
+template <class To, int kColumns, int kRows, int kBatch>
 class TileConverter {
  public:
   static constexpr int kChunkBytes = 16;  // 16 columns in, twice as much out
   static constexpr int kPerRow = imin(kColumns, kPanelRowBytes) / kChunkBytes;
   static constexpr int kPanelBytes = kRows * kPanelRowBytes, kPanels = ceil_div(kColumns, kPanelRowBytes);
   static constexpr int kRowStep = kGroupThreads / kPerRow, kSteps = kRows / kRowStep;
-  static constexpr int kBatch = 2;
   static_assert(kPerRow == 8 || kPerRow == 4);
   static_assert(kRowStep % 8 == 0, "the swizzle of a thread's rows is the same");
 
-  // `thread` of the warpgroup.
+  // `thread` of the warpgroup. Note: opaque, or the places below would be kept in registers throughout the kernel.
   SKIM_DEVICE explicit TileConverter(int thread) {
-    const int index = thread / kPerRow, chunk = thread % kPerRow;
+    const int here = ptx::opaque(thread), index = here / kPerRow, chunk = here % kPerRow;
     row_ = kPerRow == 8 ? index ^ (chunk >> 2) : index ^ (index & 1) << 2;
     const int row_bytes = row_ * kPanelRowBytes, swizzle = row_ & 7;
     from_ = row_bytes + (chunk ^ swizzle) * kChunkBytes;

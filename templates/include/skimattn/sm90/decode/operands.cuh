@@ -106,7 +106,6 @@ template <class Tr>
 class DecodeOperands<Tr, true> : public OperandRings<Tr> {
  public:
   using Storage = DecodeStorage<Tr>;
-  using Element = typename Tr::Element;
   using OperandRings<Tr>::OperandRings;
 
   // `key_tiles`: how many the producer loads for the item, whatever they serve.
@@ -134,23 +133,27 @@ class DecodeOperands<Tr, true> : public OperandRings<Tr> {
     if (keys_left_ == 0) return;
     --keys_left_;
     this->await_k();
-    TileConverter<Element, Tr::kHeadDim, Tr::kTileN>(thread_).template convert<false>(smem_.k[k_.slot],
-                                                                                      smem_.converted_k, {});
+    Converter<Tr::kHeadDim, Tr::kTileN>(thread_).template convert<false>(smem_.k[k_.slot], smem_.converted_k, {});
     this->release_k();
   }
   SKIM_DEVICE void multiplied() {}
   // Q, where it is no operand from registers. Note: keys() has the barrier that its first product needs.
   SKIM_DEVICE void convert_q(const uint8_t* from) const {
-    TileConverter<Element, Tr::kHeadDim, Tr::kGroupRows>(thread_).template convert<false>(from, smem_.converted_q, {});
+    Converter<Tr::kHeadDim, Tr::kGroupRows>(thread_).template convert<false>(from, smem_.converted_q, {});
   }
 
  private:
   using OperandRings<Tr>::smem_, OperandRings<Tr>::thread_, OperandRings<Tr>::k_, OperandRings<Tr>::v_;
 
+  // Note: as many at a time as registers allow; skip kernels, and those with half of theirs full of O, have few.
+  static constexpr int kBatch = Tr::kSkip == Skip::kDense && Tr::kHeadDimV <= 128 ? 2 : 1;
+  template <int kColumns, int kRows>
+  using Converter = TileConverter<typename Tr::Element, kColumns, kRows, kBatch>;
+
   // With zeros where no row of the request sees them: see seen_in_tile.
   SKIM_DEVICE void convert_values(const Span& seen) {
     this->await_v();
-    const TileConverter<Element, Tr::kHeadDimV, Tr::kTileN> converter(thread_);
+    const Converter<Tr::kHeadDimV, Tr::kTileN> converter(thread_);
     if (seen.lo <= 0 && seen.hi >= Tr::kTileN) {
       converter.template convert<false>(smem_.v[v_.slot], smem_.converted_v, seen);
     } else {
