@@ -1,9 +1,9 @@
 """How the keys of one decoded request are split, and which requests are decoded: rules of its own lengths alone.
 
 So a request gives the same bits alone and inside any batch, on any number of multiprocessors. What is computed between
-two borders is a *leaf*, whose state starts anew. Some leaves next to each other are a *branch*: they are merged in
-rising order, and so are branches into the result, wherever that happens: a CTA may compute one leaf, or a branch, whose
-leaves it merges as it goes.
+two borders is a *leaf*, whose state starts anew. Four leaves next to each other are a *twig*, two twigs a *branch*:
+leaves are merged into their twig in rising order, twigs into their branch, branches into the result, wherever that
+happens: a CTA may compute a leaf, a twig or a branch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ MAX_GROUPS = 4  # of one (request, kv head)
 KEYS_PER_ROW = 16  # a request of more than one group is decoded if it has as many keys for each packed row
 MIN_LEAF_KEYS = {64: 1024, 128: 512, 256: 512}  # by head_dim: 256 KB of 16-bit keys and values, or more
 MAX_LEAVES = 128  # where the first one starts at a border; one more otherwise
+TWIG_LEAVES = 4
 BRANCH_LEAVES = 8
 
 

@@ -43,7 +43,7 @@ class KernelLaunch:
     """One kernel of a launch: its tensor maps, its grid, and all other parameter fields that are not zero.
 
     ``fixed`` holds those that follow from the kernel and the call's form, heads and columns, and is one object for all
-    launches that share them; ``scalars`` the others.
+    launches that share them; ``scalars`` the others. One that ``shares_block`` is told what the one before it is.
     """
 
     kernel: Kernel
@@ -51,6 +51,7 @@ class KernelLaunch:
     fixed: Mapping[str, Value]
     scalars: dict[str, Value]
     grid: int
+    shares_block: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -31,7 +31,8 @@ SKIM_DEVICE void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
 }
 
-// ---- programmatic dependent launch: what lies before the wait runs while the kernel before this one in the stream ends
+// ---- programmatic dependent launch: what lies before the wait runs while the kernel before this one in the stream
+// ends
 SKIM_DEVICE void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 // Once all CTAs have said so or ended, the next kernel's may start; they too wait for this one's end.
 SKIM_DEVICE void griddepcontrol_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;"); }
@@ -237,6 +238,13 @@ SKIM_DEVICE Pair ld_global_pair(const float* address) {
   Pair pair;
   asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "l"(address) : "memory");
   return pair;
+}
+// Four at a multiple of 16 bytes.
+SKIM_DEVICE void ld_global_quad(const float* address, float* x) {
+  asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "l"(address)
+               : "memory");
 }
 // What this kernel only reads.
 template <class T>

@@ -158,6 +158,10 @@ inline Pair ld_global_pair(const float* address) {
   emu::global_access(address, sizeof(Pair), false);
   return {address[0], address[1]};
 }
+inline void ld_global_quad(const float* address, float* x) {
+  emu::global_access(address, 16, false);
+  std::memcpy(x, address, 16);
+}
 template <class T>
 inline T ld_global(const T* address) {
   emu::global_access(address, sizeof(T), false);

@@ -28,11 +28,13 @@ class DecodeConsumer {
     while (load_work()) {
       for (int leaf = lo_; leaf < hi_; ++leaf) {
         compute_leaf(leaf);
-        epilogue_.add(o_, rows_, scale_log2(), leaf == lo_, leaf == hi_ - 1, smem_, thread_);
+        const bool is_last = leaf == hi_ - 1;
+        if (epilogue_.add(o_, rows_, scale_log2(), leaf, is_last, smem_, thread_)) {
+          // Note: read again rather than kept, since the main loop has no register to spare.
+          const DecodeItem item = read_decode_item(smem_, work_slot());
+          epilogue_.end_twig(o_, is_last, item, place_of(item), p_, thread_);
+        }
       }
-      // Note: read again rather than kept, since the main loop has no register to spare.
-      const DecodeItem item = read_decode_item(smem_, work_slot());
-      epilogue_.store(o_, item, place_of(item), p_, thread_);
       finish_work();
     }
   }
@@ -85,7 +87,7 @@ class DecodeConsumer {
   }
 
   SKIM_DEVICE Place place_of(const DecodeItem& item) const {
-    const int qheads_per_kv = p_.heads_q / p_.heads_kv, lane = thread_ % kWarpThreads;
+    const int qheads_per_kv = p_.qheads_per_kv, lane = thread_ % kWarpThreads;
     const int first = item.base.row0 + thread_ / kWarpThreads * 16 + lane / 4;
     Place at;
     at.column = lane % 4 * 2;

@@ -100,17 +100,17 @@ struct DecodeStorage : DecodePanels<Tr>::Tiles, DecodePanels<Tr>::Q {
   }
 };
 
-// Whether V's loader takes a tile to be kept and loads before it knows: after so many kept ones in a row. Waiting for
-// every vote would leave memory idle where nothing is skipped; guessing too early loads what is skipped.
+// Whether V's loader takes a tile to be kept and loads before it knows: after so many kept ones in a row, and at first.
+// Waiting for every vote would leave memory idle where nothing is skipped; guessing too early loads what is skipped.
 // Note: consumer and loader both count, and must come to the same answer.
 class KeptRun {
  public:
-  static constexpr int kEnough = 8;
+  static constexpr int kEnough = 4;
   SKIM_DEVICE bool expects_kept() const { return length_ >= kEnough; }
   SKIM_DEVICE void add(bool kept) { length_ = kept ? imin(length_ + 1, kEnough) : 0; }
 
  private:
-  int length_ = 0;
+  int length_ = kEnough;
 };
 
 }  // namespace skimattn::sm90
