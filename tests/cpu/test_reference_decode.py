@@ -201,19 +201,19 @@ def test_leaves_are_merged_into_branches_and_branches_into_the_result(monkeypatc
     flat, backwards = 0, 0
     for leaves in (5, 17, 33, 50, 100, 128):
         scores = (torch.randn(leaves, generator=generator) * 2).bfloat16()
-        q, k = torch.zeros(1, 1, 1, 64).bfloat16(), torch.zeros(1, leaves * 256, 1, 64).bfloat16()
+        q, k = torch.zeros(1, 1, 1, 64).bfloat16(), torch.zeros(1, leaves * 1024, 1, 64).bfloat16()
         q[..., 0] = 1
-        k[0, :, 0, 0] = scores.repeat_interleave(256)
+        k[0, :, 0, 0] = scores.repeat_interleave(1024)
         launch(Params(q, k, torch.ones_like(k), softmax_scale=1.0))
         unit = torch.tensor(math.log2(math.e), dtype=torch.float32)
-        states = [(score.float() * unit, torch.tensor(256.0)) for score in scores]
-        branches = [states[first : first + 16] for first in range(0, leaves, 16)]
-        m, total = fold([fold(branch) for branch in branches])
+        states = [(score.float() * unit, torch.tensor(1024.0)) for score in scores]
+        twigs = [fold(states[first : first + 4]) for first in range(0, leaves, 4)]
+        m, total = fold([fold(twigs[first : first + 2]) for first in range(0, len(twigs), 2)])
         state = merged.pop()
         assert (state.m.item(), state.sum.item()) == (m.item(), total.item())
         assert (state.o == total).all()
-        flat += fold(states)[1].item() != total.item()
-        backwards += fold([fold(branch[::-1]) for branch in branches])[1].item() != total.item()
+        flat += fold(twigs)[1].item() != total.item()
+        backwards += fold([fold(states[first : first + 4][::-1]) for first in range(0, leaves, 4)])[1] != total
     assert flat and backwards  # other orders would be told apart
 
 

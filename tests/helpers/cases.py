@@ -22,7 +22,6 @@ from .planting import plant
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "e4m3": torch.float8_e4m3fn}
 KERNEL_DIMS = {"prefill": ((64, 64), (128, 128), (192, 128), (256, 256)), "decode": ((64, 64), (128, 128), (256, 256))}
 PHASES = Phases(split.GROUP_ROWS, split.MAX_GROUPS * split.GROUP_ROWS, split.KEYS_PER_ROW)
-LEAVES = Leaves(split.MIN_LEAF_KEYS, split.MAX_LEAVES)
 # Values of low tiles: what is kept or dropped by mistake shows in the output. With e4m3 it shows in maps only.
 LOUD = {"bf16": 2.0**20, "fp16": 2.0**13, "e4m3": 2.0**6}
 F64 = NDArray[np.float64]
@@ -295,7 +294,9 @@ def answers(case: Case, held: list[Content]) -> list[Answer]:
 
 def _answer(case: Case, one: Content) -> Answer:
     if case.decodes(len(one.q), len(one.k)):
-        return attend_decoded(rules_of(replace(case, phase="decode"), one), LEAVES, _request(one))
+        decoding = replace(case, phase="decode")
+        leaves = Leaves(split.MIN_LEAF_KEYS[decoding.spec.head_dim], split.MAX_LEAVES)
+        return attend_decoded(rules_of(decoding, one), leaves, _request(one))
     return attend(rules_of(replace(case, phase=""), one), _request(one))
 
 
