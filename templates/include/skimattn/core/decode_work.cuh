@@ -20,6 +20,11 @@ struct DecodeItem {
   SKIM_DEVICE Span tiles_of(int leaf) const {
     return {imax(leaf << leaf_shift, range.first), imin((leaf + 1) << leaf_shift, range.last)};
   }
+  // Copies of key tiles that the part needs.
+  SKIM_DEVICE int key_tiles() const {
+    const int tiles = imin(hi << leaf_shift, range.last) - imax(lo << leaf_shift, range.first);
+    return start.hi - start.lo + imax(tiles, 0);
+  }
 };
 constexpr int kDecodeWords = sizeof(DecodeItem) / 4;
 

@@ -10,7 +10,6 @@ class DecodeProducer {
  public:
   using Storage = DecodeStorage<Tr>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense, kCounts = Tr::kSkip == Skip::kStat;
-  static constexpr int kColumns = Storage::kColumns;
 
   SKIM_DEVICE DecodeProducer(const Params& p, Storage& smem, int lane) : p_(p), smem_(smem), lane_(lane) {}
 
@@ -87,8 +86,8 @@ class DecodeProducer {
 
   // Start tiles are read again by the request's other parts; the rest by nobody but other row groups.
   SKIM_DEVICE void load_k(const DecodeItem& item, int n, uint64_t policy) {
-    load_tile<Storage::kPanels>(smem_.k[k_.slot], p_.tma_k, smem_.k_full[k_.slot], smem_.k_empty[k_.slot], k_.phase ^ 1,
-                                item, n, policy);
+    load_tile<Storage::kPanelsK>(smem_.k[k_.slot], p_.tma_k, smem_.k_full[k_.slot], smem_.k_empty[k_.slot],
+                                 k_.phase ^ 1, item, n, policy);
     k_.advance();
   }
   SKIM_DEVICE void load_v(const DecodeItem& item, int n) {
@@ -162,7 +161,7 @@ class DecodeProducer {
     const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0), boxes = ceil_div(rows, box_rows);
     const int outer = p_.cu_seqlens_q == nullptr ? item.base.batch : 0;
     if (lane_ == 0) {
-      ptx::mbarrier_arrive_expect_tx(&smem_.q_full, boxes * box_rows * kPanelRowBytes * Storage::kPanels);
+      ptx::mbarrier_arrive_expect_tx(&smem_.q_full, boxes * box_rows * kPanelRowBytes * Storage::kPanelsQ);
     }
     ptx::warp_sync();
     for (int box = lane_; box < boxes; box += kWarpThreads) {
@@ -170,9 +169,9 @@ class DecodeProducer {
       const int head = item.base.head * qheads_per_kv + packed % qheads_per_kv;
       const int row = item.base.q_offset + packed / qheads_per_kv;
 #pragma unroll
-      for (int panel = 0; panel < Storage::kPanels; ++panel) {
+      for (int panel = 0; panel < Storage::kPanelsQ; ++panel) {
         ptx::tma_load(smem_.q() + panel * Storage::kQPanelBytes + box * box_rows * kPanelRowBytes, &p_.tma_q,
-                      &smem_.q_full, policy, panel * kColumns, head, row, outer);
+                      &smem_.q_full, policy, panel * kPanelColumns<typename Tr::ElementQ>, head, row, outer);
       }
     }
   }
@@ -218,7 +217,8 @@ class DecodeProducer {
                                int outer) {
 #pragma unroll
     for (int panel = 0; panel < kPanels; ++panel) {
-      ptx::tma_load(to + panel * Storage::kKvPanelBytes, &map, &full, policy, panel * kColumns, row, kv_head, outer);
+      ptx::tma_load(to + panel * Storage::kKvPanelBytes, &map, &full, policy,
+                    panel * kPanelColumns<typename Tr::ElementKv>, row, kv_head, outer);
     }
   }
 
