@@ -27,6 +27,7 @@ struct DecodeItem {
   }
 };
 constexpr int kDecodeWords = sizeof(DecodeItem) / 4;
+constexpr int kFirstKeyWord = SKIM_OFFSETOF(DecodeItem, first_key) / 4;
 
 // Query rows [lo, hi) that have a packed row in the item's group.
 template <class Tr>

@@ -54,7 +54,6 @@ class DecodeConsumer {
     if (!uniform(item.base.valid)) return false;
     lo_ = uniform(item.lo);
     hi_ = uniform(item.hi);
-    first_key_ = uniform(item.first_key);
     if constexpr (kConverts) unit_ = qk_descale(p_, item.base.batch, item.base.head);
     at_ = place_of(item);
     if constexpr (kSkips) {
@@ -215,7 +214,11 @@ class DecodeConsumer {
   }
   // Its keys that some row of the request sees: see seen_in_tile.
   SKIM_DEVICE Span seen_of_pending() const {
-    return {first_key_ - pending_tile_ * Tr::kTileN, at_.len_k - pending_tile_ * Tr::kTileN};
+    int first_key = 0;
+    if constexpr (kHidesFirstKeys<Tr::kMask> && Tr::kMask != Mask::kCustom) {
+      first_key = uniform(static_cast<int>(ptx::ld_shared(&smem_.work[work_slot()][kFirstKeyWord])));
+    }
+    return {first_key - pending_tile_ * Tr::kTileN, at_.len_k - pending_tile_ * Tr::kTileN};
   }
 
   SKIM_DEVICE const uint8_t* query_tile() const {
@@ -293,7 +296,6 @@ class DecodeConsumer {
   RowState rows_;  // of the leaf
   DecodeEpilogue<Tr> epilogue_;
   int lo_, hi_;           // leaves of the part
-  int first_key_;         // that some row of the request may see
   bool pending_ = false;  // whether P.V of `pending_tile_` is still to be done
   int pending_tile_ = 0;
   uint32_t votes_ = 0;

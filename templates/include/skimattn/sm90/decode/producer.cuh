@@ -1,5 +1,5 @@
-// The warps that feed a decode CTA: one draws work, tells everybody, and loads K; one loads V, one Q. All lanes of a
-// warp load, each its boxes, since pages may be small.
+// The warps that feed a decode CTA: one draws work and tells everybody, one loads K, one V, one Q. All lanes of a warp
+// load, each its boxes, since pages may be small.
 #pragma once
 #include <skimattn/sm90/decode/storage.cuh>
 
@@ -13,18 +13,31 @@ class DecodeProducer {
 
   SKIM_DEVICE DecodeProducer(const Params& p, Storage& smem, int lane) : p_(p), smem_(smem), lane_(lane) {}
 
-  SKIM_DEVICE void run_keys() {
+  SKIM_DEVICE void run_scheduler() {
     DecodeScheduler<Tr> scheduler(p_);
     const TileCounter counter(p_.work_counter);
+    uint32_t phase = 0;
     for (int ticket = counter.first();;) {
-      // Drawn early: its latency hides behind this item's lookup and loads.
-      const int next = lane_ == 0 ? counter.next() : 0;
       const DecodeItem item = scheduler.decode(p_, ticket, lane_);
       publish(item);
-      if (item.base.valid) load_keys(item);
-      if (!item.base.valid && lane_ == 0) counter.finish(next, scheduler.items());
-      if (!item.base.valid) break;
+      // Note: drawn no earlier than K's loader needs it. Items are few and long: one that waits here for its turn might
+      // be at work elsewhere.
+      if (item.base.valid) ptx::mbarrier_wait_parity(&smem_.keys_loaded, phase);
+      phase ^= 1;
+      const int next = lane_ == 0 ? counter.next() : 0;
+      if (!item.base.valid) {
+        if (lane_ == 0) counter.finish(next, scheduler.items());
+        break;
+      }
       ticket = ptx::shfl(next, 0);
+    }
+  }
+
+  SKIM_DEVICE void run_keys() {
+    for (DecodeItem item = receive(); item.base.valid; item = receive()) {
+      load_keys(item);
+      if (lane_ == 0) ptx::mbarrier_arrive(&smem_.keys_loaded);
+      release_item();
     }
   }
 

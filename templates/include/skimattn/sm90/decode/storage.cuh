@@ -67,6 +67,7 @@ struct DecodeStorage : DecodePanels<Tr>::Tiles, DecodePanels<Tr>::Q {
   uint64_t k_full[Tr::kStages], k_empty[Tr::kStages];
   uint64_t v_full[Tr::kStagesV], v_empty[Tr::kStagesV];
   uint64_t work_full[kWorkSlots], work_empty[kWorkSlots];
+  uint64_t keys_loaded;  // K's loader has issued all of an item's loads
   uint32_t work[kWorkSlots][kDecodeWords];
   DecodeVote votes[kVoteSlots];
 
@@ -92,9 +93,10 @@ struct DecodeStorage : DecodePanels<Tr>::Tiles, DecodePanels<Tr>::Q {
       ptx::mbarrier_init(&votes[i].counted, 1);
       ptx::st_shared(&votes[i].kept, 0);
     }
+    ptx::mbarrier_init(&keys_loaded, 1);
     for (int i = 0; i < kWorkSlots; ++i) {
       ptx::mbarrier_init(&work_full[i], 1);
-      ptx::mbarrier_init(&work_empty[i], kGroupWarps + 2);  // and the warps that load V and Q
+      ptx::mbarrier_init(&work_empty[i], kGroupWarps + 3);  // and the warps that load K, V and Q
     }
     ptx::fence_mbarrier_init();
   }
