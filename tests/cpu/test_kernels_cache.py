@@ -27,7 +27,9 @@ def test_kernels_and_reference(case: Case) -> None:
 @pytest.mark.parametrize("dim", [64, 128])
 def test_every_byte_is_converted_exactly(dim: int) -> None:
     """One key each row: its output is the value itself, whatever byte it is. NaN stays NaN, in its own column."""
-    case = Case("bytes", phase="decode", kv_dtype="e4m3", head_dim=dim, head_dim_v=dim, skip="dense", lens=((1, 1),) * 4)
+    case = Case(
+        "bytes", phase="decode", kv_dtype="e4m3", head_dim=dim, head_dim_v=dim, skip="dense", lens=((1, 1),) * 4
+    )
     case = replace(case, give_out=False, lse=False, heads_q=1)
     held = contents(case)
     every = torch.arange(256, dtype=torch.uint8).reshape(-1, dim)

@@ -143,7 +143,9 @@ def cache_cases() -> tuple[Case, ...]:
         replace(base, name="cache-fp16-d80", dtype="fp16", head_dim=80, head_dim_v=112, lens=((2, 700), (2, 513))),
         replace(base, name="cache-d256", **d256, mask="full", lens=((2, 700),)),
         replace(base, name="cache-softcap", **d128, softcap=20.0, alibi=True, sinks=True, lens=((2, 700),), seed=2),
-        replace(base, name="cache-many-rows-few-keys", **d128, lens=((40, 200), (40, 130))),  # no prefill kernel does it
+        replace(
+            base, name="cache-many-rows-few-keys", **d128, lens=((40, 200), (40, 130))
+        ),  # no prefill kernel does it
         replace(base, name="bytes-d64", **both, lens=((3, 700), (3, 80))),
         replace(base, name="bytes-d128-fp16", **both, **d128, out_dtype="fp16", lens=((1, 1300),)),
         replace(base, name="bytes-d256", **both, **d256, mask="full", lens=((2, 500),)),
