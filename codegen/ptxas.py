@@ -25,14 +25,12 @@ class Allowance:
     reason: str
 
 
-def _is_eight_bit_decode(spec: KernelSpec) -> bool:
-    return spec.phase == "decode" and spec.keys_dtype in FP8
-
-
 ALLOWANCES: list[Allowance] = [
     Allowance(
         "spills<=1024",
-        lambda spec: _is_eight_bit_decode(spec) and (spec.mask == "custom" or spec.head_dim == 256),
+        lambda spec: (
+            spec.phase == "decode" and spec.keys_dtype in FP8 and (spec.mask == "custom" or spec.head_dim == 256)
+        ),
         "what is needed once per item or leaf waits in memory, beside what a conversion and its product hold at once",
     ),
     Allowance(

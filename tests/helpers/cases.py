@@ -131,6 +131,8 @@ class Case:
         """Whether a request is decode's."""
         if self.phase != "mixed":
             return self.phase == "decode"
+        if self.arch == "sm90" and self.keys_dtype == "e4m3":
+            return True  # no prefill kernel reads those
         return self.arch == "sm90" and PHASES.decodes(len_q, len_k, self.heads_q // self.heads_kv)
 
     def launched(self) -> Case:

@@ -126,3 +126,27 @@ def decode_pattern_cases() -> tuple[Case, ...]:
             ragged = replace(case, threshold_kind="head", thresholds=(1e-3, 1e-2), **uneven)  # type: ignore[arg-type]
             found += [case, replace(ragged, name=f"{case.name}-ragged")]
     return tuple(found)
+
+
+def cache_cases() -> tuple[Case, ...]:
+    """8-bit keys and values under queries of every type; memory that no request owns holds NaN."""
+    base = replace(_BASE, kv_dtype="e4m3", descales="head", heads_q=8, heads_kv=2, mask="causal", seqused=True)
+    paged: dict[str, Any] = {"kv_layout": "nhd", "lens": ((1, 1290), (3, 77), (2, 0)), "q_layout": "ragged"}
+    both: dict[str, Any] = {"dtype": "e4m3", "kv_dtype": "same"}
+    d128, d256 = ({"head_dim": dim, "head_dim_v": dim} for dim in (128, 256))
+    return (
+        replace(base, name="cache-d128", **d128, lens=((4, 1171), (4, 600))),
+        replace(base, name="cache-d128-dense-descale", **d128, skip="dense", descales="one", lens=((1, 2300),)),
+        replace(base, name="cache-d128-window", **d128, mask="window", window=(300, 0), lens=((4, 1171), (4, 900))),
+        replace(base, name="cache-d64-pages-of-1", **paged, page_size=1),
+        replace(base, name="cache-d128-pages", **d128, **paged, page_size=48),
+        replace(base, name="cache-fp16-d80", dtype="fp16", head_dim=80, head_dim_v=112, lens=((2, 700), (2, 513))),
+        replace(base, name="cache-d256", **d256, mask="full", lens=((2, 700),)),
+        replace(base, name="cache-softcap", **d128, softcap=20.0, alibi=True, sinks=True, lens=((2, 700),), seed=2),
+        replace(
+            base, name="cache-many-rows-few-keys", **d128, lens=((40, 200), (40, 130))
+        ),  # no prefill kernel does it
+        replace(base, name="bytes-d64", **both, lens=((3, 700), (3, 80))),
+        replace(base, name="bytes-d128-fp16", **both, **d128, out_dtype="fp16", lens=((1, 1300),)),
+        replace(base, name="bytes-d256", **both, **d256, mask="full", lens=((2, 500),)),
+    )
