@@ -111,10 +111,10 @@ def _maps_of_keys(problem: Problem, kernel: Kernel) -> dict[str, TensorMapSpec]:
     params, hnd, rows = problem.params, False, kv_box_rows(problem.len_k, kernel.tile_n)
     if problem.page_size:
         rows, hnd = page_box_rows(problem.page_size, kernel.tile_n), params.kv_layout == "HND"
-    box = (panel_columns(kernel.dtype), rows, 1, 1)
+    box = (panel_columns(kernel.keys_dtype), rows, 1, 1)
     return {
-        "tma_k": map_of(params.k, kernel.dtype, box, problem, hnd),
-        "tma_v": map_of(params.v, kernel.dtype, box, problem, hnd),
+        "tma_k": map_of(params.k, kernel.keys_dtype, box, problem, hnd),
+        "tma_v": map_of(params.v, kernel.keys_dtype, box, problem, hnd),
     }
 
 

@@ -110,4 +110,5 @@ def _spec(problem: Problem, arch: str, phase: str) -> KernelSpec:
         skip=problem.skip,
         softcap=problem.softcap > 0,
         alibi=problem.form.alibi,
+        kv_dtype=problem.form.kv_dtype,
     )

@@ -12,8 +12,7 @@ import torch
 from skimattn import Params
 from skimattn._call.problem import Problem
 from skimattn._call.validate import validate
-from skimattn._launch import decode
-from skimattn._launch.decode import Cut, cut_of
+from skimattn._launch.decode import Cut, Cutter
 from skimattn._select.dispatch import specs_of
 from skimattn._select.kernels import unbuilt_row
 from skimattn.codegen.features import BY_NAME
@@ -44,7 +43,12 @@ def rows_of(problem: Problem) -> dict[str, Kernel]:
 
 
 def cut(problem: Problem, sm_count: int = SMS) -> Cut:
-    return cut_of(problem, rows_of(problem)["decode"], sm_count)
+    return Cutter(problem, rows_of(problem)["decode"], sm_count).cut(problem.batch, problem.len_q, problem.len_k)
+
+
+def most_parts(problem: Problem, kernel: Kernel, of_leaves: int) -> int:
+    cutter = Cutter(problem, kernel, SMS)
+    return cutter._parts(cutter._leaves(problem.len_q, problem.len_k), of_leaves)
 
 
 @dataclass
@@ -109,7 +113,7 @@ def test_there_is_room_for_the_parts_of_every_request() -> None:
     reached, met = 0, set()
     for problem, _ in zip(batches(choose), range(1500), strict=False):
         kernel = rows_of(problem)["decode"]
-        room = [decode._most_parts(problem, kernel, leaves) for leaves in PARTS]
+        room = [most_parts(problem, kernel, leaves) for leaves in PARTS]
         per_kv = problem.heads_q // problem.heads_kv
         leaf_keys = {64: 1024, 128: 512}[kernel.head_dim]
         split = Split(problem.mask, *problem.window, problem.chunk_size, kernel.tile_n, leaf_keys)
@@ -148,7 +152,7 @@ def test_there_is_room_for_the_parts_of_every_request() -> None:
 def test_parts_of_requests(more: dict[str, Any], leaves: int, twigs: int) -> None:
     problem = problem_of(**more)
     kernel = rows_of(problem)["decode"]
-    assert [decode._most_parts(problem, kernel, of_leaves) for of_leaves in (1, 4)] == [leaves, twigs]
+    assert [most_parts(problem, kernel, of_leaves) for of_leaves in (1, 4)] == [leaves, twigs]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from skimattn import Params
 from skimattn._call.problem import Problem
 from skimattn._call.validate import validate
 from skimattn._launch.buffers import Buffers, make_buffers
-from skimattn._launch.decode import Cut, cut_of, q_box
+from skimattn._launch.decode import Cut, Cutter
 from skimattn._launch.plan import KernelLaunch
 from skimattn._launch.planner import Planner, make_plan
 from skimattn._select.dispatch import specs_of
@@ -40,7 +40,11 @@ def rows_of(problem: Problem) -> dict[str, Kernel]:
 
 
 def cut(problem: Problem, sm_count: int = SMS) -> Cut:
-    return cut_of(problem, rows_of(problem)["decode"], sm_count)
+    return Cutter(problem, rows_of(problem)["decode"], sm_count).cut(problem.batch, problem.len_q, problem.len_k)
+
+
+def q_box(problem: Problem) -> tuple[int, int]:
+    return cut(problem)[-2:]
 
 
 def launches(problem: Problem, sm_count: int = SMS) -> tuple[tuple[KernelLaunch, ...], Buffers]:
