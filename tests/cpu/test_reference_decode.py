@@ -43,7 +43,7 @@ def test_planted(case: Case) -> None:
 
 
 def planted(tile_maxima: list[float], rows: int = 1, heads: int = 1) -> dict[str, torch.Tensor]:
-    """Head dim 64, so eight tiles of 128 keys to a leaf; every score of tile t is ``tile_maxima[t]``, values name it."""
+    """Head dim 64, so 8 tiles of 128 keys to a leaf; every score of tile t is ``tile_maxima[t]``, values name it."""
     q, k, v = torch.zeros(1, rows, heads, 64), *(torch.zeros(1, 128 * len(tile_maxima), 1, 64) for _ in "kv")
     q[..., 0] = 1
     for tile, score in enumerate(tile_maxima):

@@ -1,4 +1,4 @@
-"""The cases of decode kernels: a pairwise-covering set, and the borders of tiles, leaves, twigs and branches by name."""
+"""The cases of decode kernels: a pairwise-covering set; borders of tiles, leaves, twigs and branches by name."""
 
 from __future__ import annotations
 
