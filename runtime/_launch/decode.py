@@ -30,6 +30,7 @@ from .extent import extent_of
 from .plan import WARP_THREADS, TensorMapSpec, Value
 
 WORKSPACE_BYTES = 256 << 20  # at most, whatever the batch; what does not fit is computed in rounds
+PART_LEAVES = (BRANCH_LEAVES, TWIG_LEAVES, 1)  # that a CTA may compute
 _MOST_ROWS = MAX_GROUPS * GROUP_ROWS  # packed rows of a request
 _COMBINE_CTAS = 8  # per multiprocessor at most, each of which merges rows in turn
 _PADDING = 4  # floats of a part's row beyond its columns: maximum, sum, and up to whole 16 bytes
@@ -114,7 +115,7 @@ class Cutter:
         pairs, part_rows = self._heads_kv * -(-rows // GROUP_ROWS), rows if rows < GROUP_ROWS else GROUP_ROWS
         results = 2 * part_rows * self._row_floats * 4 / ((leaf_keys or self._leaf_keys) * self._key_bytes)
         least, part_leaves, parts = _NEVER, 1, 1
-        for its_leaves in (BRANCH_LEAVES, TWIG_LEAVES, 1):
+        for its_leaves in PART_LEAVES:
             # The time of the slowest CTA if parts have so many leaves, and of writing and reading partial results.
             its_parts = self._parts(leaves, its_leaves)
             waves, items = divmod(batch * pairs * its_parts, most_ctas)

@@ -1,4 +1,4 @@
-"""The cases of decode kernels: a pairwise-covering set, and the borders of tiles, leaves and branches by name."""
+"""The cases of decode kernels: a pairwise-covering set; borders of tiles, leaves, twigs and branches by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LENS: dict[str, tuple[tuple[int, int], ...]] = {
 HEADS = ((2, 2), (4, 2), (3, 1), (8, 1), (16, 2), (16, 1), (20, 4))
 DIMS = ((64, 64), (128, 128), (256, 256))
 _KERNEL = ("dtype", "dims", "mask", "paged", "skip", "softcap", "alibi")
-_TOO_CLOSE = (3, 44, 109)  # seeds that give a tile that is too close to call, which nobody can check
+_TOO_CLOSE = (3, 44, 89, 109)  # seeds that give a tile that is too close to call, which nobody can check
 _BASE = Case(name="", phase="decode", heads_q=1, pattern="random")
 
 
@@ -68,24 +68,31 @@ def decode_pairwise_cases() -> tuple[Case, ...]:
 
 
 def decode_border_cases() -> tuple[Case, ...]:
-    """One key more or less than a tile, a leaf, a branch, and than where leaves get twice as long."""
+    """One key more or less than a tile, a leaf, a twig and a branch, and hardly any keys."""
     found = []
-    for head_dim, borders in ((64, (128, 256, 512, 4096)), (128, (64, 192, 256, 4096)), (256, (64, 256))):
+    for head_dim, borders in ((64, (128, 1024, 4096, 8192)), (128, (64, 512, 2048, 4096)), (256, (64, 512, 2048))):
         base = replace(_BASE, head_dim=head_dim, head_dim_v=head_dim, heads_q=2, heads_kv=1)
         for border in borders:
             for more in (-1, 0, 1):
                 mask = ("causal", "full")[more == 0]
                 lens = ((1, border + more),)
                 found.append(replace(base, name=f"border-d{head_dim}-{border}{more:+}", mask=mask, lens=lens))
-    for keys in (1, 2):
+    for keys in (0, 1, 2):
         found.append(replace(_BASE, name=f"border-{keys}", heads_q=4, lens=((1, keys), (1, keys)), mask="full"))
-    long = replace(_BASE, mask="causal", pattern="random")
-    for keys in (128 * 256, 128 * 256 + 1, 40000, 65537):  # 128 leaves; twice as long ones; four times
-        found.append(replace(long, name=f"long-{keys}", lens=((2, keys),)))
-    # 256 visible tiles from an odd one on: 129 leaves, in one branch more than 128 aligned ones fill.
-    found.append(replace(long, name="long-129", mask="window", window=(32649, 0), lens=((1, 40000),)))
-    found.append(replace(long, name="long-d128", head_dim=128, head_dim_v=128, heads_q=4, lens=((1, 33000),)))
     return tuple(found)
+
+
+def decode_long_cases() -> tuple[Case, ...]:
+    """Around 128 leaves, behind which they get twice as long."""
+    long = replace(_BASE, mask="causal", head_dim=128, head_dim_v=128)
+    window = replace(long, mask="window", window=(65519, 0), lens=((1, 70000),))
+    return (
+        replace(long, name="long-65536", lens=((2, 65536),)),
+        replace(long, name="long-65537", lens=((1, 65537),)),
+        replace(long, name="long-d64", head_dim=64, head_dim_v=64, lens=((1, 131073),)),
+        # 1024 visible tiles from one inside a leaf on: 129 leaves, in one branch more than 128 aligned ones fill.
+        replace(window, name="long-129"),
+    )
 
 
 def decode_start_cases() -> tuple[Case, ...]:
@@ -94,7 +101,7 @@ def decode_start_cases() -> tuple[Case, ...]:
     window = replace(base, mask="window", window=(700, 0), seed=4)  # whose decisions show both tiles
     chunked = replace(base, mask="chunked", chunk=512, lens=((8, 1028),), seed=7)
     custom = replace(base, mask="custom", custom="bool3", lens=((16, 900),))
-    heads = {"heads_q": 128, "heads_kv": 1, "lens": ((1, 2100), (2, 4200)), "q_layout": "ragged", "kv_layout": "ragged"}
+    heads = {"heads_q": 128, "heads_kv": 1, "lens": ((1, 2100),), "q_layout": "ragged", "kv_layout": "ragged"}
     by_head = replace(_BASE, threshold_kind="head", mask="full", **heads)  # type: ignore[arg-type]
     found = [
         replace(window, name="start-two-tiles"),
@@ -108,7 +115,7 @@ def decode_start_cases() -> tuple[Case, ...]:
         replace(custom, name="start-custom-heads", custom="packed4", heads_q=4, heads_kv=2),
         replace(by_head, name="start-zero-in-second-group", thresholds=(1e-3,) * 64 + (0.0,) * 64),
         replace(by_head, name="start-zero-in-every-group", thresholds=(1e-3,) * 31 + (0.0,)),
-        replace(by_head, name="start-many-thresholds", thresholds=(1e-3, 1e-2, 1e-4)),
+        replace(by_head, name="start-many-thresholds", thresholds=(1e-3, 1e-2, 1e-4), lens=((1, 2100), (2, 4200))),
         replace(base, name="start-at-one", thresholds=(1.0,), mask="causal", pattern="all_but_first"),
     ]
     return tuple(found)
