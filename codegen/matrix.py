@@ -51,12 +51,29 @@ RULES = (
     ),
     Rule(
         "fp8-arch",
-        lambda spec: spec.dtype in FP8 and spec.arch == "sm90",
-        "SM90 multiplies 8-bit values only if V is transposed first, which no kernel here does; e4m3 needs sm100",
+        lambda spec: spec.dtype in FP8 and spec.arch == "sm90" and spec.phase == "prefill",
+        "SM90 multiplies 8-bit values only if V is transposed first, which no prefill kernel here does; e4m3 prefill "
+        "needs sm100",
+    ),
+    Rule(
+        "kv-dtype-twice",
+        lambda spec: spec.kv_dtype == spec.dtype,
+        "keys and values of q's type are kv_dtype=same",
+    ),
+    Rule(
+        "kv-dtype-arch",
+        lambda spec: spec.kv_dtype != "same" and spec.arch == "sm100",
+        "SM100 kernels convert nothing: they multiply keys and values in the type that they and the queries have",
+    ),
+    Rule(
+        "kv-dtype-phase",
+        lambda spec: spec.kv_dtype != "same" and spec.phase == "prefill",
+        "only decode reads keys and values of another type than q's, as it converts them; prefill would convert each "
+        "of them once for every tile of queries",
     ),
     Rule(
         "combine-dtype",
-        lambda spec: spec.phase == "combine" and spec.dtype != spec.out_dtype,
+        lambda spec: spec.phase == "combine" and (spec.kv_dtype != "same" or spec.dtype != spec.out_dtype),
         "partial results are float32, whatever they were computed from; a combine kernel's types are its output's",
     ),
     Rule(
@@ -103,11 +120,12 @@ def head_dims(phase: str, head_dim: int, head_dim_v: int) -> tuple[int, int] | N
 def complete(values: Mapping[str, object]) -> dict[str, object]:
     """Fill in what ``values`` leaves open: a bf16, head_dim 128, unmasked, dense SM90 prefill kernel.
 
-    e4m3 means SM100, which alone has it, and bf16 output.
+    e4m3 means bf16 output and, but for decode, SM100, which alone has it.
     """
     is_fp8 = values.get("dtype") in FP8
+    is_decode = values.get("phase") == "decode"
     full: dict[str, object] = {
-        "arch": "sm100" if is_fp8 else "sm90",
+        "arch": "sm100" if is_fp8 and not is_decode else "sm90",
         "phase": "prefill",
         "dtype": "bf16",
         "head_dim": 128,
@@ -116,6 +134,7 @@ def complete(values: Mapping[str, object]) -> dict[str, object]:
         "skip": "dense",
         "softcap": False,
         "alibi": False,
+        "kv_dtype": "same",
         **values,
     }
     full.setdefault("out_dtype", "bf16" if is_fp8 else full["dtype"])
@@ -195,6 +214,7 @@ def combine_spec(decode: KernelSpec) -> KernelSpec:
         skip="dense",
         softcap=False,
         alibi=False,
+        kv_dtype="same",
     )
 
 
@@ -216,10 +236,12 @@ def _candidates() -> Iterator[KernelSpec]:
 def in_default(spec: KernelSpec) -> bool:
     """What LLM and diffusion inference calls.
 
-    No softcap, no alibi, paged caches only with causal kinds of masks, bf16 output of 8-bit input.
+    No softcap, no alibi, paged caches only with causal kinds of masks, bf16 output of 8-bit input, bf16 queries over
+    8-bit caches.
     """
     paged_with = ("causal", "window", "chunked")
-    is_common = spec.out_dtype == ("bf16" if spec.dtype in FP8 else spec.dtype)
+    has_8_bits = spec.keys_dtype in FP8
+    is_common = spec.out_dtype == ("bf16" if has_8_bits else spec.dtype)
     return is_common and not spec.softcap and not spec.alibi and (not spec.paged or spec.mask in paged_with)
 
 

@@ -53,7 +53,7 @@ def check_sizes(form: Form, params: Params) -> Problem:
         len_k = _hint("max_seqlen_k", params.max_seqlen_k, len_k, known=not given)
     if heads_q < 1 or heads_kv < 1 or heads_q % heads_kv:
         _refuse_heads(heads_q, heads_kv)
-    head_dim_v, step = shape_v[-1], _COLUMN_STEPS[form.dtype]
+    head_dim_v, step = shape_v[-1], max(_COLUMN_STEPS[form.dtype], _COLUMN_STEPS.get(form.kv_dtype, 0))
     for name, columns in (("q", head_dim), ("v", head_dim_v)):
         if columns % step or not step <= columns <= _MAX_HEAD_DIM:
             wanted = f"a head_dim (last dimension) that is a multiple of {step} from {step} to {_MAX_HEAD_DIM}"

@@ -30,6 +30,7 @@ from .extent import extent_of
 from .plan import WARP_THREADS, TensorMapSpec, Value
 
 WORKSPACE_BYTES = 256 << 20  # at most, whatever the batch; what does not fit is computed in rounds
+PART_LEAVES = (BRANCH_LEAVES, TWIG_LEAVES, 1)  # that a CTA may compute
 _MOST_ROWS = MAX_GROUPS * GROUP_ROWS  # packed rows of a request
 _COMBINE_CTAS = 8  # per multiprocessor at most, each of which merges rows in turn
 _PADDING = 4  # floats of a part's row beyond its columns: maximum, sum, and up to whole 16 bytes
@@ -40,12 +41,13 @@ _BUSY, _ITEM = 0.35, 0.12
 _FEW_PARTS = 8  # of a row, which one warp merges
 _NEVER = float("inf")
 _KEPT = 1024  # cuts
-# What both phases are told about whose a request is.
+# What both phases are told about whose a request is; without a prefill kernel all are decode's, whatever their keys.
 RULE: dict[str, Value] = {
     "decode_always_rows": GROUP_ROWS,
     "decode_most_rows": _MOST_ROWS,
     "decode_keys_per_row": KEYS_PER_ROW,
 }
+ALL_REQUESTS: dict[str, Value] = {"decode_always_rows": _MOST_ROWS}
 
 
 class Cut(NamedTuple):
@@ -113,7 +115,7 @@ class Cutter:
         pairs, part_rows = self._heads_kv * -(-rows // GROUP_ROWS), rows if rows < GROUP_ROWS else GROUP_ROWS
         results = 2 * part_rows * self._row_floats * 4 / ((leaf_keys or self._leaf_keys) * self._key_bytes)
         least, part_leaves, parts = _NEVER, 1, 1
-        for its_leaves in (BRANCH_LEAVES, TWIG_LEAVES, 1):
+        for its_leaves in PART_LEAVES:
             # The time of the slowest CTA if parts have so many leaves, and of writing and reading partial results.
             its_parts = self._parts(leaves, its_leaves)
             waves, items = divmod(batch * pairs * its_parts, most_ctas)
@@ -176,14 +178,14 @@ def plan_decode(
         problem: the call.
         kernel: computes parts.
         combine: merges them.
-        scalars: what prefill would be told of the same call.
+        scalars: what prefill would be told of the same call, and another rule than ``RULE``.
         maps: those of K and V.
         cut: of the call.
         sm_count: multiprocessors of the device.
     """
     common: dict[str, Value] = {
-        **scalars,
         **RULE,
+        **scalars,
         "heads_in_l2": problem.heads_kv,  # no two CTAs read the same keys at any time
         "requests_in_l2": min(WARP_THREADS, problem.batch),
         "part_shift": cut.part_leaves.bit_length() - 1,

@@ -10,7 +10,7 @@ from skimattn.codegen.tiles.common import panel_columns
 from .._call.arguments import POINTERS
 from .._call.problem import Problem
 from .buffers import Buffers
-from .decode import RULE, Cut, Cutter, plan_decode
+from .decode import ALL_REQUESTS, RULE, Cut, Cutter, plan_decode
 from .plan import (
     KernelLaunch,
     LaunchPlan,
@@ -93,6 +93,8 @@ class Planner:
     def _decode(self, problem: Problem, buffers: Buffers, cut: Cut) -> Iterator[KernelLaunch]:
         kernel, combine = self.rows["decode"], self.rows["combine"]
         scalars, maps = sized_scalars(problem, kernel, buffers), _maps_of_keys(problem, kernel)
+        if "prefill" not in self.rows:
+            scalars |= ALL_REQUESTS
         fixed = self._fixed_of(problem, kernel)
         for row, own_maps, own_scalars, grid in plan_decode(
             problem, kernel, combine, scalars, maps, cut, self._sm_count
@@ -111,10 +113,10 @@ def _maps_of_keys(problem: Problem, kernel: Kernel) -> dict[str, TensorMapSpec]:
     params, hnd, rows = problem.params, False, kv_box_rows(problem.len_k, kernel.tile_n)
     if problem.page_size:
         rows, hnd = page_box_rows(problem.page_size, kernel.tile_n), params.kv_layout == "HND"
-    box = (panel_columns(kernel.dtype), rows, 1, 1)
+    box = (panel_columns(kernel.keys_dtype), rows, 1, 1)
     return {
-        "tma_k": map_of(params.k, kernel.dtype, box, problem, hnd),
-        "tma_v": map_of(params.v, kernel.dtype, box, problem, hnd),
+        "tma_k": map_of(params.k, kernel.keys_dtype, box, problem, hnd),
+        "tma_v": map_of(params.v, kernel.keys_dtype, box, problem, hnd),
     }
 
 

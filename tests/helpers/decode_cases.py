@@ -1,4 +1,4 @@
-"""The cases of decode kernels: a pairwise-covering set, and the borders of tiles, leaves and branches by name."""
+"""The cases of decode kernels: a pairwise-covering set; borders of tiles, leaves, twigs and branches by name."""
 
 from __future__ import annotations
 
@@ -81,24 +81,31 @@ def decode_pairwise_cases(arch: str = "sm90") -> tuple[Case, ...]:
 
 
 def decode_border_cases() -> tuple[Case, ...]:
-    """One key more or less than a tile, a leaf, a branch, and than where leaves get twice as long."""
+    """One key more or less than a tile, a leaf, a twig and a branch, and hardly any keys."""
     found = []
-    for head_dim, borders in ((64, (128, 256, 512, 4096)), (128, (64, 192, 256, 4096)), (256, (64, 256))):
+    for head_dim, borders in ((64, (128, 1024, 4096, 8192)), (128, (64, 512, 2048, 4096)), (256, (64, 512, 2048))):
         base = replace(_BASE, head_dim=head_dim, head_dim_v=head_dim, heads_q=2, heads_kv=1)
         for border in borders:
             for more in (-1, 0, 1):
                 mask = ("causal", "full")[more == 0]
                 lens = ((1, border + more),)
                 found.append(replace(base, name=f"border-d{head_dim}-{border}{more:+}", mask=mask, lens=lens))
-    for keys in (1, 2):
+    for keys in (0, 1, 2):
         found.append(replace(_BASE, name=f"border-{keys}", heads_q=4, lens=((1, keys), (1, keys)), mask="full"))
-    long = replace(_BASE, mask="causal", pattern="random")
-    for keys in (128 * 256, 128 * 256 + 1, 40000, 65537):  # 128 leaves; twice as long ones; four times
-        found.append(replace(long, name=f"long-{keys}", lens=((2, keys),)))
-    # 256 visible tiles from an odd one on: 129 leaves, in one branch more than 128 aligned ones fill.
-    found.append(replace(long, name="long-129", mask="window", window=(32649, 0), lens=((1, 40000),)))
-    found.append(replace(long, name="long-d128", head_dim=128, head_dim_v=128, heads_q=4, lens=((1, 33000),)))
     return tuple(found)
+
+
+def decode_long_cases() -> tuple[Case, ...]:
+    """Around 128 leaves, behind which they get twice as long."""
+    long = replace(_BASE, mask="causal", head_dim=128, head_dim_v=128)
+    window = replace(long, mask="window", window=(65519, 0), lens=((1, 70000),))
+    return (
+        replace(long, name="long-65536", lens=((2, 65536),)),
+        replace(long, name="long-65537", lens=((1, 65537),)),
+        replace(long, name="long-d64", head_dim=64, head_dim_v=64, lens=((1, 131073),)),
+        # 1024 visible tiles from one inside a leaf on: 129 leaves, in one branch more than 128 aligned ones fill.
+        replace(window, name="long-129"),
+    )
 
 
 def decode_start_cases() -> tuple[Case, ...]:
@@ -107,7 +114,7 @@ def decode_start_cases() -> tuple[Case, ...]:
     window = replace(base, mask="window", window=(700, 0), seed=4)  # whose decisions show both tiles
     chunked = replace(base, mask="chunked", chunk=512, lens=((8, 1028),), seed=7)
     custom = replace(base, mask="custom", custom="bool3", lens=((16, 900),))
-    heads = {"heads_q": 128, "heads_kv": 1, "lens": ((1, 2100), (2, 4200)), "q_layout": "ragged", "kv_layout": "ragged"}
+    heads = {"heads_q": 128, "heads_kv": 1, "lens": ((1, 2100),), "q_layout": "ragged", "kv_layout": "ragged"}
     by_head = replace(_BASE, threshold_kind="head", mask="full", **heads)  # type: ignore[arg-type]
     found = [
         replace(window, name="start-two-tiles"),
@@ -121,7 +128,7 @@ def decode_start_cases() -> tuple[Case, ...]:
         replace(custom, name="start-custom-heads", custom="packed4", heads_q=4, heads_kv=2),
         replace(by_head, name="start-zero-in-second-group", thresholds=(1e-3,) * 64 + (0.0,) * 64),
         replace(by_head, name="start-zero-in-every-group", thresholds=(1e-3,) * 31 + (0.0,)),
-        replace(by_head, name="start-many-thresholds", thresholds=(1e-3, 1e-2, 1e-4)),
+        replace(by_head, name="start-many-thresholds", thresholds=(1e-3, 1e-2, 1e-4), lens=((1, 2100), (2, 4200))),
         replace(base, name="start-at-one", thresholds=(1.0,), mask="causal", pattern="all_but_first"),
     ]
     return tuple(found)
@@ -139,3 +146,27 @@ def decode_pattern_cases() -> tuple[Case, ...]:
             ragged = replace(case, threshold_kind="head", thresholds=(1e-3, 1e-2), **uneven)  # type: ignore[arg-type]
             found += [case, replace(ragged, name=f"{case.name}-ragged")]
     return tuple(found)
+
+
+def cache_cases() -> tuple[Case, ...]:
+    """8-bit keys and values under queries of every type; memory that no request owns holds NaN."""
+    base = replace(_BASE, kv_dtype="e4m3", descales="head", heads_q=8, heads_kv=2, mask="causal", seqused=True)
+    paged: dict[str, Any] = {"kv_layout": "nhd", "lens": ((1, 1290), (3, 77), (2, 0)), "q_layout": "ragged"}
+    both: dict[str, Any] = {"dtype": "e4m3", "kv_dtype": "same"}
+    d128, d256 = ({"head_dim": dim, "head_dim_v": dim} for dim in (128, 256))
+    return (
+        replace(base, name="cache-d128", **d128, lens=((4, 1171), (4, 600))),
+        replace(base, name="cache-d128-dense-descale", **d128, skip="dense", descales="one", lens=((1, 2300),)),
+        replace(base, name="cache-d128-window", **d128, mask="window", window=(300, 0), lens=((4, 1171), (4, 900))),
+        replace(base, name="cache-d64-pages-of-1", **paged, page_size=1),
+        replace(base, name="cache-d128-pages", **d128, **paged, page_size=48),
+        replace(base, name="cache-fp16-d80", dtype="fp16", head_dim=80, head_dim_v=112, lens=((2, 700), (2, 513))),
+        replace(base, name="cache-d256", **d256, mask="full", lens=((2, 700),)),
+        replace(base, name="cache-softcap", **d128, softcap=20.0, alibi=True, sinks=True, lens=((2, 700),), seed=2),
+        replace(
+            base, name="cache-many-rows-few-keys", **d128, lens=((40, 200), (40, 130))
+        ),  # no prefill kernel does it
+        replace(base, name="bytes-d64", **both, lens=((3, 700), (3, 80))),
+        replace(base, name="bytes-d128-fp16", **both, **d128, out_dtype="fp16", lens=((1, 1300),)),
+        replace(base, name="bytes-d256", **both, **d256, mask="full", lens=((2, 500),)),
+    )

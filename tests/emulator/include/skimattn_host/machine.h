@@ -74,6 +74,7 @@ void global_access(const void* address, int bytes, bool write);
 
 uint32_t to_bf16(float value);
 uint32_t to_fp16(float value);
+float from_e4m3(uint8_t bits);
 uint32_t to_e4m3(float value);  // too large values become the largest one
 
 }  // namespace skim_emulator

@@ -20,7 +20,7 @@ SKIM_DEVICE void run_single_warp(const Params& p, DecodeStorage<Tr>& smem, int w
   if (warp == R::kMma && lane == 0) DecodeMma<Tr>(smem).run();
   if (warp == R::kKeys) Loader(p, smem, lane).run_keys();
   if (warp == R::kValues) Loader(p, smem, lane).run_values();
-  if (warp == R::kQueries) Loader(p, smem, lane).run_queries();
+  if (warp == R::kQueries) Loader(p, smem, lane).template run_scheduler<true>();
 }
 
 template <class Tr>

@@ -21,7 +21,7 @@ class DecodeMma {
 
   SKIM_DEVICE void run() {
     for (DecodeItem item = receive(); item.base.valid; item = receive()) {
-      left_ = item.tiles_of_part() + item.start.hi - item.start.lo;
+      left_ = item.key_tiles();
       wait_tmem(&smem_.q_full, q_.phase);
       if (left_ == 0) arrive_at_once(&smem_.q_empty);
       issue_scores();

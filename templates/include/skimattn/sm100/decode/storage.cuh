@@ -8,8 +8,8 @@ namespace skimattn::sm100 {
 // Warpgroups: softmax, correction, then four warps with a job each.
 struct DecodeRoles {
   static constexpr int kSoftmax = 0, kCorrection = 1, kSingles = 2;
-  static constexpr int kMma = 0, kKeys = 1, kValues = 2, kQueries = 3;  // warps of the last warpgroup
-  static constexpr int kReaders = 2 * kGroupWarps + 3;                  // of a work item: all but kKeys
+  static constexpr int kMma = 0, kKeys = 1, kValues = 2, kQueries = 3;  // warps; the last one draws the work too
+  static constexpr int kReaders = 2 * kGroupWarps + 3;                  // of a work item: all but that one
 };
 
 // A product of 64 rows (m64) takes 16 of the 32 lanes that a warp reaches. Two threads of a warpgroup share each row:
@@ -31,7 +31,8 @@ struct DecodeColumns {
 template <class Tr>
 struct DecodeStorage {
   static constexpr int kColumns = kPanelColumns<typename Tr::Element>;
-  static constexpr int kPanels = ceil_div(Tr::kHeadDim, kColumns), kPanelsV = ceil_div(Tr::kHeadDimV, kColumns);
+  static constexpr int kPanelsQ = ceil_div(Tr::kHeadDim, kColumns), kPanelsK = kPanelsQ;
+  static constexpr int kPanelsV = ceil_div(Tr::kHeadDimV, kColumns);
   static constexpr int kQPanelBytes = Tr::kGroupRows * kPanelRowBytes;
   static constexpr int kKvPanelBytes = Tr::kTileN * kPanelRowBytes;
   static constexpr int kScoreSlots = DecodeColumns<Tr>::kScoreSlots;
@@ -40,8 +41,8 @@ struct DecodeStorage {
   static constexpr int kVoteSlots = 4;
   static_assert(Tr::kGroupRows == kGroupThreads / 2);
 
-  alignas(1024) uint8_t queries[kPanels * kQPanelBytes];
-  alignas(1024) uint8_t k[Tr::kStages][kPanels * kKvPanelBytes];
+  alignas(1024) uint8_t queries[kPanelsQ * kQPanelBytes];
+  alignas(1024) uint8_t k[Tr::kStages][kPanelsK * kKvPanelBytes];
   alignas(1024) uint8_t v[Tr::kStagesV][kPanelsV * kKvPanelBytes];
   // From softmax to correction, as the bits of floats for each row: what O is to be multiplied with before a tile's
   // product; after a leaf, its maximum (log2) and sum.
@@ -52,6 +53,7 @@ struct DecodeStorage {
   uint64_t k_full[Tr::kStages], k_empty[Tr::kStages];
   uint64_t v_full[Tr::kStagesV], v_empty[Tr::kStagesV];
   uint64_t work_full[kWorkSlots], work_empty[kWorkSlots];
+  uint64_t keys_loaded;  // K's loader has issued all of an item's loads
   uint64_t told_full, told_empty;
   // S is there; P is, or S has been looked at, and O is rescaled and V's tail zeroed; O holds the tile's product.
   uint64_t s_full[kScoreSlots], p_full[kScoreSlots], o_full;
@@ -67,6 +69,7 @@ struct DecodeStorage {
     init_ring(k_full, k_empty, kAnnouncements);
     init_ring(v_full, v_empty, 1);
     init_ring(work_full, work_empty, DecodeRoles::kReaders);
+    ptx::mbarrier_init(&keys_loaded, 1);
     ptx::mbarrier_init(&told_full, kGroupWarps);
     ptx::mbarrier_init(&told_empty, kGroupWarps);
     for (int i = 0; i < kScoreSlots; ++i) {

@@ -33,6 +33,7 @@ SKIM_DEVICE void forward(const Params& p) {
     if (warp == 0) producer.run_keys();
     if (warp == 1) producer.run_values();
     if (warp == 2) producer.run_queries();
+    if (warp == 3) producer.template run_scheduler<false>();
   } else {
     ptx::setmaxnreg_inc<Tr::kConsumerRegs>();
     DecodeConsumer<Tr>(p, smem).run();
