@@ -137,7 +137,7 @@ def test_what_the_reference_stands_for(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert [reference_arch(dtype) for dtype in ("bf16", "fp16", "e4m3")] == ["sm90", "sm90", "sm100"]
     monkeypatch.setenv(REFERENCE_VARIABLE, "sm100")
     assert reference_arch("bf16") == "sm100"
-    q = torch.zeros(1, 8, 2, 64).bfloat16()
+    q = torch.zeros(1, 200, 2, 64).bfloat16()
     chosen = explain(Params(q, q, q))
     assert (chosen.kernel, chosen.group_rows) == ("skim_sm100_prefill_bf16_d64_full_dense", 128)
     assert "architecture: sm100; SKIMATTN_REFERENCE names another one for CPU tensors" in chosen.trace
