@@ -47,6 +47,8 @@ TYPES = {
     "sm90": (("bf16", "bf16"), ("fp16", "fp16")),
     "sm100": (("bf16", "bf16"), ("fp16", "fp16"), ("e4m3", "bf16"), ("e4m3", "fp16")),
 }
+# Beside those, decode of SM90 reads 8 bits: q, k and v, or k and v alone.
+BYTES = (("e4m3", "bf16", "same"), ("e4m3", "fp16", "same"), ("bf16", "bf16", "e4m3"), ("fp16", "fp16", "e4m3"))
 PHASES = {"sm90": ("prefill", "decode"), "sm100": ("prefill",)}  # that attend; what SM90 decodes is combined besides
 HEAD_DIMS = {
     "prefill": ((64, 64), (128, 128), (192, 128), (256, 256)),
@@ -56,14 +58,20 @@ LAYOUTS = {mask: (False, True) for mask in BY_NAME["mask"].values}  # paged or n
 
 
 def products(
-    types: Mapping[str, Collection[tuple[str, str]]], layouts: Mapping[Value, Collection[bool]], flags: Collection[bool]
+    types: Mapping[str, Collection[tuple[str, str]]],
+    layouts: Mapping[Value, Collection[bool]],
+    flags: Collection[bool],
+    in_bytes: Collection[tuple[str, str, str]],
 ) -> set[KernelSpec]:
     """Every kernel of these types, masks with their layouts, and values of the flags softcap and alibi."""
+    of_phases = [
+        (arch, phase, (*pair, "same")) for arch, pairs in types.items() for phase in PHASES[arch] for pair in pairs
+    ]
+    of_phases += [("sm90", "decode", kinds) for kinds in in_bytes]
     attending = {
-        KernelSpec(arch, phase, dtype, out, dim, dim_v, str(mask), paged, skip, softcap, alibi)
-        for arch, pairs in types.items()
-        for phase in PHASES[arch]
-        for (dtype, out), (dim, dim_v), mask in product(pairs, HEAD_DIMS[phase], layouts)
+        KernelSpec(arch, phase, dtype, out, dim, dim_v, str(mask), paged, skip, softcap, alibi, kv)
+        for arch, phase, (dtype, out, kv) in of_phases
+        for (dim, dim_v), mask in product(HEAD_DIMS[phase], layouts)
         for paged, skip, softcap, alibi in product(layouts[mask], ("dense", "skip", "stat"), flags, flags)
     }
     return attending | {
@@ -73,7 +81,7 @@ def products(
 
 
 def test_the_full_set_is_a_product() -> None:
-    assert set(all_specs()) == products(TYPES, LAYOUTS, (False, True))
+    assert set(all_specs()) == products(TYPES, LAYOUTS, (False, True), BYTES)
     assert len(all_specs()) == len(set(all_specs()))
 
 
@@ -81,7 +89,9 @@ def test_the_default_set_is_a_product() -> None:
     common = {arch: [pair for pair in pairs if pair != ("e4m3", "fp16")] for arch, pairs in TYPES.items()}
     paged = ("causal", "window", "chunked")
     layouts = {mask: (False, True) if mask in paged else (False,) for mask in LAYOUTS}
-    assert set(specs("default")) == products(common, layouts, (False,))
+    assert set(specs("default")) == products(
+        common, layouts, (False,), [kinds for kinds in BYTES if kinds[1] == "bf16"]
+    )
 
 
 def test_names_are_unique() -> None:
@@ -124,7 +134,7 @@ def test_sm100_prefills_what_sm90_does_and_8_bit_input_besides() -> None:
         hopper, blackwell = (specs(name, {"phase": ["prefill"]}, [arch]) for arch in ARCHS)
         assert blackwell == specs(name, archs=["sm100"])
         assert {without_arch(spec) for spec in blackwell if spec.dtype != "e4m3"} == set(hopper)
-    fp8 = specs("full", {"dtype": ["e4m3"]})
+    fp8 = specs("full", {"dtype": ["e4m3"], "phase": ["prefill"]})
     assert {spec.arch for spec in fp8} == {"sm100"}
     assert {spec.out_dtype for spec in fp8} == {"bf16", "fp16"}
     assert {spec.out_dtype for spec in specs("default", {"dtype": ["e4m3"]})} == {"bf16"}
@@ -189,7 +199,10 @@ def test_the_values_of_every_kernel_are_accepted() -> None:
         ({"phase": "append"}, "phase-values", "phase: expected one of prefill, decode, combine (got 'append')"),
         ({"phase": "decode", "arch": "sm100"}, "decode-arch", "SM100 computes requests of few rows with its prefill"),
         ({"phase": "combine", "arch": "sm100"}, "decode-arch", "SM100 computes requests of few rows with its prefill"),
-        ({"phase": "decode", "dtype": "e4m3"}, "decode-arch", "SM100 computes requests of few rows with its prefill"),
+        ({"kv_dtype": "e4m3"}, "kv-dtype-phase", "prefill would convert each of them once for every tile"),
+        ({"phase": "decode", "dtype": "e4m3", "kv_dtype": "e4m3"}, "kv-dtype-twice", "kv_dtype=same"),
+        ({"phase": "combine", "kv_dtype": "e4m3"}, "combine-dtype", "partial results are float32"),
+        ({"phase": "combine", "dtype": "e4m3", "arch": "sm90"}, "combine-dtype", "partial results are float32"),
         ({"phase": "combine", "mask": "causal"}, "combine-options", "merged in one way, whatever mask and options"),
         ({"phase": "combine", "skip": "stat"}, "combine-options", "merged in one way"),
         ({"phase": "combine", "paged": True}, "combine-options", "merged in one way"),
