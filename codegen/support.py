@@ -24,10 +24,11 @@ def table() -> str:
     kinds = ", ".join(_values(specs, "skip"))
     lines = [
         f"Kernels: {sizes}. Every architecture, phase and type has every combination below, each as {kinds}. `combine` "
-        "merges what `decode` left of requests that several CTAs computed: one kernel for each type and head_dim of v.",
+        "merges what `decode` left of requests that several CTAs computed: one kernel for each type and head_dim of v. "
+        + _caches(specs),
         "",
     ]
-    lines += [*_arch_table(), "", _caches(specs), "", *_mask_table(specs), "", *_head_dim_table(specs)]
+    lines += [*_arch_table(), "", *_mask_table(specs), "", *_head_dim_table(specs)]
     return "\n".join(lines)
 
 

@@ -41,7 +41,7 @@ _BUSY, _ITEM = 0.35, 0.12
 _FEW_PARTS = 8  # of a row, which one warp merges
 _NEVER = float("inf")
 _KEPT = 1024  # cuts
-# What both phases are told about whose a request is; without a prefill kernel all are decode's, whatever their keys.
+# What both phases are told about whose a request is; where no prefill kernel exists, all are decode's.
 RULE: dict[str, Value] = {
     "decode_always_rows": GROUP_ROWS,
     "decode_most_rows": _MOST_ROWS,

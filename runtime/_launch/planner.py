@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from skimattn.codegen.matrix import FP8
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.tiles.common import panel_columns
 
@@ -93,7 +94,7 @@ class Planner:
     def _decode(self, problem: Problem, buffers: Buffers, cut: Cut) -> Iterator[KernelLaunch]:
         kernel, combine = self.rows["decode"], self.rows["combine"]
         scalars, maps = sized_scalars(problem, kernel, buffers), _maps_of_keys(problem, kernel)
-        if "prefill" not in self.rows:
+        if kernel.keys_dtype in FP8 and "prefill" not in self.rows:  # perhaps since there is none
             scalars |= ALL_REQUESTS
         fixed = self._fixed_of(problem, kernel)
         for row, own_maps, own_scalars, grid in plan_decode(

@@ -49,8 +49,8 @@ def test_a_flag_without_values_is_refused(given: str) -> None:
         ("--sm 90 120", "--sm 120: sm120 has no kernel specs yet (specs exist for sm90, sm100); nothing was built"),
         ("--sm 90,103", "--sm 103: sm103 has no kernel specs yet"),
         (
-            "--sm 90 --only dtype=e4m3",
-            "nothing in --set default matches --sm 90 --only dtype=e4m3: kernels of sm100 do",
+            "--sm 90 --only dtype=e4m3 phase=prefill",
+            "nothing in --set default matches --sm 90 --only dtype=e4m3 phase=prefill: kernels of sm100 do",
         ),
         ("--sm 100 --only arch=sm90 softcap=true", "kernels of sm90 do"),
         ("--sm 90 --only dtype=e4m3 head_dim=64 head_dim_v=128", "no kernel of the matrix does, see --explain"),
@@ -158,7 +158,7 @@ def test_explain_accepted() -> None:
         "in sets: full",
         "verified: run on an H200",
         "build it: python build.py --sm 90 --set full --only phase=prefill dtype=bf16 out_dtype=bf16 head_dim=128 "
-        "head_dim_v=128 mask=causal paged=false skip=stat softcap=true alibi=false",
+        "head_dim_v=128 mask=causal paged=false skip=stat softcap=true alibi=false kv_dtype=same",
     ]
 
 
