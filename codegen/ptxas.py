@@ -28,7 +28,9 @@ class Allowance:
 ALLOWANCES: list[Allowance] = [
     Allowance(
         "spills<=1024",
-        lambda spec: spec.phase == "decode" and spec.keys_dtype in FP8 and (spec.mask == "custom" or spec.head_dim == 256),
+        lambda spec: (
+            spec.phase == "decode" and spec.keys_dtype in FP8 and (spec.mask == "custom" or spec.head_dim == 256)
+        ),
         "what is needed once per item or leaf waits in memory, beside what a conversion and its product hold at once",
     ),
     Allowance(

@@ -27,7 +27,8 @@ def table() -> str:
         "merges what `decode` left of requests that several CTAs computed: one kernel for each type and head_dim of v.",
         "",
     ]
-    return "\n".join([*lines, *_arch_table(), "", *_mask_table(specs), "", *_head_dim_table(specs)])
+    lines += [*_arch_table(), "", _caches(specs), "", *_mask_table(specs), "", *_head_dim_table(specs)]
+    return "\n".join(lines)
 
 
 def _arch_table() -> list[str]:
@@ -49,6 +50,16 @@ def _count(arch: str, phase: str) -> str:
     """How many kernels of a phase are in ``default`` and in ``full``."""
     default, full = (len(matrix.specs(name, {"phase": [phase]}, [arch])) for name in ("default", "full"))
     return f"`{phase}` {default}, {full}"
+
+
+def _caches(specs: Iterable[KernelSpec]) -> str:
+    """Which types of queries go with caches of another type."""
+    mixed = [spec for spec in specs if spec.kv_dtype != "same"]
+    common = _values((spec for spec in mixed if matrix.in_default(spec)), "dtype")
+    rare = [f"{name} (in `full`)" for name in _values(mixed, "dtype") if name not in common]
+    caches, phases = ", ".join(_values(mixed, "kv_dtype")), ", ".join(_values(mixed, "phase"))
+    archs = ", ".join(_values(mixed, "arch"))
+    return f"Caches of {caches} under queries of {', '.join([*common, *rare])}: {phases} on {archs}."
 
 
 def _outputs(specs: Iterable[KernelSpec]) -> str:
@@ -79,7 +90,8 @@ _COLUMNS: Mapping[str, Callable[[KernelSpec], bool]] = {
 def _mask_table(specs: Iterable[KernelSpec]) -> list[str]:
     """Masks against layouts and score options: the sets that hold the kernels."""
     lines = ["| mask | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
-    common = [spec for spec in specs if spec.dtype not in matrix.FP8]  # in which set those are, their output says too
+    # In which set those of 8 bits are, other words say.
+    common = [spec for spec in specs if spec.keys_dtype not in matrix.FP8]
     for mask in BY_NAME["mask"].values:
         mine = [spec for spec in common if spec.mask == mask]
         cells = [_cell(spec for spec in mine if belongs(spec)) for belongs in _COLUMNS.values()]

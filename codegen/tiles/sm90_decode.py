@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..spec import KernelSpec
 from .common import ELEMENT_BYTES, MAX_SMEM_BYTES, Tile, row_bytes
-from .split import BRANCH_LEAVES, GROUP_ROWS, MAX_LEAVES, MIN_LEAF_KEYS, TWIG_LEAVES
+from .split import GROUP_ROWS, split_traits
 
 _BARRIER_BYTES = 1024  # barriers, votes and the two work items
 
@@ -76,22 +76,12 @@ class Sm90DecodeTile(Tile):
         }
 
 
-def split_traits(tile_n: int, head_dim: int) -> Mapping[str, int | bool]:
-    """The split rule as C++ constants."""
-    return {
-        "kLeafShift": (MIN_LEAF_KEYS[head_dim] // tile_n).bit_length() - 1,
-        "kMaxLeaves": MAX_LEAVES,
-        "kTwigLeaves": TWIG_LEAVES,
-        "kBranchLeaves": BRANCH_LEAVES,
-    }
-
-
 _ALONE = Sm90DecodeTile(
     tile_m=64, tile_n=64, stages=2, stages_v=2, separate_o=False, q_in_registers=False, consumer_regs=256
 )
-# head_dim -> tile, by bytes of a key's element. In 16 bits 16 KB of keys to a slot, or 32 KB where 256 columns leave one
-# CTA to an SM anyway. In 8 bits half of that (but with 64 columns, where half of a panel stays empty), and as many slots
-# as there is room for beside the converted tiles.
+# head_dim -> tile, by bytes of a key's element. In 16 bits 16 KB of keys to a slot, or 32 KB where 256 columns leave
+# one CTA to an SM anyway. In 8 bits half of that (but with 64 columns, where half of a panel stays empty), and as many
+# slots as there is room for beside the converted tiles.
 _TILES = {
     2: {
         64: Sm90DecodeTile(tile_m=64, tile_n=128, stages=3, stages_v=3, separate_o=False, ctas_per_sm=2),

@@ -41,12 +41,13 @@ _BUSY, _ITEM = 0.35, 0.12
 _FEW_PARTS = 8  # of a row, which one warp merges
 _NEVER = float("inf")
 _KEPT = 1024  # cuts
-# What both phases are told about whose a request is.
+# What both phases are told about whose a request is; without a prefill kernel all are decode's, whatever their keys.
 RULE: dict[str, Value] = {
     "decode_always_rows": GROUP_ROWS,
     "decode_most_rows": _MOST_ROWS,
     "decode_keys_per_row": KEYS_PER_ROW,
 }
+ALL_REQUESTS: dict[str, Value] = {"decode_always_rows": _MOST_ROWS}
 
 
 class Cut(NamedTuple):
@@ -177,14 +178,14 @@ def plan_decode(
         problem: the call.
         kernel: computes parts.
         combine: merges them.
-        scalars: what prefill would be told of the same call.
+        scalars: what prefill would be told of the same call, and another rule than ``RULE``.
         maps: those of K and V.
         cut: of the call.
         sm_count: multiprocessors of the device.
     """
     common: dict[str, Value] = {
-        **scalars,
         **RULE,
+        **scalars,
         "heads_in_l2": problem.heads_kv,  # no two CTAs read the same keys at any time
         "requests_in_l2": min(WARP_THREADS, problem.batch),
         "part_shift": cut.part_leaves.bit_length() - 1,

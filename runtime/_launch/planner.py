@@ -10,7 +10,7 @@ from skimattn.codegen.tiles.common import panel_columns
 from .._call.arguments import POINTERS
 from .._call.problem import Problem
 from .buffers import Buffers
-from .decode import RULE, Cut, Cutter, plan_decode
+from .decode import ALL_REQUESTS, RULE, Cut, Cutter, plan_decode
 from .plan import (
     KernelLaunch,
     LaunchPlan,
@@ -93,6 +93,8 @@ class Planner:
     def _decode(self, problem: Problem, buffers: Buffers, cut: Cut) -> Iterator[KernelLaunch]:
         kernel, combine = self.rows["decode"], self.rows["combine"]
         scalars, maps = sized_scalars(problem, kernel, buffers), _maps_of_keys(problem, kernel)
+        if "prefill" not in self.rows:
+            scalars |= ALL_REQUESTS
         fixed = self._fixed_of(problem, kernel)
         for row, own_maps, own_scalars, grid in plan_decode(
             problem, kernel, combine, scalars, maps, cut, self._sm_count

@@ -12,12 +12,13 @@ from tests.emulator.mutation import RESULT, Mutation
 from tests.emulator.mutation_decode import DecodeMutation
 from tests.emulator.mutations import MUTATIONS as MUTATIONS_SM90
 from tests.emulator.mutations_decode import MUTATIONS_DECODE
+from tests.emulator.mutations_decode_e4m3 import MUTATIONS_DECODE_E4M3
 from tests.emulator.mutations_sm100 import MUTATIONS_SM100
 from tests.helpers.cases import Case
 from tests.helpers.check import assert_same_bits, check
 from tests.helpers.run import run_case
 
-MUTATIONS = (*MUTATIONS_SM90, *MUTATIONS_DECODE, *MUTATIONS_SM100)
+MUTATIONS = (*MUTATIONS_SM90, *MUTATIONS_DECODE, *MUTATIONS_DECODE_E4M3, *MUTATIONS_SM100)
 CASES = {mutation.case.name: mutation.case for mutation in MUTATIONS}
 PARTS = {mutation.case.name: (1, 4, 8) for mutation in MUTATIONS_DECODE}
 
@@ -52,9 +53,8 @@ def caught_by(mutation: Mutation, schedule: str) -> tuple[str, str]:
         return compile_kernel(spec, source_override=patch)
 
     try:
-        run_in_parts(
-            mutation.case, parts_of(mutation), compiled=compiled, schedule=schedule, **options_of(mutation.case)
-        )
+        options = options_of(mutation.case) | {"schedule": schedule}
+        run_in_parts(mutation.case, parts_of(mutation), compiled=compiled, **options)
     except EmulatorError as error:
         found = error.kind, error.message
     except AssertionError as error:
@@ -65,7 +65,7 @@ def caught_by(mutation: Mutation, schedule: str) -> tuple[str, str]:
     return found
 
 
-def options_of(case: Case) -> dict[str, int]:
+def options_of(case: Case) -> dict[str, Any]:
     """Of decode, one multiprocessor: CTAs take several items each."""
     return {"sms": 1} if case.phase else {}
 

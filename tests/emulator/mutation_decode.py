@@ -9,8 +9,8 @@ from tests.helpers.cases import Case
 from .mutation import Mutation
 
 FOLDER = "skimattn/sm90/decode"
-CONSUMER, PRODUCER, STORAGE = f"{FOLDER}/consumer.cuh", f"{FOLDER}/producer.cuh", f"{FOLDER}/storage.cuh"
-EPILOGUE, OPERANDS, CONVERT = f"{FOLDER}/epilogue.cuh", f"{FOLDER}/operands.cuh", f"{FOLDER}/convert.cuh"
+CONSUMER, PRODUCER, STORAGE = f"{FOLDER}/consumer.cuh", "skimattn/core/decode_producer.cuh", f"{FOLDER}/storage.cuh"
+EPILOGUE, OPERANDS = f"{FOLDER}/epilogue.cuh", f"{FOLDER}/operands.cuh"
 COMBINE, SPLIT, WORK = "skimattn/core/combine.cuh", "skimattn/core/split.cuh", "skimattn/core/decode_work.cuh"
 
 # Leaves of 512 keys, 8 tiles. On one multiprocessor, so that each of its two CTAs takes several items in turn.
@@ -31,7 +31,6 @@ D256 = replace(DENSE, name="mutation-decode-d256", head_dim=256, head_dim_v=256,
 WINDOW = replace(STAT, name="mutation-decode-window", mask="window", window=(2500, 0), lens=((3, 4700),), heads_q=8)
 BORDERS = replace(WINDOW, name="mutation-decode-borders", window=(700, 0), lens=((4, 1090),))
 CACHE = replace(STAT, name="mutation-decode-e4m3", kv_dtype="e4m3", descales="head", heads_q=8)
-CACHE_DENSE = replace(CACHE, name="mutation-decode-e4m3-dense", skip="dense")
 HEADS = replace(STAT, name="mutation-decode-heads", heads_q=96, heads_kv=1, lens=((1, 1600),))
 ZERO = replace(
     STAT, name="mutation-decode-zero", threshold_kind="head", thresholds=(1e-3,) * 20 + (0.0,) + (1e-3,) * 11

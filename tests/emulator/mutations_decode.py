@@ -1,11 +1,9 @@
-"""Deliberate mistakes in the decode kernels, in how threads and copies wait for each other, and all of them together."""
+"""Deliberate mistakes in decode kernels: in how threads and copies wait for each other, and all of them together."""
 
 from __future__ import annotations
 
 from .mutation import RESULT, Mutation
 from .mutation_decode import (
-    CACHE,
-    CACHE_DENSE,
     COMBINE,
     CONSUMER,
     D256,
@@ -287,47 +285,6 @@ MUTATIONS_DECODE: tuple[Mutation, ...] = (
         "",
         DENSE,
         ("deadlock",),
-    ),
-    # ---- 8-bit keys and values
-    DecodeMutation(
-        "scored before all threads have converted the keys",
-        OPERANDS,
-        "    this->written();\n    return k_major(smem_.converted_k);",
-        "    return k_major(smem_.converted_k);",
-        CACHE_DENSE,
-        ("race", "fence"),
-    ),
-    DecodeMutation(
-        "multiplied before all threads have converted the values",
-        OPERANDS,
-        "  SKIM_DEVICE void scored() { this->written(); }",
-        "  SKIM_DEVICE void scored() {}",
-        CACHE_DENSE,
-        ("race", "fence", "early-overwrite"),
-    ),
-    DecodeMutation(
-        "a leaf's last values multiplied before all threads have converted them",
-        OPERANDS,
-        "    convert_values(seen);\n    this->written();\n  }",
-        "    convert_values(seen);\n  }",
-        CACHE_DENSE,
-        ("race", "fence"),
-    ),
-    DecodeMutation(
-        "a leaf's last values converted while those before are multiplied",
-        OPERANDS,
-        "    this->written();\n    convert_values(seen);\n",
-        "    convert_values(seen);\n",
-        CACHE,
-        ("race", "early-overwrite"),
-    ),
-    DecodeMutation(
-        "8-bit keys handed back before they are converted",
-        OPERANDS,
-        "    this->await_k();\n    Converter",
-        "    this->await_k();\n    this->release(&smem_.k_empty[k_.slot]);\n    Converter",
-        CACHE_DENSE,
-        (*_STOLEN, "barrier"),
     ),
     # ---- combine
     DecodeMutation(

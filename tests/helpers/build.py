@@ -217,7 +217,10 @@ def _map_size(case: Case) -> tuple[int, int]:
     """Groups and tiles that whichever kernels may run visit, and some more."""
     rows = max(len_q for len_q, _ in case.lens) + case.extra_rows
     keys = max(len_k for _, len_k in case.lens)
-    prefill, decode = replace(case, kv_dtype="same", phase=""), replace(case, arch="sm90", dtype="bf16", kv_dtype="same", out_dtype="", phase="decode")
+    prefill, decode = (
+        replace(case, kv_dtype="same", phase=""),
+        replace(case, arch="sm90", dtype="bf16", kv_dtype="same", out_dtype="", phase="decode"),
+    )
     packed = min((rows + SPARE) * case.heads_q // case.heads_kv, PHASES.most)
     groups = max(-(-rows // prefill.group_rows) + 1, -(-packed // decode.group_rows))
     return groups, -(-keys // min(prefill.tile_n, decode.tile_n)) + 2
