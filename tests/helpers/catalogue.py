@@ -120,7 +120,12 @@ def _traits(case: Case) -> set[tuple[str, Any]]:
 @cache
 def kernel_pair_cases(arch: str) -> tuple[Case, ...]:
     """The fewest pairwise cases found that meet every pair of kernel features that the pairwise cases meet."""
-    left, chosen = list(pairwise_cases(arch)), []
+    return feature_covering(pairwise_cases(arch))
+
+
+def feature_covering(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """The fewest of these cases found that meet every pair of kernel features that they all meet."""
+    left, chosen = list(cases), []
     missing = set().union(*map(_feature_pairs, left))
     while missing:
         best = max(left, key=lambda case: (len(_feature_pairs(case) & missing), len(_traits(case))))
