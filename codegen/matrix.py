@@ -56,14 +56,14 @@ RULES = (
         "needs sm100",
     ),
     Rule(
-        "decode-arch",
-        lambda spec: spec.phase in ("decode", "combine") and spec.arch != "sm90",
-        "SM100 computes requests of few rows with its prefill kernels",
-    ),
-    Rule(
         "kv-dtype-twice",
         lambda spec: spec.kv_dtype == spec.dtype,
         "keys and values of q's type are kv_dtype=same",
+    ),
+    Rule(
+        "kv-dtype-arch",
+        lambda spec: spec.kv_dtype != "same" and spec.arch == "sm100",
+        "SM100 kernels convert nothing: they multiply keys and values in the type that they and the queries have",
     ),
     Rule(
         "kv-dtype-phase",
@@ -247,7 +247,7 @@ def in_default(spec: KernelSpec) -> bool:
 
 _BASE = KernelSpec("sm90", "prefill", "bf16", "bf16", 128, 128, "causal", False, "dense", False, False)
 _DECODE = replace(_BASE, phase="decode", paged=True)
-_BASE100 = replace(_BASE, arch="sm100")
+_BASE100, _DECODE100 = replace(_BASE, arch="sm100"), replace(_DECODE, arch="sm100")
 SMOKE = (
     _BASE,
     replace(_BASE, skip="skip"),
@@ -264,6 +264,9 @@ SMOKE = (
     replace(_BASE100, head_dim=192, mask="chunked", paged=True),
     replace(_BASE100, head_dim=256, head_dim_v=256, mask="window", skip="skip"),
     replace(_BASE100, dtype="e4m3", skip="skip"),
+    _DECODE100,
+    replace(_DECODE100, skip="skip"),
+    combine_spec(_DECODE100),
 )
 
 _BELONGS: Mapping[str, Callable[[KernelSpec], bool]] = {

@@ -41,8 +41,8 @@ class KernelSpec:
 
     @property
     def products_dtype(self) -> str:
-        """What products multiply. Decode converts keys and values of 8 bits, and such queries, to 16 bits first."""
-        return self.out_dtype if self.phase == "decode" else self.dtype
+        """What products multiply. SM90's decode converts keys and values of 8 bits, and such queries, to 16 bits."""
+        return self.out_dtype if self.phase == "decode" and self.arch == "sm90" else self.dtype
 
     @property
     def name(self) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..spec import KernelSpec
+from . import sm90_decode, sm100_decode
 from .common import Tile
-from .sm90_decode import split_traits
-from .sm90_decode import tile_of as decode_tile_of
-from .split import BRANCH_LEAVES, GROUP_ROWS, MAX_LEAVES
+from .split import BRANCH_LEAVES, GROUP_ROWS, MAX_LEAVES, split_traits
 
+_DECODE_TILES = {"sm90": sm90_decode.tile_of, "sm100": sm100_decode.tile_of}
 _MAX_BRANCHES = MAX_LEAVES // BRANCH_LEAVES + 1  # neither the first leaf nor the first branch need start at a border
 
 
@@ -50,5 +50,5 @@ class CombineTile(Tile):
 def tile_of(spec: KernelSpec) -> CombineTile:
     """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
     return CombineTile(
-        tile_m=1, tile_n=decode_tile_of(spec).tile_n, stages=0, stages_v=0, separate_o=False, ctas_per_sm=2
+        tile_m=1, tile_n=_DECODE_TILES[spec.arch](spec).tile_n, stages=0, stages_v=0, separate_o=False, ctas_per_sm=2
     )

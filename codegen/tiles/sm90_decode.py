@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..spec import KernelSpec
 from .common import ELEMENT_BYTES, MAX_SMEM_BYTES, Tile, row_bytes
-from .split import BRANCH_LEAVES, GROUP_ROWS, MAX_LEAVES, MIN_LEAF_KEYS, TWIG_LEAVES
+from .split import GROUP_ROWS, split_traits
 
 _BARRIER_BYTES = 1024  # barriers, votes and the two work items
 
@@ -74,16 +74,6 @@ class Sm90DecodeTile(Tile):
             "kQInRegisters": self.q_in_registers,
             **split_traits(self.tile_n, spec.head_dim),
         }
-
-
-def split_traits(tile_n: int, head_dim: int) -> Mapping[str, int | bool]:
-    """The split rule as C++ constants."""
-    return {
-        "kLeafShift": (MIN_LEAF_KEYS[head_dim] // tile_n).bit_length() - 1,
-        "kMaxLeaves": MAX_LEAVES,
-        "kTwigLeaves": TWIG_LEAVES,
-        "kBranchLeaves": BRANCH_LEAVES,
-    }
 
 
 _ALONE = Sm90DecodeTile(

@@ -137,7 +137,9 @@ class _Group:
 
     def _leaf(self, start: torch.Tensor, own: range) -> _State:
         problem, units = self.problem, self.units
-        softmax = Softmax(start, problem.head_dim_v, units, self.request.out.dtype)
+        # SM90 multiplies probabilities of 16 bits whatever it reads.
+        dtype = problem.params.v.dtype if self.kernel.arch == "sm100" else self.request.out.dtype
+        softmax = Softmax(start, problem.head_dim_v, units, dtype)
         for tile in reversed(own):
             if tile not in self.tiles:
                 continue

@@ -11,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from skimattn.codegen import cli, matrix, places
+from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.metadata import Kernel
 
 from tests.helpers.standin import ROOT, run
@@ -146,7 +147,7 @@ def test_list_keeps_what_only_names(tmp_path: Path) -> None:
     assert {(row["head_dim"], row["skip"]) for row in rows if row["phase"] != "combine"} == {(128, "stat")}
     assert {row["dtype"] for row in rows} == {"bf16", "fp16"}
     combining = [row["name"] for row in rows if row["phase"] == "combine"]  # which no skip=stat names
-    assert combining == ["skim_sm90_combine_bf16_d128_full_dense", "skim_sm90_combine_fp16_d128_full_dense"]
+    assert combining == [f"skim_{arch}_combine_{t}_d128_full_dense" for arch in ARCHS for t in ("bf16", "fp16")]
 
 
 def test_explain_accepted() -> None:
@@ -168,8 +169,8 @@ def test_explain_kernels_of_decode() -> None:
         "in sets: smoke, default, full",
     ]
     assert "build it: python build.py --sm 90 --only phase=decode dtype=bf16" in result.output
-    result = invoke("--explain", "phase=decode", "arch=sm100")
-    assert result.exit_code == 1 and result.output.startswith("rejected by rule decode-arch: SM100 computes requests")
+    result = invoke("--explain", "phase=decode", "dtype=e4m3", "arch=sm90")
+    assert result.exit_code == 1 and result.output.startswith("rejected by rule fp8-arch: SM90 multiplies 8-bit values")
     result = invoke("--explain", "phase=combine", "mask=causal")
     assert result.exit_code == 1 and result.output.startswith("rejected by rule combine-options: partial results are")
 

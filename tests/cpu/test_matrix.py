@@ -49,7 +49,7 @@ TYPES = {
 }
 # Beside those, decode of SM90 reads 8 bits: q, k and v, or k and v alone.
 BYTES = (("e4m3", "bf16", "same"), ("e4m3", "fp16", "same"), ("bf16", "bf16", "e4m3"), ("fp16", "fp16", "e4m3"))
-PHASES = {"sm90": ("prefill", "decode"), "sm100": ("prefill",)}  # that attend; what SM90 decodes is combined besides
+PHASES = ("prefill", "decode")  # that attend
 HEAD_DIMS = {
     "prefill": ((64, 64), (128, 128), (192, 128), (256, 256)),
     "decode": ((64, 64), (128, 128), (256, 256)),
@@ -64,9 +64,7 @@ def products(
     in_bytes: Collection[tuple[str, str, str]],
 ) -> set[KernelSpec]:
     """Every kernel of these types, masks with their layouts, and values of the flags softcap and alibi."""
-    of_phases = [
-        (arch, phase, (*pair, "same")) for arch, pairs in types.items() for phase in PHASES[arch] for pair in pairs
-    ]
+    of_phases = [(arch, phase, (*pair, "same")) for arch, pairs in types.items() for phase in PHASES for pair in pairs]
     of_phases += [("sm90", "decode", kinds) for kinds in in_bytes]
     attending = {
         KernelSpec(arch, phase, dtype, out, dim, dim_v, str(mask), paged, skip, softcap, alibi, kv)
@@ -75,8 +73,8 @@ def products(
         for paged, skip, softcap, alibi in product(layouts[mask], ("dense", "skip", "stat"), flags, flags)
     }
     return attending | {
-        KernelSpec("sm90", "combine", dtype, dtype, dim, dim, "full", False, "dense", False, False)
-        for dtype, dim in product(("bf16", "fp16"), (64, 128, 256))
+        KernelSpec(arch, "combine", dtype, dtype, dim, dim, "full", False, "dense", False, False)
+        for arch, dtype, dim in product(types, ("bf16", "fp16"), (64, 128, 256))
     }
 
 
@@ -126,20 +124,20 @@ def test_what_smoke_decodes_it_combines() -> None:
     }
 
 
-def test_sm100_prefills_what_sm90_does_and_8_bit_input_besides() -> None:
+def test_sm100_has_what_sm90_has_and_8_bit_input_besides() -> None:
     def without_arch(spec: KernelSpec) -> KernelSpec:
         return replace(spec, arch="sm90")
 
     for name in ("default", "full"):
-        hopper, blackwell = (specs(name, {"phase": ["prefill"]}, [arch]) for arch in ARCHS)
-        assert blackwell == specs(name, archs=["sm100"])
-        assert {without_arch(spec) for spec in blackwell if spec.dtype != "e4m3"} == set(hopper)
-    fp8 = specs("full", {"dtype": ["e4m3"], "phase": ["prefill"]})
-    assert {spec.arch for spec in fp8} == {"sm100"}
+        hopper, blackwell = (specs(name, archs=[arch]) for arch in ARCHS)
+        own = [spec for spec in blackwell if spec.dtype != "e4m3"]
+        assert {without_arch(spec) for spec in own} == {spec for spec in hopper if spec.keys_dtype != "e4m3"}
+    attending = {"phase": ["prefill", "decode"]}
+    fp8 = specs("full", {"dtype": ["e4m3"], **attending}, ["sm100"])
     assert {spec.out_dtype for spec in fp8} == {"bf16", "fp16"}
-    assert {spec.out_dtype for spec in specs("default", {"dtype": ["e4m3"]})} == {"bf16"}
+    assert {spec.out_dtype for spec in specs("default", {"dtype": ["e4m3"], **attending})} == {"bf16"}
     shapes = {replace(spec, dtype="bf16", out_dtype="bf16") for spec in fp8}
-    assert shapes == set(specs("full", {"dtype": ["bf16"]}, ["sm100"]))
+    assert shapes == set(specs("full", {"dtype": ["bf16"], **attending}, ["sm100"]))
 
 
 def test_only_filters_by_every_field() -> None:
@@ -156,10 +154,14 @@ def test_kernels_that_combine_are_chosen_with_the_decode_kernels_that_need_them(
     """Whatever mask or option those are chosen by, of which combining knows nothing."""
     chosen = specs("full", {"mask": ["window"], "alibi": [True], "head_dim": [64, 192], "dtype": ["fp16"]})
     assert {spec.phase for spec in chosen} == {"prefill", "decode", "combine"}
-    assert [spec.name for spec in chosen if spec.phase == "combine"] == ["skim_sm90_combine_fp16_d64_full_dense"]
+    combining = [f"skim_{arch}_combine_fp16_d64_full_dense" for arch in ARCHS]
+    assert [spec.name for spec in chosen if spec.phase == "combine"] == combining
     plain = specs("full", {"mask": ["full"], "head_dim": [192]})
     assert {spec.phase for spec in plain} == {"prefill"}  # of 192 columns nothing is decoded
-    assert not [spec for spec in specs("full", {"mask": ["full"]}, ["sm100"]) if spec.phase == "combine"]
+    eight_bit = specs("default", {"dtype": ["e4m3"], "head_dim": [64]})
+    assert [spec.name for spec in eight_bit if spec.phase == "combine"] == [
+        f"skim_{arch}_combine_bf16_d64_full_dense" for arch in ARCHS
+    ]
     for spec in specs("full", {"phase": ["decode"]}):
         combine = matrix.combine_spec(spec)
         assert combine in all_specs() and (combine.head_dim, combine.dtype) == (spec.head_dim_v, spec.out_dtype)
@@ -197,12 +199,11 @@ def test_the_values_of_every_kernel_are_accepted() -> None:
         ({"head_dim": 96}, "head_dim-values", "next larger kernel"),
         ({"head_dim_v": 80}, "head_dim_v-values", "next larger kernel"),
         ({"phase": "append"}, "phase-values", "phase: expected one of prefill, decode, combine (got 'append')"),
-        ({"phase": "decode", "arch": "sm100"}, "decode-arch", "SM100 computes requests of few rows with its prefill"),
-        ({"phase": "combine", "arch": "sm100"}, "decode-arch", "SM100 computes requests of few rows with its prefill"),
         ({"kv_dtype": "e4m3"}, "kv-dtype-phase", "prefill would convert each of them once for every tile"),
         ({"phase": "decode", "dtype": "e4m3", "kv_dtype": "e4m3"}, "kv-dtype-twice", "kv_dtype=same"),
+        ({"phase": "decode", "arch": "sm100", "kv_dtype": "e4m3"}, "kv-dtype-arch", "SM100 kernels convert nothing"),
         ({"phase": "combine", "kv_dtype": "e4m3"}, "combine-dtype", "partial results are float32"),
-        ({"phase": "combine", "dtype": "e4m3", "arch": "sm90"}, "combine-dtype", "partial results are float32"),
+        ({"phase": "combine", "dtype": "e4m3"}, "combine-dtype", "a combine kernel's types are its output's"),
         ({"phase": "combine", "mask": "causal"}, "combine-options", "merged in one way, whatever mask and options"),
         ({"phase": "combine", "skip": "stat"}, "combine-options", "merged in one way"),
         ({"phase": "combine", "paged": True}, "combine-options", "merged in one way"),

@@ -133,7 +133,7 @@ class Case:
             return self.phase == "decode"
         if self.arch == "sm90" and self.keys_dtype == "e4m3":
             return True  # no prefill kernel reads those
-        return self.arch == "sm90" and PHASES.decodes(len_q, len_k, self.heads_q // self.heads_kv)
+        return PHASES.decodes(len_q, len_k, self.heads_q // self.heads_kv)
 
     def launched(self) -> Case:
         """The same call as ``launch`` computes it: each request by its own lengths."""
@@ -292,7 +292,8 @@ def rules_of(case: Case, one: Content | None = None) -> Rules:
         alibi=None if slopes is None else slopes.astype(np.float64),
         sinks=None if sinks is None else sinks.astype(np.float64),
         margin=0.0 if case.exact else margin,
-        p_dtype="e4m3" if case.dtype == "e4m3" and case.phase != "decode" else "",  # decode converts all it reads
+        # SM90's decode converts all it reads.
+        p_dtype="e4m3" if case.dtype == "e4m3" and (case.arch == "sm100" or case.phase != "decode") else "",
     )
 
 

@@ -26,22 +26,27 @@ LENS: dict[str, tuple[tuple[int, int], ...]] = {
 HEADS = ((2, 2), (4, 2), (3, 1), (8, 1), (16, 2), (16, 1), (20, 4))
 DIMS = ((64, 64), (128, 128), (256, 256))
 _KERNEL = ("dtype", "dims", "mask", "paged", "skip", "softcap", "alibi")
-_TOO_CLOSE = (3, 44, 89, 109)  # seeds that give a tile that is too close to call, which nobody can check
+# Cases whose seed gives a tile that is too close to call, which nobody can check.
+_TOO_CLOSE = {
+    *((f"decode{index}", "sm90") for index in (3, 44, 89, 109)),
+    *((f"decode{index}", "sm100") for index in ("44", "89", "-byte1")),
+}
+_SIXTEEN_BIT, _EIGHT_BIT = ("bf16", "fp16"), ("e4m3",)
 _BASE = Case(name="", phase="decode", heads_q=1, pattern="random")
 
 
 @cache
-def decode_kernels() -> tuple[tuple[Any, ...], ...]:
+def decode_kernels(dtypes: tuple[str, ...]) -> tuple[tuple[Any, ...], ...]:
     """The kernels of the pairwise set, as values of ``_KERNEL``."""
     factors: dict[str, Any] = {
-        "dtype": ("bf16", "fp16"),
+        "dtype": dtypes,
         "dims": DIMS,
         "mask": catalogue.MASKS,
         "paged": (False, True),
         "skip": ("dense", "skip", "stat"),
     }
     plain = [{**row, "softcap": False, "alibi": False} for row in covering(factors, _default, seed=1)]
-    extras = {**factors, "dims": ((128, 128),), "dtype": ("bf16",), "softcap": (False, True), "alibi": (False, True)}
+    extras = {**factors, "dims": ((128, 128),), "dtype": dtypes[:1], "softcap": (False, True), "alibi": (False, True)}
     rare = covering(extras, lambda row: row["softcap"] or row["alibi"], seed=2, limit=7)
     return tuple(dict.fromkeys(tuple(row[name] for name in _KERNEL) for row in plain + rare))
 
@@ -53,18 +58,26 @@ def _default(row: Row) -> bool:
 def _allowed(row: Row) -> bool:
     per_kv = row["heads"][0] // row["heads"][1]
     decoded = all(PHASES.decodes(len_q, len_k, per_kv) for len_q, len_k in LENS[row["lens"]])
-    kept = tuple(row[name] for name in _KERNEL) in decode_kernels()
+    kernels = decode_kernels(_EIGHT_BIT if row["dtype"] in _EIGHT_BIT else _SIXTEEN_BIT)
+    kept = tuple(row[name] for name in _KERNEL) in kernels
     return decoded and kept and catalogue.fits(row, LENS[row["lens"]])
 
 
 @cache
-def decode_pairwise_cases() -> tuple[Case, ...]:
-    """Every legal pair of features, layouts, lengths, patterns and options of calls that are all decode."""
-    factors = {**catalogue.runtime_factors(), "dims": DIMS, "heads": HEADS, "lens": tuple(LENS)}
-    rows = covering(factors, _allowed, seed=3)
-    cases = (catalogue.case_of(row, index, lens=LENS[row["lens"]]) for index, row in enumerate(rows))
-    named = (replace(case, name=f"decode{index}", phase="decode") for index, case in enumerate(cases))
-    return tuple(replace(case, seed=case.seed + 1000) if case.seed in _TOO_CLOSE else case for case in named)
+def decode_pairwise_cases(arch: str = "sm90") -> tuple[Case, ...]:
+    """Every legal pair of features, layouts, lengths, patterns and options of calls that are all decode.
+
+    SM100 has those of SM90, and as many with 8-bit operands.
+    """
+    found = []
+    for dtypes, name in ((_SIXTEEN_BIT, "decode"), (_EIGHT_BIT, "decode-byte")):
+        if dtypes == _EIGHT_BIT and arch != "sm100":
+            continue
+        factors = {**catalogue.runtime_factors(dtypes), "dims": DIMS, "heads": HEADS, "lens": tuple(LENS)}
+        rows = covering(factors, _allowed, seed=3)
+        cases = (catalogue.case_of(row, index, arch, lens=LENS[row["lens"]]) for index, row in enumerate(rows))
+        found += [replace(case, name=f"{name}{index}", phase="decode") for index, case in enumerate(cases)]
+    return tuple(replace(case, seed=case.seed + 1000) if (case.name, arch) in _TOO_CLOSE else case for case in found)
 
 
 def decode_border_cases() -> tuple[Case, ...]:

@@ -62,7 +62,7 @@ void wgmma_wait(int pending);
 
 // Tensor memory. Each is executed by a whole warp: `pointer` is the lane's registers (of a wait: those it makes usable)
 // or, for allocations, where the address goes; `count` are columns or registers.
-void tensor_collective(Collective kind, uint32_t address, int count, void* pointer);
+void tensor_collective(Collective kind, uint32_t address, int count, void* pointer, int split = 0);
 void tcgen05_fence_before_thread_sync();
 void tcgen05_fence_after_thread_sync();
 void tcgen05_commit(uint64_t* barrier);

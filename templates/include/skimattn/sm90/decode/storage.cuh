@@ -1,15 +1,8 @@
 // What lives in shared memory of a decode CTA, and who signals whom.
 #pragma once
-#include <skimattn/core/decode_work.cuh>
+#include <skimattn/core/decode_vote.cuh>
 
 namespace skimattn::sm90 {
-
-// What the group decides about a tile. All warps arrive on `voted`, then V's loader on `counted`; `kept` is the number
-// of the last vote, counted over all tiles, in which a warp kept its tile.
-struct DecodeVote {
-  uint64_t voted, counted;
-  uint32_t kept, unused;
-};
 
 // Tiles in 16 bits, as products read them, where copies bring 8. Elsewhere they are read where copies put them.
 template <int kBytesK, int kBytesV>
@@ -100,19 +93,6 @@ struct DecodeStorage : DecodePanels<Tr>::Tiles, DecodePanels<Tr>::Q {
     }
     ptx::fence_mbarrier_init();
   }
-};
-
-// Whether V's loader takes a tile to be kept and loads before it knows: after so many kept ones in a row, and at first.
-// Waiting for every vote would leave memory idle where nothing is skipped; guessing too early loads what is skipped.
-// Note: consumer and loader both count, and must come to the same answer.
-class KeptRun {
- public:
-  static constexpr int kEnough = 4;
-  SKIM_DEVICE bool expects_kept() const { return length_ >= kEnough; }
-  SKIM_DEVICE void add(bool kept) { length_ = kept ? imin(length_ + 1, kEnough) : 0; }
-
- private:
-  int length_ = kEnough;
 };
 
 }  // namespace skimattn::sm90

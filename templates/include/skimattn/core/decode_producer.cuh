@@ -1,18 +1,20 @@
 // The warps that feed a decode CTA: one draws work and tells everybody, one loads K, one V, one Q. All lanes of a warp
 // load, each its boxes, since pages may be small.
 #pragma once
-#include <skimattn/sm90/decode/storage.cuh>
+#include <skimattn/core/decode_vote.cuh>
 
-namespace skimattn::sm90 {
+namespace skimattn {
 
-template <class Tr>
+// `Storage` is the architecture's shared memory.
+template <class Tr, class Storage>
 class DecodeProducer {
  public:
-  using Storage = DecodeStorage<Tr>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense, kCounts = Tr::kSkip == Skip::kStat;
 
   SKIM_DEVICE DecodeProducer(const Params& p, Storage& smem, int lane) : p_(p), smem_(smem), lane_(lane) {}
 
+  // `kLoadsQueries`: this warp loads Q too.
+  template <bool kLoadsQueries>
   SKIM_DEVICE void run_scheduler() {
     DecodeScheduler<Tr> scheduler(p_);
     const TileCounter counter(p_.work_counter);
@@ -20,6 +22,7 @@ class DecodeProducer {
     for (int ticket = counter.first();;) {
       const DecodeItem item = scheduler.decode(p_, ticket, lane_);
       publish(item);
+      if (kLoadsQueries && item.base.valid) load_next_q(item);
       // Note: drawn no earlier than K's loader needs it. Items are few and long: one that waits here for its turn might
       // be at work elsewhere.
       if (item.base.valid) ptx::mbarrier_wait_parity(&smem_.keys_loaded, phase);
@@ -58,12 +61,9 @@ class DecodeProducer {
   }
 
   SKIM_DEVICE void run_queries() {
-    PipelineState<1> q;
     for (DecodeItem item = receive(); item.base.valid; item = receive()) {
-      ptx::mbarrier_wait_parity(&smem_.q_empty, q.phase ^ 1);
-      load_q(item);
+      load_next_q(item);
       release_item();
-      q.advance();
     }
   }
 
@@ -80,6 +80,7 @@ class DecodeProducer {
 
   SKIM_DEVICE void publish(const DecodeItem& item) {
     ptx::mbarrier_wait_parity(&smem_.work_empty[work_.slot], work_.phase ^ 1);
+    ptx::warp_sync();  // an item without keys may be given back before a lane that lags has seen this phase
     if (lane_ == 0) {
       write_decode_item(smem_, work_.slot, item);
       ptx::mbarrier_arrive(&smem_.work_full[work_.slot]);
@@ -167,6 +168,12 @@ class DecodeProducer {
     }
   }
 
+  SKIM_DEVICE void load_next_q(const DecodeItem& item) {
+    ptx::mbarrier_wait_parity(&smem_.q_empty, q_.phase ^ 1);
+    load_q(item);
+    q_.advance();
+  }
+
   // Q's rows in packed order, a box of heads x rows after the other.
   SKIM_DEVICE void load_q(const DecodeItem& item) {
     const uint64_t policy = ptx::createpolicy_evict_first();
@@ -238,6 +245,7 @@ class DecodeProducer {
   const Params& p_;
   Storage& smem_;
   const int lane_;
+  PipelineState<1> q_;
   PipelineState<Tr::kStages> k_;   // run_keys
   PipelineState<Tr::kStagesV> v_;  // run_values
   PipelineState<kWorkSlots> work_;
@@ -246,4 +254,4 @@ class DecodeProducer {
   KeptRun run_;
 };
 
-}  // namespace skimattn::sm90
+}  // namespace skimattn
