@@ -278,7 +278,7 @@ def spec_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
         lens = DECODED_LENS[ragged] if spec.phase == "decode" else LENS[row["lens"]]
         assert fits(row, lens)
         case = replace(case_of(row, number, spec.arch, lens=lens), phase="decode" if spec.phase == "decode" else "")
-        case = replace(case, out_dtype=spec.out_dtype, kv_dtype=spec.kv_dtype)
+        case = replace(case, out_dtype=spec.out_dtype if spec.dtype in _EIGHT_BIT else "", kv_dtype=spec.kv_dtype)
         assert case.spec == spec
         found.append(replace(case, name=f"{spec.name}-{'ragged' if ragged else 'batched'}"))
     return tuple(found)

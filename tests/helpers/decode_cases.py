@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import combinations
 from typing import Any
 
 from . import catalogue
@@ -146,6 +147,46 @@ def decode_pattern_cases() -> tuple[Case, ...]:
             ragged = replace(case, threshold_kind="head", thresholds=(1e-3, 1e-2), **uneven)  # type: ignore[arg-type]
             found += [case, replace(ragged, name=f"{case.name}-ragged")]
     return tuple(found)
+
+
+def decode_covering_cases() -> tuple[Case, ...]:
+    """The fewest pairwise cases found that meet every pair of features of a kernel and every value of the others."""
+    left, found = list(decode_pairwise_cases()), []
+    missing = set().union(*map(_traits, left))
+    while missing:
+        best = max(left, key=lambda case: len(_traits(case) & missing))
+        left.remove(best)
+        found.append(best)
+        missing -= _traits(best)
+    return tuple(found)
+
+
+def _traits(case: Case) -> set[tuple[Any, ...]]:
+    names = ("kv_layout", "q_layout", "lens", "memory", "seqused", "seqused_q", "sinks", "pattern", "threshold_kind")
+    named = [(name, value) for name, value in case.spec.values.items() if name not in ("arch", "phase", "head_dim_v")]
+    heads = {("heads", case.heads_q, case.heads_kv), ("page", case.paged and case.page_size)}
+    return {*combinations(named, 2), *((name, getattr(case, name)) for name in names), *heads}
+
+
+def decode_mixed_cases() -> tuple[Case, ...]:
+    """Calls of both phases: ragged, batched with lengths that only the device knows, paged, with one phase empty."""
+    base = replace(_BASE, phase="mixed", head_dim=128, head_dim_v=128, heads_q=4, heads_kv=2, q_layout="ragged")
+    base = replace(base, kv_layout="ragged", lens=((1, 700), (140, 300), (0, 60), (2, 1100), (70, 70)), mask="causal")
+    rows = {"q_layout": "batched", "kv_layout": "batched", "seqused": True, "lens": ((40, 1300), (40, 1279), (40, 0))}
+    named = {
+        "ragged": base,
+        "dense": replace(base, skip="dense", dtype="fp16"),
+        "by-keys": replace(base, **rows, mask="full"),  # type: ignore[arg-type]
+        "rows-in-use": replace(base, **(rows | {"seqused_q": True, "lens": ((40, 300), (3, 300), (33, 300))})),  # type: ignore[arg-type]
+        "paged-window": replace(base, kv_layout="nhd", page_size=16, mask="window", window=(600, 0), skip="skip"),
+        "chunked": replace(base, mask="chunked", chunk=512, head_dim=64, head_dim_v=64),
+        "custom": replace(base, mask="custom", custom="packed3", threshold_kind="head", thresholds=(1e-3, 0.0, 1e-2)),
+        "d256": replace(base, head_dim=256, head_dim_v=256, threshold_kind="batch", sinks=True),
+        "no-decode": replace(base, lens=((70, 80), (200, 10))),
+        "no-prefill": replace(base, seqused_q=True, lens=((1, 700), (3, 40))),
+        "crowd": replace(base, heads_q=2, lens=tuple((33 * (i % 3 == 1) + 1, 13 * i) for i in range(70)), skip="skip"),
+    }
+    return tuple(replace(case, name=f"mixed-{name}", seed=index) for index, (name, case) in enumerate(named.items()))
 
 
 def cache_cases() -> tuple[Case, ...]:

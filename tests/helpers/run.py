@@ -154,7 +154,8 @@ def _prepare(built: Built, sms: int, workspace: torch.Tensor | None) -> tuple[An
             _scribble(tensor, value)
     if buffers.workspace is not None:
         if workspace is not None:
-            buffers.workspace = workspace[: buffers.workspace.numel()]
+            assert workspace.numel() >= buffers.workspace.numel()
+            buffers.workspace = workspace
         else:
             _scribble(buffers.workspace, 0x7FC00BAD)
     return problem, rows, buffers
