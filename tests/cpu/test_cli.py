@@ -169,8 +169,8 @@ def test_explain_kernels_of_decode() -> None:
         "in sets: smoke, default, full",
     ]
     assert "build it: python build.py --sm 90 --only phase=decode dtype=bf16" in result.output
-    result = invoke("--explain", "phase=decode", "dtype=e4m3", "arch=sm90")
-    assert result.exit_code == 1 and result.output.startswith("rejected by rule fp8-arch: SM90 multiplies 8-bit values")
+    result = invoke("--explain", "phase=decode", "kv_dtype=e4m3", "arch=sm100")
+    assert result.exit_code == 1 and result.output.startswith("rejected by rule kv-dtype-arch: SM100 kernels convert")
     result = invoke("--explain", "phase=combine", "mask=causal")
     assert result.exit_code == 1 and result.output.startswith("rejected by rule combine-options: partial results are")
 
