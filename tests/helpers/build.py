@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from .cases import DTYPES, Case, Content, sinks_of, slopes_of
-from .layout import longest_keys, longest_rows, rows_of, sequence, spare
+from .cases import DTYPES, PHASES, Case, Content, sinks_of, slopes_of
+from .layout import SPARE, longest_keys, longest_rows, rows_of, sequence, spare
 
 MAP_SENTINEL = 99
 UNCOUNTED = 7  # between pairs of counts
@@ -207,10 +207,19 @@ def _statistics(case: Case) -> Tensors:
     batch, spare = len(case.lens), 2 if case.memory == "gaps" else 0
     shape = {"all": (2,), "batch": (batch, 2), "head": (batch, case.heads_q, 2)}[case.stats_kind]
     stats = torch.full((*shape[:-1], 2 + spare), UNCOUNTED)[..., :2]
-    groups = -(-(max(len_q for len_q, _ in case.lens) + case.extra_rows) // case.group_rows) + 1
-    tiles = -(-max(len_k for _, len_k in case.lens) // case.tile_n) + 2
+    groups, tiles = _map_size(case)
     skip_map = torch.full((batch, case.heads_q + spare, groups, tiles + spare), MAP_SENTINEL, dtype=torch.uint8)
     return {"stats": stats.copy_(stats_before(shape)), "skip_map": skip_map[:, : case.heads_q, :, :tiles]}
+
+
+def _map_size(case: Case) -> tuple[int, int]:
+    """Groups and tiles that whichever kernels may run visit, and some more."""
+    rows = max(len_q for len_q, _ in case.lens) + case.extra_rows
+    keys = max(len_k for _, len_k in case.lens)
+    prefill, decode = replace(case, phase=""), replace(case, arch="sm90", dtype="bf16", out_dtype="", phase="decode")
+    packed = min((rows + SPARE) * case.heads_q // case.heads_kv, PHASES.most)
+    groups = max(-(-rows // prefill.group_rows) + 1, -(-packed // decode.group_rows))
+    return groups, -(-keys // min(prefill.tile_n, decode.tile_n)) + 2
 
 
 def stats_before(shape: tuple[int, ...]) -> torch.Tensor:

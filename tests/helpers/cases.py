@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from skimattn.codegen.spec import KernelSpec
-from skimattn.codegen.tiles import order_of, tile_of
+from skimattn.codegen.tiles import order_of, split, tile_of
 
-from . import patterns
-from .oracle import Answer, Request, Rules, attend, visible_keys, visited_tiles, visiting_order
+from .oracle import Answer, Request, Rules, attend, visible_keys
+from .oracle_decode import Leaves, Phases, attend_decoded
+from .planting import plant
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "e4m3": torch.float8_e4m3fn}
-KERNEL_DIMS = ((64, 64), (128, 128), (192, 128), (256, 256))
+KERNEL_DIMS = {"prefill": ((64, 64), (128, 128), (192, 128), (256, 256)), "decode": ((64, 64), (128, 128), (256, 256))}
+PHASES = Phases(split.GROUP_ROWS, split.MAX_GROUPS * split.GROUP_ROWS, split.KEYS_PER_ROW)
+LEAVES = Leaves(split.MIN_LEAF_KEYS, split.MAX_LEAVES)
 # Values of low tiles: what is kept or dropped by mistake shows in the output. With e4m3 it shows in maps only.
 LOUD = {"bf16": 2.0**20, "fp16": 2.0**13, "e4m3": 2.0**6}
 F64 = NDArray[np.float64]
@@ -33,6 +36,7 @@ class Case:
 
     name: str
     arch: str = "sm90"
+    phase: str = ""  # of its requests: "" prefill, "decode", or "mixed", which is each by its own lengths
     dtype: str = "bf16"
     out_dtype: str = ""  # default: dtype, or bf16 for e4m3
     descales: str = ""  # of e4m3: "" (none), "one" element, by "head" ([B, Hkv])
@@ -73,12 +77,13 @@ class Case:
 
     @property
     def spec(self) -> KernelSpec:
-        """The kernel that the call must use."""
-        dims = [pair for pair in KERNEL_DIMS if pair[0] >= self.head_dim and pair[1] >= self.head_dim_v]
+        """The kernel that the call must use; of mixed ones, that of prefill."""
+        phase = "decode" if self.phase == "decode" else "prefill"
+        dims = [pair for pair in KERNEL_DIMS[phase] if pair[0] >= self.head_dim and pair[1] >= self.head_dim_v]
         head_dim, head_dim_v = min(dims, key=sum)
         return KernelSpec(
             arch=self.arch,
-            phase="prefill",
+            phase=phase,
             dtype=self.dtype,
             out_dtype=self.dtype_out,
             head_dim=head_dim,
@@ -115,6 +120,19 @@ class Case:
     def group_rows(self) -> int:
         """Rows of the kernel that decide together."""
         return int(tile_of(self.spec).group_rows)
+
+    def decodes(self, len_q: int, len_k: int) -> bool:
+        """Whether a request is decode's."""
+        if self.phase != "mixed":
+            return self.phase == "decode"
+        has_kernel = self.arch == "sm90" and self.dtype != "e4m3"
+        return has_kernel and PHASES.decodes(len_q, len_k, self.heads_q // self.heads_kv)
+
+    def launched(self) -> Case:
+        """The same call as ``launch`` computes it: each request by its own lengths."""
+        case = replace(self, phase="mixed")
+        assert self.phase != "decode" or all(case.decodes(*pair) for pair in self.lens), f"{self.name} is no decode"
+        return case
 
     @property
     def streams(self) -> tuple[int, ...]:
@@ -232,30 +250,16 @@ def _plant(
     """Plant the pattern in q and k; returns which keys [len_k, Hkv] most rows find low, if tiles can be skipped."""
     scales = case.softmax_scale * descales.get("q_descale", np.ones(case.heads_kv, np.float32))
     scales = scales * descales.get("k_descale", np.ones(case.heads_kv, np.float32))
-    patterns.plant_keys(k, case.tile_n)
-    geometry = visible_keys(rules_of(case), len(q), len(k)) if custom is None else None
-    low = np.zeros(k.shape[:2])
-    for head in range(case.heads_q):
-        seen = custom[head] if geometry is None and custom is not None else geometry
-        assert seen is not None
-        place = patterns.Field(len(q), len(k), case.tile_n, case.group_rows, seen, _ranks(case, seen), rng)
-        bias = patterns.PATTERNS[case.pattern](place)
-        kv_head = head * case.heads_kv // case.heads_q
-        patterns.plant_queries(q[:, head], bias, float(scales[kv_head]), len(k), case.tile_n)
-        share = (bias < patterns.LOW / 2).mean(axis=0)
-        low[:, kv_head] += np.repeat(share, place.block)[: len(k)]
-    return np.asarray((low > 0.5 * case.heads_q / case.heads_kv) & (case.skip != "dense"))
-
-
-def _ranks(case: Case, seen: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """When the group of each row visits each tile, [len_q, tiles]; -1 = never."""
     rules = rules_of(case)
-    ranks = np.full((seen.shape[0], -(-seen.shape[1] // case.tile_n)), -1, dtype=np.int64)
-    for row in range(0, len(seen), case.group_rows):
-        rows = slice(row, row + case.group_rows)
-        for rank, tile in enumerate(visiting_order(rules.order, visited_tiles(rules, seen[rows]))):
-            ranks[rows, tile] = rank
-    return ranks
+    if custom is None:
+        custom = np.repeat(visible_keys(rules, len(q), len(k))[None], case.heads_q, axis=0)
+    seen = custom.reshape(case.heads_kv, -1, len(q), len(k))
+    if case.phase == "decode":
+        seen = seen.swapaxes(1, 2).reshape(case.heads_kv, 1, -1, len(k))
+        if case.mask not in ("window", "chunked"):
+            rules = replace(rules, order="sink_first")  # every leaf starts from the maxima over tile 0
+    low = plant(rules, case.pattern, q, k, seen, scales, rng)
+    return np.asarray((low > 0.5) & (case.skip != "dense"))
 
 
 def contents(case: Case) -> list[Content]:
@@ -286,7 +290,13 @@ def rules_of(case: Case, one: Content | None = None) -> Rules:
 
 def answers(case: Case, held: list[Content]) -> list[Answer]:
     """The oracle's answer for every request."""
-    return [attend(rules_of(case, one), _request(one)) for one in held]
+    return [_answer(case, one) for one in held]
+
+
+def _answer(case: Case, one: Content) -> Answer:
+    if case.decodes(len(one.q), len(one.k)):
+        return attend_decoded(rules_of(replace(case, phase="decode"), one), LEAVES, _request(one))
+    return attend(rules_of(replace(case, phase=""), one), _request(one))
 
 
 def _request(one: Content) -> Request:

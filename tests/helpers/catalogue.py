@@ -70,9 +70,9 @@ def _allowed(row: Row) -> bool:
     return tuple(row[name] for name in _KERNEL) in kept and fits(row)
 
 
-def fits(row: Row) -> bool:
-    """Whether layout, memory, lengths and mask form of a row go together."""
-    lens, ragged = LENS[row["lens"]], row["q_ragged"]
+def fits(row: Row, lens: tuple[tuple[int, int], ...] = ()) -> bool:
+    """Whether layout, memory, lengths (default: those it names) and mask form of a row go together."""
+    lens, ragged = lens or LENS[row["lens"]], row["q_ragged"]
     if not ragged and len({pair[0] for pair in lens}) > 1:
         return False
     if not ragged and not row["paged"] and not row["seqused"] and len({pair[1] for pair in lens}) > 1:
@@ -178,18 +178,19 @@ def runtime_factors(dtypes: tuple[str, ...] = _SIXTEEN_BIT) -> dict[str, Any]:
     }
 
 
-def _kv_layout(row: Row, index: int) -> str:
+def _kv_layout(row: Row, lens: tuple[tuple[int, int], ...], index: int) -> str:
     """Pages, or as q, or now and then not as q."""
     if row["paged"]:
         return ("nhd", "hnd")[index % 2]
-    uneven = len({len_k for _, len_k in LENS[row["lens"]]}) > 1
+    uneven = len({len_k for _, len_k in lens}) > 1
     if index % 3 or row["memory"] == "packed_qkv" or (row["q_ragged"] and uneven and not row["seqused"]):
         return "ragged" if row["q_ragged"] else "batched"
     return "batched" if row["q_ragged"] else "ragged"
 
 
-def case_of(row: Row, index: int, arch: str = "sm90") -> Case:
-    """The case of a row of factors; ``index`` deals out what is not a factor."""
+def case_of(row: Row, index: int, arch: str = "sm90", lens: tuple[tuple[int, int], ...] = ()) -> Case:
+    """The case of a row of factors; ``index`` deals out what is not a factor. ``lens``: not those it names."""
+    lens = lens or LENS[row["lens"]]
     packed = row["memory"].startswith("packed")
     small = [pair for pair in DIMS[row["dims"]] if not packed or pair[0] == pair[1]]
     dims = small[index % len(small)]
@@ -211,14 +212,14 @@ def case_of(row: Row, index: int, arch: str = "sm90") -> Case:
         chunk=CHUNKS[index % len(CHUNKS)] if row["mask"] == "chunked" else 0,
         custom=forms[index % len(forms)] if row["mask"] == "custom" else "",
         q_layout="ragged" if row["q_ragged"] else "batched",
-        kv_layout=_kv_layout(row, index),
+        kv_layout=_kv_layout(row, lens, index),
         seqused_q=index % 4 == 1 and row["memory"] != "packed_qkv",
         seqused=row["seqused"],
         page_size=(64, 16, 128, 48, 256, 80)[index % 6],
         memory=row["memory"],
         heads_q=row["heads"][0],
         heads_kv=row["heads"][1],
-        lens=LENS[row["lens"]],
+        lens=lens,
         skip=row["skip"],
         threshold_kind=row["threshold_kind"],
         thresholds=thresholds,

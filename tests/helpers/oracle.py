@@ -8,6 +8,7 @@ unless a name says ``log2``.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -142,14 +143,20 @@ def log2_threshold(threshold: float) -> float:
     return math.log2(min(threshold, 1.0)) if threshold > 0 else -math.inf
 
 
-def vote(row_max: F64, running: F64, seen: Bits, limit: float, margin: float) -> tuple[bool, bool]:
-    """(skip?, too close to call?) of one tile. All arguments but ``limit`` are per valid row of the group."""
-    if limit == -math.inf:
+def vote(
+    row_max: F64, running: F64, seen: Bits, limit: float | F64, margin: float, *, measured: bool = False
+) -> tuple[bool, bool]:
+    """(skip?, too close to call?) of one tile. All arguments are per valid row of the group, ``limit`` may be.
+
+    ``measured``: ``running`` may be this very tile's maximum, and is then equal to it in any arithmetic.
+    """
+    if np.any(np.asarray(limit) == -math.inf):  # such a row never agrees
         return False, False
     with np.errstate(invalid="ignore"):
         gap = (row_max - running) * _LOG2E
         agrees = np.where(seen & (row_max != -np.inf), gap < limit - _SNAP, True)  # -inf counts as masked
         close = seen & (np.abs(gap - limit) < margin * np.maximum(1.0, np.abs(limit)))
+        close &= ~(measured & (gap == 0.0))
     return bool(agrees.all()), bool(close.any() and (agrees | close).all())
 
 
@@ -164,7 +171,14 @@ def tile_maxima(rules: Rules, masked: F64, seen: Bits) -> tuple[F64, Bits]:
 
 
 def decide(
-    rules: Rules, tiles: range, maxima: F64, sees: Bits, limit: float, told: dict[int, int] | None = None
+    rules: Rules,
+    tiles: range,
+    maxima: F64,
+    sees: Bits,
+    limit: float | F64,
+    told: dict[int, int] | None = None,
+    running: F64 | None = None,
+    starts: Collection[int] = (),
 ) -> tuple[dict[int, int], list[int]]:
     """{tile: KEPT | SKIPPED} of one row group, and the tiles too close to call.
 
@@ -173,14 +187,16 @@ def decide(
         tiles: the tiles that the group visits.
         maxima: per valid row and tile, from :func:`tile_maxima`.
         sees: likewise.
-        limit: log2 of the threshold.
+        limit: log2 of the threshold, or of each row's.
         told: what to take for tiles that are too close to call; default: what float64 says.
+        running: the maxima that the walk starts from; default: -inf.
+        starts: the tiles that those were measured on.
     """
     decisions: dict[int, int] = {}
     close_calls = []
-    running = np.full(len(maxima), -np.inf)
+    running = np.full(len(maxima), -np.inf) if running is None else running
     for tile in visiting_order(rules.order, tiles):
-        skip, close = vote(maxima[:, tile], running, sees[:, tile], limit, rules.margin)
+        skip, close = vote(maxima[:, tile], running, sees[:, tile], limit, rules.margin, measured=tile in starts)
         decisions[tile] = SKIPPED if skip else KEPT
         if close:
             close_calls.append(tile)
@@ -218,15 +234,23 @@ def weigh(weights: F64, kept: Bits, v: F64) -> F64:
 
 
 def attend(rules: Rules, request: Request) -> Answer:
-    """The answer for one request."""
+    """The answer for one request of prefill."""
+    answer = empty_answer(rules, request, groups=-(-len(request.q) // rules.group_rows))
+    for head in range(request.q.shape[1]):
+        _decide_head(rules, request, head, answer)
+        settle(rules, request, head, answer)
+    return answer
+
+
+def empty_answer(rules: Rules, request: Request, groups: int) -> Answer:
+    """An answer in which nothing is seen, visited or kept yet."""
     len_q, heads, _ = request.q.shape
     len_k, heads_kv, dim_v = request.v.shape
     assert heads % heads_kv == 0
-    groups, tiles = -(-len_q // rules.group_rows), -(-len_k // rules.tile_n)
     answer = Answer(
         out=np.zeros((len_q, heads, dim_v)),
         lse=np.full((len_q, heads), -np.inf),
-        skip_map=np.zeros((heads, groups, tiles), dtype=np.uint8),
+        skip_map=np.zeros((heads, groups, -(-len_k // rules.tile_n)), dtype=np.uint8),
         kept_keys=np.zeros((heads, len_q, len_k), dtype=bool),
         spread=np.zeros((len_q, heads, dim_v)),
         reach=np.zeros((len_q, heads, dim_v)),
@@ -234,43 +258,57 @@ def attend(rules: Rules, request: Request) -> Answer:
     )
     if rules.p_dtype:
         answer.rounded, answer.flips = np.zeros_like(answer.out), np.zeros_like(answer.out)
-    for head in range(heads):
-        _attend_head(rules, request, head, answer)
     return answer
 
 
-def _attend_head(rules: Rules, request: Request, head: int, answer: Answer) -> None:
-    kv_head = head * request.k.shape[1] // request.q.shape[1]
-    q, k, v = request.q[:, head], request.k[:, kv_head], request.v[:, kv_head]
+def head_scores(rules: Rules, request: Request, head: int) -> tuple[F64, Bits]:
+    """Scores of one query head before masking, and what its rows see; [len_q, len_k] both."""
+    q, k = request.q[:, head], request.k[:, _kv_head(request, head)]
     if rules.mask == "custom":
         assert request.custom is not None
         seen = request.custom[head]
     else:
         seen = visible_keys(rules, len(q), len(k))
-    s = scores(rules, q, k, head)
-    masked = np.where(seen, s, -np.inf)
+    return scores(rules, q, k, head), seen
+
+
+def _kv_head(request: Request, head: int) -> int:
+    return head * request.k.shape[1] // request.q.shape[1]
+
+
+def _decide_head(rules: Rules, request: Request, head: int, answer: Answer) -> None:
+    """The map and the kept keys of one head."""
+    s, seen = head_scores(rules, request, head)
     limit = -math.inf if request.threshold is None else log2_threshold(float(request.threshold[head]))
-    maxima, sees = tile_maxima(rules, masked, seen)
-    kept_tiles: list[list[int]] = []
+    maxima, sees = tile_maxima(rules, np.where(seen, s, -np.inf), seen)
     for group in range(answer.skip_map.shape[1]):
         rows = slice(group * rules.group_rows, (group + 1) * rules.group_rows)
         decisions, close = decide(rules, visited_tiles(rules, seen[rows]), maxima[rows], sees[rows], limit)
         answer.ambiguous += [(head, group, tile) for tile in close]
-        kept_tiles.append([tile for tile in decisions if decisions[tile] == KEPT])
         for tile, decision in decisions.items():
             answer.skip_map[head, group, tile] = decision
             keys = slice(tile * rules.tile_n, (tile + 1) * rules.tile_n)
             if decision == KEPT:
                 answer.kept_keys[head, rows, keys] = seen[rows, keys]
+
+
+def settle(rules: Rules, request: Request, head: int, answer: Answer) -> None:
+    """What one head gives by the keys that it keeps."""
+    q, k, v = request.q[:, head], *(x[:, _kv_head(request, head)] for x in (request.k, request.v))
+    s = head_scores(rules, request, head)[0]
     sink = -math.inf if rules.sinks is None else float(rules.sinks[head])
     parts = softmax_rows(s, answer.kept_keys[head], v, sink)
     answer.out[:, head], answer.lse[:, head], answer.spread[:, head], answer.reach[:, head] = parts
     if len(k) and len(q):
         sizes = [np.abs(np.where(np.isfinite(x), x, 0.0)) for x in (q, k)]
         answer.score_size[:, head] = (sizes[0] @ sizes[1].T).max(axis=1) * rules.scale
-    if answer.rounded is not None and answer.flips is not None:
-        for group, tiles in enumerate(kept_tiles):
-            rows = slice(group * rules.group_rows, (group + 1) * rules.group_rows)
-            walk = Walk(tiles, rules.tile_n, np.where(answer.kept_keys[head, rows], s[rows], -np.inf), v, sink)
-            unsure = e4m3_unsure(answer.score_size[rows, head], rules.softcap)
-            answer.rounded[rows, head], answer.flips[rows, head] = e4m3_rows(walk, unsure)
+    if answer.rounded is None or answer.flips is None:
+        return
+    for group, marks in enumerate(answer.skip_map[head]):
+        rows = slice(group * rules.group_rows, (group + 1) * rules.group_rows)
+        visited = np.flatnonzero(marks)
+        order = visiting_order(rules.order, range(visited[0], visited[-1] + 1)) if len(visited) else []
+        kept = [tile for tile in order if marks[tile] == KEPT]
+        walk = Walk(kept, rules.tile_n, np.where(answer.kept_keys[head, rows], s[rows], -np.inf), v, sink)
+        unsure = e4m3_unsure(answer.score_size[rows, head], rules.softcap)
+        answer.rounded[rows, head], answer.flips[rows, head] = e4m3_rows(walk, unsure)

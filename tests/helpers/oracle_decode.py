@@ -1,0 +1,134 @@
+"""The oracle of decoded requests: packed rows of a kv head decide together, and the walk starts anew in every leaf.
+
+Written from the contract alone, like ``oracle.py``. What the kernels fix (tile width, rows of a group, keys of a leaf)
+comes in as plain numbers. How states are merged does not show here: the output is the softmax over the kept keys.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .oracle import (
+    KEPT,
+    Answer,
+    Bits,
+    Request,
+    Rules,
+    decide,
+    empty_answer,
+    head_scores,
+    log2_threshold,
+    settle,
+    tile_maxima,
+    visible_keys,
+    visited_tiles,
+)
+
+Rows = NDArray[np.int64]
+_SEE_THE_FIRST_KEY = ("full", "causal", "custom")
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Which requests are decoded: of up to ``always`` packed rows, or up to ``most`` with ``keys_per_row`` for each."""
+
+    always: int
+    most: int
+    keys_per_row: int
+
+    def decodes(self, len_q: int, len_k: int, qheads_per_kv: int) -> bool:
+        """Of one request."""
+        packed = len_q * qheads_per_kv
+        return packed <= self.always or (packed <= self.most and len_k >= self.keys_per_row * packed)
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """How the keys are split: leaves of at least ``least_keys`` keys, at most ``most`` of them but for the borders."""
+
+    least_keys: int
+    most: int
+
+    def spacing(self, tiles: int, tile_n: int) -> int:
+        """Tiles of a leaf, where the request sees ``tiles``: the smallest power of two that is enough."""
+        candidates = (2**exponent for exponent in range(40))
+        return next(s for s in candidates if s * tile_n >= self.least_keys and math.ceil(tiles / s) <= self.most)
+
+
+def attend_decoded(rules: Rules, leaves: Leaves, request: Request) -> Answer:
+    """The answer for one request that is decoded; ``rules`` are those of the decode kernel."""
+    heads, heads_kv = request.q.shape[1], request.k.shape[1]
+    per_kv = heads // heads_kv
+    packed = len(request.q) * per_kv
+    answer = empty_answer(rules, request, groups=-(-packed // rules.group_rows))
+    for kv_head in range(heads_kv):
+        _Walk(rules, leaves, request, kv_head, answer).decide_all()
+    for head in range(heads):
+        settle(rules, request, head, answer)
+    return answer
+
+
+class _Walk:
+    """The packed rows of one kv head: row p is query row p // G of query head p % G."""
+
+    def __init__(self, rules: Rules, leaves: Leaves, request: Request, kv_head: int, answer: Answer) -> None:
+        self.rules, self.answer = rules, answer
+        self.per_kv = request.q.shape[1] // request.k.shape[1]
+        self.first_head = kv_head * self.per_kv
+        len_q, len_k = len(request.q), len(request.k)
+        self.packed = len_q * self.per_kv
+        parts = [head_scores(rules, request, self.first_head + i) for i in range(self.per_kv)]
+        self.seen = np.stack([seen for _, seen in parts], axis=1).reshape(self.packed, len_k)
+        scores = np.stack([s for s, _ in parts], axis=1).reshape(self.packed, len_k)
+        self.maxima, self.sees = tile_maxima(rules, np.where(self.seen, scores, -np.inf), self.seen)
+        given = request.threshold
+        own = [-1.0] * self.per_kv if given is None else given[self.first_head : self.first_head + self.per_kv]
+        limits = [log2_threshold(float(threshold)) for threshold in own]
+        self.limit = np.tile(np.array(limits), len_q)
+        # Which tiles are visited, and where a walk starts, is geometry: a custom mask's rows may see all keys.
+        if rules.mask == "custom":
+            self.geometry = np.ones((len_q, len_k), dtype=bool)
+        else:
+            self.geometry = visible_keys(rules, len_q, len_k)
+        self.spacing = leaves.spacing(len(visited_tiles(rules, self.geometry)), rules.tile_n)
+
+    def decide_all(self) -> None:
+        """Every group's decisions, as those of every query head that has a row in it."""
+        for group in range(-(-self.packed // self.rules.group_rows)):
+            rows = np.arange(group * self.rules.group_rows, min((group + 1) * self.rules.group_rows, self.packed))
+            self._decide(group, rows)
+
+    def _decide(self, group: int, rows: Rows) -> None:
+        geometry = self.geometry[rows // self.per_kv]
+        tiles = visited_tiles(self.rules, geometry)
+        starts = self._start_tiles(tiles, geometry) if (self.limit[rows] > -math.inf).all() else []
+        running = self.maxima[rows][:, starts].max(axis=1, initial=-np.inf)
+        for leaf in sorted({tile // self.spacing for tile in tiles}):
+            own = range(max(tiles.start, leaf * self.spacing), min(tiles.stop, (leaf + 1) * self.spacing))
+            decisions, close = decide(
+                self.rules, own, self.maxima[rows], self.sees[rows], self.limit[rows], running=running, starts=starts
+            )
+            for tile, decision in decisions.items():
+                self._record(group, rows, tile, decision, tile in close)
+
+    def _start_tiles(self, tiles: range, geometry: Bits) -> list[int]:
+        """Tile 0 where rows see the first key; else the last one, and for rows that miss it the one before."""
+        if self.rules.mask in _SEE_THE_FIRST_KEY or len(tiles) < 2:
+            return list(tiles[:1])
+        border = tiles[-1] * self.rules.tile_n
+        misses = geometry.any(axis=1) & ~geometry[:, border:].any(axis=1)
+        return [tiles[-2], tiles[-1]] if misses.any() else [tiles[-1]]
+
+    def _record(self, group: int, rows: Rows, tile: int, decision: int, close: bool) -> None:
+        keys = slice(tile * self.rules.tile_n, (tile + 1) * self.rules.tile_n)
+        for row in rows:
+            head = self.first_head + int(row % self.per_kv)
+            if close and (head, group, tile) not in self.answer.ambiguous:
+                self.answer.ambiguous.append((head, group, tile))
+            self.answer.skip_map[head, group, tile] = decision
+            if decision == KEPT:
+                self.answer.kept_keys[head, row // self.per_kv, keys] = self.seen[row, keys]
