@@ -16,7 +16,8 @@ from .spec import KernelSpec
 HEAD_DIMS: Mapping[str, tuple[tuple[int, int], ...]] = {
     "prefill": ((64, 64), (128, 128), (192, 128), (256, 256)),
     "decode": ((64, 64), (128, 128), (256, 256)),
-    "combine": ((64, 64), (128, 128), (256, 256)),
+    "combine": ((64, 64), (128, 128), (256, 256), (512, 512)),
+    "mla": ((576, 512),),
 }
 FP8 = ("e4m3",)  # dtypes of 8 bits, whose output is 16-bit
 SETS = ("smoke", "default", "full")
@@ -59,6 +60,13 @@ RULES = (
         lambda spec: spec.phase in ("decode", "combine") and spec.arch != "sm90",
         "SM100 computes requests of few rows with its prefill kernels",
     ),
+    Rule("mla-arch", lambda spec: spec.phase == "mla" and spec.arch != "sm90", "MLA decode exists on SM90 alone"),
+    Rule(
+        "mla-mask",
+        lambda spec: spec.phase == "mla" and spec.mask not in ("full", "causal"),
+        "MLA decode has no other masks than full and causal",
+    ),
+    Rule("mla-alibi", lambda spec: spec.phase == "mla" and spec.alibi, "MLA decode has no alibi"),
     Rule(
         "combine-options",
         lambda spec: spec.phase == "combine" and (spec.mask != "full" or spec.skip != "dense" or _has_option(spec)),
@@ -106,11 +114,12 @@ def complete(values: Mapping[str, object]) -> dict[str, object]:
     e4m3 means SM100, which alone has it, and bf16 output.
     """
     is_fp8 = values.get("dtype") in FP8
+    latent = values.get("phase") == "mla" or values.get("head_dim") == HEAD_DIMS["mla"][0][0]
     full: dict[str, object] = {
         "arch": "sm100" if is_fp8 else "sm90",
-        "phase": "prefill",
+        "phase": "mla" if latent else "prefill",
         "dtype": "bf16",
-        "head_dim": 128,
+        "head_dim": HEAD_DIMS["mla"][0][0] if latent else 128,
         "mask": "full",
         "paged": False,
         "skip": "dense",
@@ -119,7 +128,8 @@ def complete(values: Mapping[str, object]) -> dict[str, object]:
         **values,
     }
     full.setdefault("out_dtype", "bf16" if is_fp8 else full["dtype"])
-    full.setdefault("head_dim_v", 128 if full["head_dim"] == 192 else full["head_dim"])
+    of_its_own = dict(HEAD_DIMS["prefill"] + HEAD_DIMS["mla"])
+    full.setdefault("head_dim_v", of_its_own.get(full["head_dim"], full["head_dim"]))
     return full
 
 
@@ -201,11 +211,11 @@ def _candidates() -> Iterator[KernelSpec]:
 def in_default(spec: KernelSpec) -> bool:
     """What LLM and diffusion inference calls.
 
-    No softcap, no alibi, paged caches only with causal kinds of masks, bf16 output of 8-bit input.
+    No softcap, no alibi, paged caches only with causal kinds of masks (but MLA's with all), bf16 output of 8-bit input.
     """
     paged_with = ("causal", "window", "chunked")
-    is_common = spec.out_dtype == ("bf16" if spec.dtype in FP8 else spec.dtype)
-    return is_common and not spec.softcap and not spec.alibi and (not spec.paged or spec.mask in paged_with)
+    is_common = spec.out_dtype == ("bf16" if spec.dtype in FP8 else spec.dtype) and not spec.softcap and not spec.alibi
+    return is_common and (not spec.paged or spec.mask in paged_with or spec.phase == "mla")
 
 
 _BASE = KernelSpec("sm90", "prefill", "bf16", "bf16", 128, 128, "causal", False, "dense", False, False)

@@ -8,6 +8,10 @@ one leaf, or a whole branch and merge on chip.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from ..spec import KernelSpec
+
 GROUP_ROWS = (
     64  # packed rows, in (query row, query head) order, that one wgmma tile (m64) holds and that decide together
 )
@@ -16,6 +20,41 @@ KEYS_PER_ROW = 16  # a request of more than one group is decoded if it has as ma
 MIN_LEAF_KEYS = 256
 MAX_LEAVES = 128  # where the first one starts at a border; one more otherwise
 BRANCH_LEAVES = 16
+
+
+@dataclass(frozen=True)
+class Split:
+    """How the kernels of one phase split keys: leaves of at least ``min_leaf_keys``, ``branch_leaves`` to a branch."""
+
+    min_leaf_keys: int = MIN_LEAF_KEYS
+    branch_leaves: int = BRANCH_LEAVES
+
+    @property
+    def max_branches(self) -> int:
+        """Of one request: neither the first leaf nor the first branch need start at a border."""
+        return MAX_LEAVES // self.branch_leaves + 1
+
+    def traits(self, tile_n: int) -> dict[str, int | bool]:
+        """The rule as C++ constants."""
+        return {
+            "kMinLeafTiles": self.min_leaf_keys // tile_n,
+            "kMaxLeaves": MAX_LEAVES,
+            "kBranchLeaves": self.branch_leaves,
+        }
+
+    def leaf_tiles(self, tiles: int, tile_n: int) -> int:
+        """Key tiles of a leaf, where ``tiles`` of ``tile_n`` keys are visible to the request: a power of two."""
+        spacing = self.min_leaf_keys // tile_n
+        while tiles > spacing * MAX_LEAVES:
+            spacing *= 2
+        return spacing
+
+
+DECODE = Split()
+# Note: an MLA group's state is 128 KB, as much as 114 keys, and a CTA that computes several leaves moves it twice for
+# each. So they are long; a branch has as many keys as decode's.
+MLA = Split(min_leaf_keys=1024, branch_leaves=4)
+MLA_MOST_ROWS = 2048  # packed rows of a request that MLA decode takes: what the workspace has room for at any length
 
 
 def decodes(len_q: int, len_k: int, qheads_per_kv: int) -> bool:
@@ -30,8 +69,10 @@ def most_rows(len_k: int) -> int:
 
 
 def leaf_tiles(tiles: int, tile_n: int) -> int:
-    """Key tiles of a leaf, where ``tiles`` of ``tile_n`` keys are visible to the request: a power of two."""
-    spacing = MIN_LEAF_KEYS // tile_n
-    while tiles > spacing * MAX_LEAVES:
-        spacing *= 2
-    return spacing
+    """Of decode: :meth:`Split.leaf_tiles`."""
+    return DECODE.leaf_tiles(tiles, tile_n)
+
+
+def split_of(spec: KernelSpec) -> Split:
+    """How the kernel's keys are split, or those of the kernels whose results it merges."""
+    return MLA if spec.phase == "mla" or spec.head_dim_v > 256 else DECODE

@@ -92,7 +92,9 @@ def _groups(problem: Problem, prefill: Kernel | None, decode: Kernel | None) -> 
         yield least, f"groups of {prefill.group_rows} for {problem.len_q} rows{hint}"
     if decode is not None:
         per_kv = problem.heads_q // problem.heads_kv
-        rows = min(problem.len_q * per_kv, split.most_rows(problem.len_k))
+        rows = problem.len_q * per_kv
+        if not problem.latent:
+            rows = min(rows, split.most_rows(problem.len_k))
         least = -(-rows // decode.group_rows)
         yield least, f"groups of {decode.group_rows} for {rows} rows of {per_kv} heads{hint}"
 

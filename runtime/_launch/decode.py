@@ -15,12 +15,13 @@ from skimattn.codegen.features import BY_NAME
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.tiles.common import ELEMENT_BYTES, panel_columns
 from skimattn.codegen.tiles.split import (
-    BRANCH_LEAVES,
     GROUP_ROWS,
     KEYS_PER_ROW,
     MAX_GROUPS,
     MAX_LEAVES,
-    leaf_tiles,
+    MLA_MOST_ROWS,
+    Split,
+    split_of,
 )
 
 from .._call.problem import Problem
@@ -38,6 +39,7 @@ RULE: dict[str, Value] = {
     "decode_most_rows": MAX_GROUPS * GROUP_ROWS,
     "decode_keys_per_row": KEYS_PER_ROW,
 }
+_RULE_OF_LATENT = RULE | {"decode_always_rows": MLA_MOST_ROWS, "decode_most_rows": MLA_MOST_ROWS}
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,10 @@ class Cut:
 
 def cut_of(problem: Problem, kernel: Kernel, sm_count: int) -> Cut:
     """The cut of a call's decoded requests by a decode kernel, on a device of ``sm_count`` multiprocessors."""
-    rows = min(problem.len_q * (problem.heads_q // problem.heads_kv), MAX_GROUPS * GROUP_ROWS)
+    most_rows = MLA_MOST_ROWS if problem.latent else MAX_GROUPS * GROUP_ROWS
+    rows = min(problem.len_q * (problem.heads_q // problem.heads_kv), most_rows)
     groups, part_rows = -(-rows // GROUP_ROWS), min(rows, GROUP_ROWS)
-    leaves, branches = _most_parts(problem, kernel.tile_n)
+    leaves, branches = _most_parts(problem, kernel.tile_n, split_of(kernel.spec))
     pairs, ctas = problem.batch * problem.heads_kv * groups, sm_count * kernel.ctas_per_sm
     floats = problem.heads_kv * groups * part_rows * (kernel.head_dim_v + _PADDING)  # of a part of a request
     balance = pairs * branches / (-(-pairs * branches // ctas) * ctas)
@@ -83,7 +86,7 @@ def cut_of(problem: Problem, kernel: Kernel, sm_count: int) -> Cut:
     )
 
 
-def _most_parts(problem: Problem, tile_n: int) -> tuple[int, int]:
+def _most_parts(problem: Problem, tile_n: int, split: Split) -> tuple[int, int]:
     """The most leaves and branches of a request."""
     tiles = max(1, -(-problem.len_k // tile_n))
     starts_anywhere = problem.mask in ("window", "chunked")
@@ -97,8 +100,8 @@ def _most_parts(problem: Problem, tile_n: int) -> tuple[int, int]:
         if problem.chunk_size:
             keys = min(keys, problem.chunk_size + problem.len_q)
         tiles = min(tiles, keys // tile_n + 2)
-    leaves = min(MAX_LEAVES, -(-tiles // leaf_tiles(1, tile_n))) + (1 if starts_anywhere else 0)
-    return leaves, -(-leaves // BRANCH_LEAVES) + (1 if starts_anywhere else 0)
+    leaves = min(MAX_LEAVES, -(-tiles // split.leaf_tiles(1, tile_n))) + (1 if starts_anywhere else 0)
+    return leaves, -(-leaves // split.branch_leaves) + (1 if starts_anywhere else 0)
 
 
 def plan_decode(
@@ -124,7 +127,7 @@ def plan_decode(
     heads, rows = q_box(problem)
     common: dict[str, Value] = {
         **scalars,
-        **RULE,
+        **(_RULE_OF_LATENT if problem.latent else RULE),
         "requests_in_l2": min(WARP_THREADS, problem.batch),
         "fold_branches": int(cut.folds),
         "parts": cut.parts,

@@ -94,7 +94,8 @@ def shared_in_l2(problem: Problem, varlen_q: bool) -> tuple[int, int]:
     keys = batch * problem.len_k if problem.params.cu_seqlens_k is None else problem.keys
     if problem.form.paged:
         keys = min(keys, problem.params.k.shape[0] * problem.page_size)
-    bytes_per_key = (problem.head_dim + problem.head_dim_v) * ELEMENT_BYTES[problem.dtype]
+    columns = problem.head_dim + (0 if problem.latent else problem.head_dim_v)
+    bytes_per_key = columns * ELEMENT_BYTES[problem.dtype]
     return l2_sections(batch, problem.heads_kv, keys * bytes_per_key, varlen_q)
 
 

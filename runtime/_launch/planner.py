@@ -101,10 +101,11 @@ def _maps_of_keys(problem: Problem, kernel: Kernel) -> dict[str, TensorMapSpec]:
     if problem.page_size:
         rows, hnd = page_box_rows(problem.page_size, kernel.tile_n), params.kv_layout == "HND"
     box = (panel_columns(kernel.dtype), rows, 1, 1)
-    return {
-        "tma_k": map_of(params.k, kernel.dtype, box, problem, hnd),
-        "tma_v": map_of(params.v, kernel.dtype, box, problem, hnd),
-    }
+    maps = {"tma_k": map_of(params.k, kernel.dtype, box, problem, hnd)}
+    if not problem.latent:
+        assert params.v is not None
+        maps["tma_v"] = map_of(params.v, kernel.dtype, box, problem, hnd)
+    return maps
 
 
 def make_plan(

@@ -69,7 +69,7 @@ class Prepared:
             device: where.
             loaded: the kernels by phase.
         """
-        plan = planner.plan(problem, buffers)
+        plan, by_name = planner.plan(problem, buffers), {one.kernel.name: one for one in loaded.values()}
         params = problem.params
         with self._lock:
             self.token = None  # until all of it is there
@@ -85,7 +85,7 @@ class Prepared:
                 self._steps.append(Step())
             self.steps = self._steps[: len(plan.kernels)]
             for step, planned in zip(self.steps, plan.kernels, strict=True):
-                step.fill(planned, loaded[planned.kernel.phase])
+                step.fill(planned, by_name[planned.kernel.name])
             self._counter = self._stream = -1  # the block's may be gone
             self._threshold = problem.threshold
             # What is replaced by a tensor that every launch makes is not pointed to.
@@ -100,6 +100,7 @@ class Prepared:
         """What :meth:`accepts` compares addresses with."""
         params = problem.params
         self._tma = [names.index(name) for name in _TMA if name in names]
+        self._same = [names.index(name) for name in ("k", "v")] if problem.latent and params.v is not None else []
         self._mask = names.index("custom_mask") if params.custom_mask is not None else -1
         self._mask_multiple = 1 if params.custom_mask is None else multiple_of("custom_mask", params.custom_mask)
         self._outputs = [index for index, name in enumerate(names) if name in OUTPUTS]
@@ -107,6 +108,8 @@ class Prepared:
 
     def accepts(self, addresses: Sequence[int]) -> bool:
         """Whether tensors of this signature may lie there: aligned, and outputs apart from everything else.
+
+        MLA's values must lie where its keys do.
 
         The same as :func:`check_addresses`, which says what is wrong, but in numbers that are known. False where it
         cannot tell.
@@ -116,6 +119,8 @@ class Prepared:
         for index in self._tma:
             if addresses[index] % TMA_BYTES:
                 return False
+        if self._same and addresses[self._same[0]] != addresses[self._same[1]]:
+            return False
         if self._mask_multiple > 1 and addresses[self._mask] % self._mask_multiple:
             return False
         for output in self._outputs:

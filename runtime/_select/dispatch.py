@@ -48,6 +48,8 @@ def phases_of(problem: Problem, arch: str) -> tuple[str, ...]:
     Lengths that only the device knows may be anything up to their bound. Fewer rows and more keys speak for decode.
     """
     per_kv = problem.heads_q // problem.heads_kv
+    if problem.latent:
+        return ("decode",)
     if not _has_decode(problem, arch):
         return ("prefill",)
     fewest_rows = 0 if problem.varlen_q else problem.len_q
@@ -100,7 +102,10 @@ def combine_spec(decode: KernelSpec) -> KernelSpec:
 
 
 def spec_of(problem: Problem, arch: str, phase: str = "prefill") -> KernelSpec:
-    """The kernel of one phase that the call needs; :class:`NoKernelError` if the matrix does not hold it."""
+    """The kernel of one phase that the call needs; :class:`NoKernelError` if the matrix does not hold it.
+
+    Decode of MLA in latent form is a phase of its own among kernels, and ``decode`` everywhere else.
+    """
     spec = _spec(problem, arch, phase)
     verdict = matrix.judge(spec)
     if isinstance(verdict, matrix.Rejected):
@@ -110,6 +115,8 @@ def spec_of(problem: Problem, arch: str, phase: str = "prefill") -> KernelSpec:
 
 
 def _spec(problem: Problem, arch: str, phase: str) -> KernelSpec:
+    if problem.latent:
+        phase = "mla"
     dim, dim_v = head_dims(phase, problem.head_dim, problem.head_dim_v)
     return KernelSpec(
         arch=arch,

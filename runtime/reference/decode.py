@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from skimattn.codegen.metadata import Kernel
-from skimattn.codegen.tiles.split import BRANCH_LEAVES, leaf_tiles
+from skimattn.codegen.tiles.split import split_of
 
 from .._call.problem import Problem
 from ._requests import Request, seen_by_request, tile_range, visible
@@ -52,7 +52,7 @@ def compute(problem: Problem, kernel: Kernel, request: Request) -> None:
     per_kv = problem.heads_q // problem.heads_kv
     seen = visible(problem, request, torch.arange(request.len_q))
     tiles = tile_range(problem, seen, kernel.tile_n)
-    spacing = leaf_tiles(len(tiles), kernel.tile_n)
+    spacing = split_of(kernel.spec).leaf_tiles(len(tiles), kernel.tile_n)
     leaves = range(tiles.start // spacing, max(-(-tiles.stop // spacing), tiles.start // spacing + 1))
     for first_row in range(0, request.len_q * per_kv, kernel.group_rows):
         packed = torch.arange(first_row, min(first_row + kernel.group_rows, request.len_q * per_kv))
@@ -89,10 +89,10 @@ class _Group:
     def compute(self, leaves: range, spacing: int) -> None:
         rows = (self.problem.heads_kv, len(self.rows))
         start, neutral = self._start(rows), _State.neutral(rows, self.problem.head_dim_v)
-        result = neutral
-        for branch in range(leaves.start // BRANCH_LEAVES, -(-leaves.stop // BRANCH_LEAVES)):
+        result, size = neutral, split_of(self.kernel.spec).branch_leaves
+        for branch in range(leaves.start // size, -(-leaves.stop // size)):
             merged = neutral
-            for leaf in range(branch * BRANCH_LEAVES, (branch + 1) * BRANCH_LEAVES):
+            for leaf in range(branch * size, (branch + 1) * size):
                 if leaf in leaves:
                     merged = merged.merged(self._leaf(start, range(leaf * spacing, (leaf + 1) * spacing)))
             result = result.merged(merged)
@@ -131,7 +131,7 @@ class _Group:
 
     def _leaf(self, start: torch.Tensor, own: range) -> _State:
         problem, units = self.problem, self.units
-        softmax = Softmax(start, problem.head_dim_v, units, problem.params.v.dtype)
+        softmax = Softmax(start, problem.head_dim_v, units, self.request.v.dtype)
         for tile in reversed(own):
             if tile not in self.tiles:
                 continue

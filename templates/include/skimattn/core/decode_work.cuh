@@ -70,6 +70,14 @@ SKIM_DEVICE bool thresholds_are_above_zero(const DecodeItem& item, int lane, con
 }
 
 template <class Storage>
+SKIM_DEVICE void write_decode_item(const DecodeItem& item, Storage& smem, int slot) {
+  const WorkItem& base = item.base;
+  const int words[kDecodeWords] = {base.valid, base.batch,    base.head,     base.row0, base.len_q,
+                                   base.len_k, base.q_offset, base.k_offset, item.part, item.starts};
+#pragma unroll
+  for (int i = 0; i < kDecodeWords; ++i) ptx::st_shared(&smem.work[slot][i], words[i]);
+}
+template <class Storage>
 SKIM_DEVICE DecodeItem read_decode_item(const Storage& smem, int slot) {
   int words[kDecodeWords];
 #pragma unroll

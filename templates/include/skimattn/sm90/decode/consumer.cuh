@@ -29,7 +29,9 @@ class DecodeConsumer {
       for (int leaf = own.lo; leaf < own.hi; ++leaf) {
         compute_leaf(leaf);
         const DecodeItem item = read_item();
-        DecodeEpilogue<Tr>::fold(o_, rows_, merged_, leaf == own.lo, leaf == own.hi - 1 && is_only_part(item),
+        RowScale scale[kThreadRows];
+        leaf_scale(rows_, p_, scale);
+        DecodeEpilogue<Tr>::fold(o_, scale, merged_, leaf == own.lo, leaf == own.hi - 1 && is_only_part(item),
                                  place_of(item), item, p_, thread_);
       }
       finish_work();
@@ -89,25 +91,7 @@ class DecodeConsumer {
     work_.advance();
   }
 
-  SKIM_DEVICE Place place_of(const DecodeItem& item) const {
-    const int qheads_per_kv = item.qheads_per_kv(p_), lane = thread_ % kWarpThreads;
-    const int first = item.base.row0 + thread_ / kWarpThreads * 16 + lane / 4;
-    Place at;
-    at.column = lane % 4 * 2;
-    at.batch = item.base.batch;
-    at.len_q = item.base.len_q;
-    at.len_k = item.base.len_k;
-    at.q_offset = item.base.q_offset;
-#pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) {
-      const int packed = first + Layout::kRowStep * r;
-      at.row[r] = packed / qheads_per_kv;
-      at.head[r] = item.base.head * qheads_per_kv + packed % qheads_per_kv;
-      at.alibi[r] = 0.0f;
-      if constexpr (Tr::kAlibi) at.alibi[r] = alibi_slope(at.batch, at.head[r], p_) * p_.bias_scale;
-    }
-    return at;
-  }
+  SKIM_DEVICE Place place_of(const DecodeItem& item) const { return packed_place<Tr>(item, thread_, p_); }
 
   // What every leaf's maxima start from.
   SKIM_DEVICE void find_start_maxima(const DecodeItem& item) {

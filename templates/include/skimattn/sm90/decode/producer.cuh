@@ -1,6 +1,7 @@
 // The warps that feed a decode CTA: one draws work, tells everybody, and loads K; one loads V, one Q. All lanes of a
 // warp load, each its boxes, since pages may be small.
 #pragma once
+#include <skimattn/sm90/decode/stats.cuh>
 #include <skimattn/sm90/decode/storage.cuh>
 
 namespace skimattn::sm90 {
@@ -43,7 +44,7 @@ class DecodeProducer {
           skipped += kept ? 0 : 1;
         }
       }
-      if constexpr (kCounts) add_stats(item, visited, skipped);
+      if constexpr (kCounts) DecodeStats<Tr>::add(item, visited, skipped, lane_, kWarpThreads, p_);
       release_item();
     }
   }
@@ -71,12 +72,8 @@ class DecodeProducer {
 
   SKIM_DEVICE void publish(const DecodeItem& item) {
     ptx::mbarrier_wait_parity(&smem_.work_empty[work_.slot], work_.phase ^ 1);
-    const WorkItem& base = item.base;
-    const int words[kDecodeWords] = {base.valid, base.batch,    base.head,     base.row0, base.len_q,
-                                     base.len_k, base.q_offset, base.k_offset, item.part, item.starts};
     if (lane_ == 0) {
-#pragma unroll
-      for (int i = 0; i < kDecodeWords; ++i) ptx::st_shared(&smem_.work[work_.slot][i], words[i]);
+      write_decode_item(item, smem_, work_.slot);
       ptx::mbarrier_arrive(&smem_.work_full[work_.slot]);
     }
     work_.advance();
@@ -125,43 +122,8 @@ class DecodeProducer {
       ++votes_;
       run_.add(kept);
       if (kept && !early) load_v(item, n);
-      if constexpr (kCounts) record(item, n, kept);
+      if constexpr (kCounts) DecodeStats<Tr>::record(item, n, kept, lane_, kWarpThreads, p_);
       return kept;
-    }
-  }
-
-  // Query heads [0, count) of the kv head that have a row in the item's group, from `first` on, modulo their number.
-  struct Heads {
-    int first, count;
-  };
-  SKIM_DEVICE Heads heads_of(const DecodeItem& item) const {
-    const int qheads_per_kv = item.qheads_per_kv(p_);
-    const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0);
-    return {item.base.row0 % qheads_per_kv, imin(rows, qheads_per_kv)};
-  }
-  SKIM_DEVICE int head_at(const DecodeItem& item, const Heads& heads, int i) const {
-    const int qheads_per_kv = item.qheads_per_kv(p_);
-    return item.base.head * qheads_per_kv + (heads.first + i) % qheads_per_kv;
-  }
-
-  SKIM_DEVICE void record(const DecodeItem& item, int n, bool kept) const {
-    if (p_.skip_map == nullptr) return;
-    const Heads heads = heads_of(item);
-    for (int i = lane_; i < heads.count; i += kWarpThreads) {
-      uint8_t* row = p_.skip_map + item.base.batch * p_.skip_map_stride_batch +
-                     head_at(item, heads, i) * p_.skip_map_stride_head +
-                     item.base.row0 / Tr::kGroupRows * p_.skip_map_stride_group;
-      ptx::st_global(row + n, static_cast<uint8_t>(kept ? 1 : 2));
-    }
-  }
-
-  SKIM_DEVICE void add_stats(const DecodeItem& item, int visited, int skipped) const {
-    const Heads heads = heads_of(item);
-    for (int i = lane_; i < heads.count; i += kWarpThreads) {
-      const int64_t pair = static_cast<int64_t>(item.base.batch) * p_.stats_stride_batch +
-                           head_at(item, heads, i) * p_.stats_stride_head;
-      ptx::atomic_add(p_.stats + 2 * pair, static_cast<unsigned long long>(visited));
-      ptx::atomic_add(p_.stats + 2 * pair + 1, static_cast<unsigned long long>(skipped));
     }
   }
 

@@ -1,0 +1,119 @@
+// The warpgroup of an MLA decode CTA that follows: it multiplies the leader's probabilities by the right half of V's
+// columns, and counts, since it has the time.
+#pragma once
+#include <skimattn/sm90/decode/stats.cuh>
+#include <skimattn/sm90/mla/group.cuh>
+
+namespace skimattn::sm90 {
+
+template <class Tr>
+class MlaFollower : public MlaGroup<Tr, false> {
+ public:
+  using Base = MlaGroup<Tr, false>;
+  using Storage = typename Base::Storage;
+  static constexpr bool kSkips = Base::kSkips, kCounts = Tr::kSkip == Skip::kStat;
+
+  SKIM_DEVICE MlaFollower(const Params& p, Storage& smem) : Base(p, smem) {}
+
+  SKIM_DEVICE void run() {
+    while (this->wait_for_work()) {
+      pass_start_tiles(this->read_item());
+      const Span own = this->own_leaves(this->read_item());
+      int visited = 0, skipped = 0;
+      for (int leaf = own.lo; leaf < own.hi; ++leaf) {
+        compute_leaf(leaf, visited, skipped);
+        finish_leaf(leaf);
+      }
+      if constexpr (kCounts) DecodeStats<Tr>::add(this->read_item(), visited, skipped, thread_, kGroupThreads, p_);
+      this->finish_work();
+    }
+  }
+
+ private:
+  using Base::o_;
+  using Base::p_;
+  using Base::smem_;
+  using Base::thread_;
+  using Base::kv_;
+  using Base::vote_;
+  using Base::votes_;
+  using Base::told_;
+
+  SKIM_DEVICE void pass_start_tiles(const DecodeItem& item) {
+    if constexpr (kSkips) {
+      const Span start = start_tiles<Tr>(item, group_range<Tr>(item, p_), p_);
+      for (int n = start.lo; n < start.hi; ++n) {
+        this->wait_for(Storage::kRight);  // or this would count for the tile that was in the slot before
+        hand_back();
+      }
+    }
+  }
+  SKIM_DEVICE void hand_back() {
+    this->release(Storage::kRight);
+    kv_.advance();
+  }
+
+  SKIM_DEVICE void compute_leaf(int leaf, int& visited, int& skipped) {
+    const DecodeItem item = this->read_item();
+    const Span tiles = this->tiles_of(item, leaf, group_range<Tr>(item, p_));
+    this->clear_output();
+    for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
+      const bool kept = !kSkips || hear_vote();
+      if (kept) multiply_values();
+      hand_back();
+      if constexpr (kCounts) {
+        ++visited;
+        skipped += kept ? 0 : 1;
+        DecodeStats<Tr>::record(this->read_item(), n, kept, thread_, kGroupThreads, p_);
+      }
+    }
+  }
+
+  SKIM_DEVICE bool hear_vote() {
+    DecodeVote& vote = smem_.votes[vote_.slot];
+    ++votes_;
+    ptx::mbarrier_wait_parity(&vote.voted, vote_.phase);
+    const bool kept = ptx::warp_any(ptx::ld_shared(&vote.kept) == votes_);  // uniform for the compiler too
+    this->signal(&vote.counted);
+    vote_.advance();
+    return kept;
+  }
+
+  // O = O * what it counts from now on + P.V of the right half.
+  SKIM_DEVICE void multiply_values() {
+    ptx::mbarrier_wait_parity(&smem_.told_full, told_.phase);
+    float scale[kThreadRows];
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      scale[r] = ptx::ld_shared_float(smem_.told[this->first_row() + Layout::kRowStep * r]);
+    }
+#pragma unroll
+    for (int i = 0; i < Base::kOut; ++i) o_[i] *= scale[Layout::row(i)];
+    this->wait_for(Storage::kRight);
+    ptx::wgmma_fence();
+    const uint64_t p = k_major(smem_.p), v = this->values();
+#pragma unroll
+    for (int i = 0; i < Base::kStepsV; ++i) {
+      Base::Wgmma::ss_mn_major(o_, advance(p, i * 32), advance(v, i * 16 * kPanelRowBytes));
+    }
+    ptx::wgmma_commit();
+    ptx::wgmma_wait<0>();
+    this->signal(&smem_.told_empty);
+    told_.advance();
+  }
+
+  SKIM_DEVICE void finish_leaf(int leaf) {
+    RowScale scale[kThreadRows];
+    ptx::mbarrier_wait_parity(&smem_.told_full, told_.phase);
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      const float* from = smem_.told[this->first_row() + Layout::kRowStep * r];
+      scale[r] = {ptx::ld_shared_float(from), ptx::ld_shared_float(from + 1)};
+    }
+    this->signal(&smem_.told_empty);
+    told_.advance();
+    this->fold(scale, leaf, this->read_item());
+  }
+};
+
+}  // namespace skimattn::sm90
