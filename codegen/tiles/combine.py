@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..spec import KernelSpec
+from . import sm90_decode, sm90_mla
 from .common import Tile
-from .sm90_decode import tile_of as decode_tile_of
-from .sm90_mla import TILE as MLA_TILE
-from .split import GROUP_ROWS, MLA, split_of
+from .sm90_decode import split_traits
+from .split import BRANCH_LEAVES, GROUP_ROWS, MAX_LEAVES
+
+_MAX_BRANCHES = MAX_LEAVES // BRANCH_LEAVES + 1  # neither the first leaf nor the first branch need start at a border
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,16 @@ class CombineTile(Tile):
 
     def traits(self, spec: KernelSpec) -> Mapping[str, int | bool]:
         """The split rule."""
-        split = split_of(spec)
-        return {"kMaxBranches": split.max_branches, **split.traits(self.tile_n)}
+        return {"kMaxBranches": _MAX_BRANCHES, **split_traits(self.tile_n, spec.head_dim)}
 
     def smem_bytes(self, spec: KernelSpec) -> int:
         """Columns of every branch in float32, and its maximum and sum."""
-        return -(-split_of(spec).max_branches * (spec.head_dim_v + 2) * 4 // 1024) * 1024
+        return -(-_MAX_BRANCHES * (spec.head_dim_v + 2) * 4 // 1024) * 1024
 
 
 def tile_of(spec: KernelSpec) -> CombineTile:
     """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
-    tile_n = (MLA_TILE if split_of(spec) is MLA else decode_tile_of(spec)).tile_n
+    merged = sm90_mla.TILE if spec.head_dim == 512 else sm90_decode.tile_of(spec)
     return CombineTile(
-        tile_m=1, tile_n=tile_n, stages=0, stages_v=0, separate_o=False, ctas_per_sm=2
+        tile_m=1, tile_n=merged.tile_n, stages=0, stages_v=0, separate_o=False, ctas_per_sm=2
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..spec import KernelSpec
 from .common import Tile
-from .split import GROUP_ROWS, split_of
+from .split import BRANCH_LEAVES, GROUP_ROWS, MAX_LEAVES, MIN_LEAF_KEYS
 
 _BARRIER_BYTES = 1024  # barriers, votes and the two work items
 
@@ -52,8 +52,17 @@ class Sm90DecodeTile(Tile):
             "kProducerRegs": self.producer_regs,
             "kConsumerRegs": self.consumer_regs,
             "kQInRegisters": self.q_in_registers,
-            **split_of(spec).traits(self.tile_n),
+            **split_traits(self.tile_n, spec.head_dim),
         }
+
+
+def split_traits(tile_n: int, head_dim: int) -> Mapping[str, int | bool]:
+    """The split rule as C++ constants."""
+    return {
+        "kMinLeafTiles": MIN_LEAF_KEYS[head_dim] // tile_n,
+        "kMaxLeaves": MAX_LEAVES,
+        "kBranchLeaves": BRANCH_LEAVES,
+    }
 
 
 # head_dim -> tile. 16 KB of keys to a slot, or 32 KB where 256 columns leave one CTA to an SM anyway.

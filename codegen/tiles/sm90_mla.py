@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from ..spec import KernelSpec
 from .common import Tile, row_bytes
-from .split import GROUP_ROWS, split_of
+from .sm90_decode import split_traits
+from .split import GROUP_ROWS
 
 _BARRIER_BYTES = 1024  # barriers, votes, work items, and two floats for each row
 
@@ -51,7 +52,7 @@ class Sm90MlaTile(Tile):
             "kLeaderRegs": self.leader_regs,
             "kFollowerRegs": self.follower_regs,
             "kProducerRegs": self.producer_regs,
-            **split_of(spec).traits(self.tile_n),
+            **split_traits(self.tile_n, spec.head_dim),
         }
 
 

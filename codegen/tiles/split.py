@@ -1,59 +1,24 @@
 """How the keys of one decoded request are split, and which requests are decoded: rules of its own lengths alone.
 
 So a request gives the same bits alone and inside any batch, on any number of multiprocessors. What is computed between
-two borders is a *leaf*, whose state starts anew; 16 leaves next to each other are a *branch*. Leaves are merged in
-rising order into their branch, and branches in rising order into the result, wherever that happens: a CTA may compute
-one leaf, or a whole branch and merge on chip.
+two borders is a *leaf*, whose state starts anew. 16 leaves next to each other are a *branch*: they are merged along a
+binary tree (a node without a sibling takes its parent's place), and branches in rising order into the result, wherever
+that happens: a CTA may compute one leaf, or merge any node's 2^level leaves as it goes.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-
-from ..spec import KernelSpec
 
 GROUP_ROWS = (
     64  # packed rows, in (query row, query head) order, that one wgmma tile (m64) holds and that decide together
 )
 MAX_GROUPS = 4  # of one (request, kv head)
 KEYS_PER_ROW = 16  # a request of more than one group is decoded if it has as many keys for each packed row
-MIN_LEAF_KEYS = 256
+# By head_dim: 128 KB of 16-bit keys and values, or more. A group of MLA (576, and 512 where it is merged) has a state of
+# 128 KB, which a CTA moves twice for each leaf, so its leaves are long.
+MIN_LEAF_KEYS = {64: 512, 128: 256, 256: 256, 576: 1024, 512: 1024}
 MAX_LEAVES = 128  # where the first one starts at a border; one more otherwise
-BRANCH_LEAVES = 16
-
-
-@dataclass(frozen=True)
-class Split:
-    """How the kernels of one phase split keys: leaves of at least ``min_leaf_keys``, ``branch_leaves`` to a branch."""
-
-    min_leaf_keys: int = MIN_LEAF_KEYS
-    branch_leaves: int = BRANCH_LEAVES
-
-    @property
-    def max_branches(self) -> int:
-        """Of one request: neither the first leaf nor the first branch need start at a border."""
-        return MAX_LEAVES // self.branch_leaves + 1
-
-    def traits(self, tile_n: int) -> dict[str, int | bool]:
-        """The rule as C++ constants."""
-        return {
-            "kMinLeafTiles": self.min_leaf_keys // tile_n,
-            "kMaxLeaves": MAX_LEAVES,
-            "kBranchLeaves": self.branch_leaves,
-        }
-
-    def leaf_tiles(self, tiles: int, tile_n: int) -> int:
-        """Key tiles of a leaf, where ``tiles`` of ``tile_n`` keys are visible to the request: a power of two."""
-        spacing = self.min_leaf_keys // tile_n
-        while tiles > spacing * MAX_LEAVES:
-            spacing *= 2
-        return spacing
-
-
-DECODE = Split()
-# Note: an MLA group's state is 128 KB, as much as 114 keys, and a CTA that computes several leaves moves it twice for
-# each. So they are long; a branch has as many keys as decode's.
-MLA = Split(min_leaf_keys=1024, branch_leaves=4)
+MAX_LEVEL = 4  # of a branch's root
+BRANCH_LEAVES = 1 << MAX_LEVEL
 MLA_MOST_ROWS = 2048  # packed rows of a request that MLA decode takes: what the workspace has room for at any length
 
 
@@ -68,11 +33,12 @@ def most_rows(len_k: int) -> int:
     return max(GROUP_ROWS, min(MAX_GROUPS * GROUP_ROWS, len_k // KEYS_PER_ROW))
 
 
-def leaf_tiles(tiles: int, tile_n: int) -> int:
-    """Of decode: :meth:`Split.leaf_tiles`."""
-    return DECODE.leaf_tiles(tiles, tile_n)
+def leaf_tiles(tiles: int, tile_n: int, head_dim: int) -> int:
+    """Key tiles of a leaf, where ``tiles`` of ``tile_n`` keys are visible to the request: a power of two.
 
-
-def split_of(spec: KernelSpec) -> Split:
-    """How the kernel's keys are split, or those of the kernels whose results it merges."""
-    return MLA if spec.phase == "mla" or spec.head_dim_v > 256 else DECODE
+    ``head_dim`` is the kernel's.
+    """
+    spacing = MIN_LEAF_KEYS[head_dim] // tile_n
+    while tiles > spacing * MAX_LEAVES:
+        spacing *= 2
+    return spacing

@@ -19,9 +19,9 @@ from skimattn.codegen.tiles.split import (
     KEYS_PER_ROW,
     MAX_GROUPS,
     MAX_LEAVES,
+    MAX_LEVEL,
+    MIN_LEAF_KEYS,
     MLA_MOST_ROWS,
-    Split,
-    split_of,
 )
 
 from .._call.problem import Problem
@@ -29,10 +29,10 @@ from .extent import extent_of
 from .plan import WARP_THREADS, TensorMapSpec, Value
 
 WORKSPACE_BYTES = 256 << 20  # at most, whatever the batch; what does not fit is computed in rounds
-_LEAF_BYTES = 128 << 20  # of parts that are single leaves
-_LEAST_BALANCE = 0.85  # of CTAs that have work in the last wave, below which CTAs compute leaves rather than branches
-_COMBINE_CTAS = 8  # per multiprocessor at most, each of which merges rows in turn
 _PADDING = 4  # floats of a part's row beyond its columns: maximum, sum, and up to whole 16 bytes
+_COMBINE_CTAS = 8  # per multiprocessor at most, each of which merges rows in turn
+# The part of the CTAs that suffices to keep memory busy: less than this in the last wave is lost time.
+_BUSY = 0.5
 # What both phases are told about whose a request is.
 RULE: dict[str, Value] = {
     "decode_always_rows": GROUP_ROWS,
@@ -42,66 +42,81 @@ RULE: dict[str, Value] = {
 _RULE_OF_LATENT = RULE | {"decode_always_rows": MLA_MOST_ROWS, "decode_most_rows": MLA_MOST_ROWS}
 
 
+def rule_of(problem: Problem) -> dict[str, Value]:
+    """What decode kernels are told about whose a request is: MLA's take all."""
+    return _RULE_OF_LATENT if problem.latent else RULE
+
+
 @dataclass(frozen=True)
 class Cut:
-    """How a batch is cut into parts. ``rounds`` of ``requests`` each share the workspace, one after the other.
+    """How a batch is cut into parts of 2^``level`` leaves. ``rounds`` of ``requests`` each share the workspace.
 
     ``rows`` bounds the packed rows of a (request, kv head), ``groups`` and ``part_rows`` their groups and a group's
-    rows. ``folds`` = a part is a branch, else a leaf; there is room for ``parts`` of them.
+    rows; there is room for ``parts`` of each group. ``ctas`` work on ``items`` in turn.
     """
 
     rows: int
     groups: int
     part_rows: int
-    folds: bool
+    level: int
     parts: int
     requests: int
     rounds: int
+    ctas: int
     workspace_floats: int
-    items: int
 
 
 def cut_of(problem: Problem, kernel: Kernel, sm_count: int) -> Cut:
     """The cut of a call's decoded requests by a decode kernel, on a device of ``sm_count`` multiprocessors."""
-    most_rows = MLA_MOST_ROWS if problem.latent else MAX_GROUPS * GROUP_ROWS
-    rows = min(problem.len_q * (problem.heads_q // problem.heads_kv), most_rows)
+    rule = rule_of(problem)
+    rows = min(problem.len_q * (problem.heads_q // problem.heads_kv), int(rule["decode_most_rows"]))
     groups, part_rows = -(-rows // GROUP_ROWS), min(rows, GROUP_ROWS)
-    leaves, branches = _most_parts(problem, kernel.tile_n, split_of(kernel.spec))
-    pairs, ctas = problem.batch * problem.heads_kv * groups, sm_count * kernel.ctas_per_sm
-    floats = problem.heads_kv * groups * part_rows * (kernel.head_dim_v + _PADDING)  # of a part of a request
-    balance = pairs * branches / (-(-pairs * branches // ctas) * ctas)
-    folds = balance >= _LEAST_BALANCE or problem.batch * leaves * floats * 4 > _LEAF_BYTES
-    parts = branches if folds else leaves
-    requests = max(1, min(problem.batch, WORKSPACE_BYTES // (parts * floats * 4)))
+    pairs, most_ctas = problem.heads_kv * groups, sm_count * kernel.ctas_per_sm
+    row_floats = kernel.head_dim_v + _PADDING
+    state_bytes = part_rows * row_floats * 4
+    columns = kernel.head_dim + (0 if problem.latent else kernel.head_dim_v)
+    leaf_bytes = MIN_LEAF_KEYS[kernel.head_dim] * columns * ELEMENT_BYTES[kernel.dtype]
+
+    def cost(level: int) -> float:
+        """Lost time against the rest: of an idle last wave, and of writing and reading partial results."""
+        parts = _most_parts(problem, kernel, level)
+        waves = problem.batch * pairs * parts / most_ctas
+        last = waves % 1
+        idle = max(0.0, 1 - last / _BUSY) if last else 0.0
+        return idle / waves + (2 * state_bytes / (leaf_bytes << level) if parts > 1 else 0.0)
+
+    level = min(range(MAX_LEVEL, -1, -1), key=cost)
+    parts = _most_parts(problem, kernel, level)
+    requests = max(1, min(problem.batch, WORKSPACE_BYTES // (parts * pairs * state_bytes)))
+    ctas = min(most_ctas, requests * pairs * parts)
     return Cut(
         rows=rows,
         groups=groups,
         part_rows=part_rows,
-        folds=folds,
+        level=level,
         parts=parts,
         requests=requests,
         rounds=-(-problem.batch // requests),
-        workspace_floats=requests * parts * floats,
-        items=requests * problem.heads_kv * groups * parts,
+        ctas=ctas,
+        workspace_floats=(requests * pairs * parts + ctas * level) * part_rows * row_floats,
     )
 
 
-def _most_parts(problem: Problem, tile_n: int, split: Split) -> tuple[int, int]:
-    """The most leaves and branches of a request."""
+def _most_parts(problem: Problem, kernel: Kernel, level: int) -> int:
+    """The most parts of 2^``level`` leaves of a request."""
+    tile_n, starts_anywhere = kernel.tile_n, problem.mask in ("window", "chunked")
     tiles = max(1, -(-problem.len_k // tile_n))
-    starts_anywhere = problem.mask in ("window", "chunked")
     if starts_anywhere:
         left, right = problem.window
-        keys = (
-            problem.len_k
-            if left < 0 or (right < 0 and problem.mask == "window")
-            else left + max(right, 0) + problem.len_q
-        )
+        unlimited = left < 0 or (right < 0 and problem.mask == "window")
+        keys = problem.len_k if unlimited else left + max(right, 0) + problem.len_q
         if problem.chunk_size:
             keys = min(keys, problem.chunk_size + problem.len_q)
         tiles = min(tiles, keys // tile_n + 2)
-    leaves = min(MAX_LEAVES, -(-tiles // split.leaf_tiles(1, tile_n))) + (1 if starts_anywhere else 0)
-    return leaves, -(-leaves // split.branch_leaves) + (1 if starts_anywhere else 0)
+    leaves = min(MAX_LEAVES, -(-tiles // (MIN_LEAF_KEYS[kernel.head_dim] // tile_n)))
+    if not starts_anywhere:
+        return -(-leaves // (1 << level))
+    return -(-leaves // (1 << level)) + 1
 
 
 def plan_decode(
@@ -127,9 +142,9 @@ def plan_decode(
     heads, rows = q_box(problem)
     common: dict[str, Value] = {
         **scalars,
-        **(_RULE_OF_LATENT if problem.latent else RULE),
+        **rule_of(problem),
         "requests_in_l2": min(WARP_THREADS, problem.batch),
-        "fold_branches": int(cut.folds),
+        "part_level": cut.level,
         "parts": cut.parts,
         "groups": cut.groups,
         "part_rows": cut.part_rows,
@@ -138,12 +153,11 @@ def plan_decode(
         "mask": BY_NAME["mask"].encode(problem.mask),
     }
     maps = {"tma_q": _map_of_q(problem, kernel, heads, rows), **maps}
-    grid = min(sm_count * kernel.ctas_per_sm, cut.items)
     for index in range(cut.rounds):
         first = index * cut.requests
         requests = min(cut.requests, problem.batch - first)
         sized = {**common, "first_request": first, "round_requests": requests}
-        yield kernel, maps, sized, grid
+        yield kernel, maps, sized, cut.ctas
         if cut.parts > 1:
             yield combine, {}, sized, min(_COMBINE_CTAS * sm_count, requests * problem.heads_kv * cut.rows)
 

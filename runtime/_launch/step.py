@@ -44,6 +44,18 @@ def writer(memory: memoryview, *names: str) -> Callable[..., None]:
     return partial(layout.pack_into, memory, OFFSETS[names[0]])
 
 
+class LaunchAttribute(ctypes.Structure):
+    """The driver's ``CUlaunchAttribute`` with an int for its value."""
+
+    _fields_ = (("id", ctypes.c_uint), ("_pad", ctypes.c_uint), ("value", ctypes.c_int), ("_rest", ctypes.c_byte * 60))
+
+
+# Phases whose kernels may start before the one before them in the stream has ended, for whose end they wait themselves.
+_STARTS_EARLY = ("decode", "mla", "combine")
+_PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_...
+_EARLY = LaunchAttribute(_PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1)
+
+
 class Step:
     """A parameter block, the arguments that point to it, and a launch configuration; filled in for one call."""
 
@@ -95,6 +107,8 @@ class Step:
         if self.name != loaded.kernel.name or self._function != int(loaded.function):
             kernel = loaded.kernel
             config.blockDimX, config.sharedMemBytes = kernel.threads, kernel.smem_bytes
+            early = kernel.phase in _STARTS_EARLY
+            config.attrs, config.numAttrs = (ctypes.addressof(_EARLY), 1) if early else (None, 0)
             self._function, self.name = int(loaded.function), kernel.name
             function = ctypes.c_void_p.from_param(self._function)
             self.arguments = ctypes.byref(config), function, ctypes.byref(self._argv), None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from skimattn.codegen.metadata import Kernel
-from skimattn.codegen.tiles.split import split_of
+from skimattn.codegen.tiles.split import BRANCH_LEAVES, leaf_tiles
 
 from .._call.problem import Problem
 from ._requests import Request, seen_by_request, tile_range, visible
@@ -47,12 +47,21 @@ def _fused(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     return (a.double() * b.double() + c.double()).float()
 
 
+def _root(nodes: list[_State | None]) -> _State:
+    """The state at the root of the binary tree over a branch's leaves; one without a sibling takes its parent's place."""
+    while len(nodes) > 1:
+        pairs = zip(nodes[::2], nodes[1::2], strict=True)
+        nodes = [left.merged(right) if left and right else left or right for left, right in pairs]
+    assert nodes[0], "a branch has a leaf"
+    return nodes[0]
+
+
 def compute(problem: Problem, kernel: Kernel, request: Request) -> None:
     """One request, as ``kernel`` and the one that merges would."""
     per_kv = problem.heads_q // problem.heads_kv
     seen = visible(problem, request, torch.arange(request.len_q))
     tiles = tile_range(problem, seen, kernel.tile_n)
-    spacing = split_of(kernel.spec).leaf_tiles(len(tiles), kernel.tile_n)
+    spacing = leaf_tiles(len(tiles), kernel.tile_n, kernel.head_dim)
     leaves = range(tiles.start // spacing, max(-(-tiles.stop // spacing), tiles.start // spacing + 1))
     for first_row in range(0, request.len_q * per_kv, kernel.group_rows):
         packed = torch.arange(first_row, min(first_row + kernel.group_rows, request.len_q * per_kv))
@@ -89,13 +98,13 @@ class _Group:
     def compute(self, leaves: range, spacing: int) -> None:
         rows = (self.problem.heads_kv, len(self.rows))
         start, neutral = self._start(rows), _State.neutral(rows, self.problem.head_dim_v)
-        result, size = neutral, split_of(self.kernel.spec).branch_leaves
-        for branch in range(leaves.start // size, -(-leaves.stop // size)):
-            merged = neutral
-            for leaf in range(branch * size, (branch + 1) * size):
-                if leaf in leaves:
-                    merged = merged.merged(self._leaf(start, range(leaf * spacing, (leaf + 1) * spacing)))
-            result = result.merged(merged)
+        result = neutral
+        for branch in range(leaves.start // BRANCH_LEAVES, -(-leaves.stop // BRANCH_LEAVES)):
+            nodes = [
+                self._leaf(start, range(leaf * spacing, (leaf + 1) * spacing)) if leaf in leaves else None
+                for leaf in range(branch * BRANCH_LEAVES, (branch + 1) * BRANCH_LEAVES)
+            ]
+            result = result.merged(_root(nodes))
         self._store(result)
 
     def _keys(self, tile: int) -> slice:

@@ -20,6 +20,12 @@ SKIM_DEVICE int redux_max(int value) { return __reduce_max_sync(~0u, value); }
 SKIM_DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(~0u, predicate); }
 SKIM_DEVICE int popcount(uint32_t bits) { return __popc(bits); }
 SKIM_DEVICE int lowest_bit(uint32_t bits) { return __ffs(bits) - 1; }
+// The same value. What follows from it is computed after this, not before a loop: addresses that are needed now and then
+// would take registers all the time.
+SKIM_DEVICE int late(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 SKIM_DEVICE bool warp_any(bool predicate) { return __any_sync(~0u, predicate); }
 
 template <int Registers>
@@ -30,6 +36,11 @@ template <int Registers>
 SKIM_DEVICE void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
 }
+
+// ---- programmatic dependent launch: what lies before the wait runs while the kernel before this one in the stream ends
+SKIM_DEVICE void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// Once all CTAs have said so or ended, the next kernel's may start; they too wait for this one's end.
+SKIM_DEVICE void griddepcontrol_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;"); }
 
 // ---- named barriers: `threads` counts everyone who syncs or arrives
 SKIM_DEVICE void bar_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }

@@ -48,6 +48,7 @@ class Combine {
   SKIM_DEVICE explicit Combine(const Params& p) : p_(p), smem_(reinterpret_cast<float*>(ptx::dynamic_smem())) {}
 
   SKIM_DEVICE void run() {
+    ptx::griddepcontrol_wait();
     const int most = imin(p_.len_q * (p_.heads_q / p_.heads_kv), p_.decode_most_rows);
     const int pairs = imin(p_.round_requests, p_.batch - p_.first_request) * p_.heads_kv;
     for (int row = ptx::block_index(); row < pairs * most; row += ptx::grid_size()) merge_row(row / most, row % most);
@@ -60,7 +61,7 @@ class Combine {
     const int qheads_per_kv = p_.heads_q / p_.heads_kv, row = packed / qheads_per_kv;
     if (row >= item.len_q || !decodes(p_, item.len_q, item.len_k)) return;
     const Leaves leaves = leaves_by_mask<Tr>(item.len_q, item.len_k, p_);
-    if (parts_of<Tr>(leaves, p_) == 1) return;  // its CTA wrote the result
+    if (parts_of(leaves, p_) == 1) return;  // its CTA wrote the result
     const int first = leaves.first / Tr::kBranchLeaves, branches = ceil_div(leaves.last, Tr::kBranchLeaves) - first;
     const int warp = ptx::thread_index() / kWarpThreads, lane = ptx::thread_index() % kWarpThreads;
     for (int branch = warp; branch < branches; branch += kWarps) {
@@ -83,27 +84,58 @@ class Combine {
     SKIM_DEVICE int head_of(int) const { return head; }
   };
 
+  // The tree over one branch's parts. All leaves of a wide tree are loaded before any is merged.
   SKIM_DEVICE State merge_branch(const Leaves& leaves, int branch, int batch, int kv_head, int packed, int lane) const {
-    const int group = packed / Tr::kGroupRows, inside = packed % Tr::kGroupRows;
-    if (p_.fold_branches != 0) {
-      return load(part_row<Tr>(batch, kv_head, group, branch - leaves.first / Tr::kBranchLeaves, inside, p_), lane);
-    }
-    const int lo = imax(leaves.first, branch * Tr::kBranchLeaves) - leaves.first;
-    const int hi = imin(leaves.last, (branch + 1) * Tr::kBranchLeaves) - leaves.first;
-    State merged, next[kAhead];
-    for (int part = lo; part < hi; part += kAhead) {
+    const int nodes = Tr::kBranchLeaves >> p_.part_level, first = leaves.first >> p_.part_level;
+    const int lo = imax(first - branch * nodes, 0);
+    const int hi = imin(((leaves.last - 1) >> p_.part_level) + 1 - branch * nodes, nodes);
+    const float* part = part_row<Tr>(batch, kv_head, packed / Tr::kGroupRows, branch * nodes - first,
+                                     packed % Tr::kGroupRows, p_);
+    const int64_t step = static_cast<int64_t>(p_.part_rows) * kPartRowFloats<Tr>;
+    State left[kLevels];
+    uint32_t held = 0;
+    for (int first_node = lo; first_node < hi; first_node += kAhead) {
+      State next[kAhead];
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        if (part + i < hi) next[i] = load(part_row<Tr>(batch, kv_head, group, part + i, inside, p_), lane);
+        if (first_node + i < hi) next[i] = load(part + (first_node + i) * step, lane);
       }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        if (part + i < hi) merged.merge(next[i]);
+        if (first_node + i < hi) climb(next[i], first_node + i, first_node + i == hi - 1, nodes, left, held);
       }
     }
-    return merged;
+    return left[kLevels - 1];
   }
-  static constexpr int kAhead = 32 / kColumns;  // loads in flight: as many as registers hold
+  static constexpr int kLevels = 5;  // of nodes of a branch, its root included
+  static_assert(1 << (kLevels - 1) == Tr::kBranchLeaves);
+  static constexpr int kAhead = imin(8, 32 / kColumns);  // loads in flight: as many as registers hold
+
+  // Merges node number `index` with the left nodes that wait for it; what comes out waits in its turn, the root in the
+  // last place.
+  SKIM_DEVICE static void climb(State state, int index, bool is_last, int nodes, State (&left)[kLevels],
+                                uint32_t& held) {
+#pragma unroll
+    for (int level = 0; level < kLevels; ++level) {
+      const bool is_root = nodes >> level == 1;
+      const bool is_right = (index >> level & 1) != 0;
+      if (is_root) {
+        left[kLevels - 1] = state;
+        return;
+      }
+      if (!is_right && !is_last) {
+        left[level] = state;
+        held |= 1u << level;
+        return;
+      }
+      if ((held >> level & 1) != 0) {
+        State merged = left[level];
+        merged.merge(state);
+        state = merged;
+        held ^= 1u << level;
+      }
+    }
+  }
 
   SKIM_DEVICE static State load(const float* part, int lane) {
     State state;

@@ -6,41 +6,37 @@
 
 namespace skimattn {
 
-// `base.head` is the kv head, `base.row0` the group's first packed row. `starts`: leaves start from the row maxima over
-// start tiles.
+// `base.head` is the kv head, `base.row0` the group's first packed row. What follows from these is computed once, by the
+// warp that draws the work, since integers cost the others more than they look.
 struct DecodeItem {
   WorkItem base;
-  int part, starts;
-  SKIM_DEVICE int qheads_per_kv(const Params& p) const { return p.heads_q / p.heads_kv; }
-  SKIM_DEVICE int packed_rows(const Params& p) const { return base.len_q * qheads_per_kv(p); }
+  int part, only;            // which part of the request's, and whether it is the only one
+  int leaf_tiles, lo, hi;    // tiles of a leaf, and the part's leaves
+  TileRange range;           // the tiles that the group's rows may see
+  Span start;                // the tiles that leaves' maxima start from, visited from the last one down
+  int first_key;             // that some row of the request may see
+  SKIM_DEVICE int packed_rows(const Params& p) const { return base.len_q * (p.heads_q / p.heads_kv); }
+  // The group's tiles [lo, hi) of one leaf.
+  SKIM_DEVICE Span tiles_of(int leaf) const {
+    return {imax(leaf * leaf_tiles, range.first), imin((leaf + 1) * leaf_tiles, range.last)};
+  }
 };
 constexpr int kDecodeWords = sizeof(DecodeItem) / 4;
 
 // Query rows [lo, hi) that have a packed row in the item's group.
 template <class Tr>
 SKIM_DEVICE Span group_rows(const DecodeItem& item, const Params& p) {
-  const int qheads_per_kv = item.qheads_per_kv(p);
+  const int qheads_per_kv = p.heads_q / p.heads_kv;
   const int end = imin(item.base.row0 + Tr::kGroupRows, item.packed_rows(p));
   return {item.base.row0 / qheads_per_kv, ceil_div(end, qheads_per_kv)};
 }
 
-// The tiles that the group's rows may see.
+// Tile 0 where rows see the first key; else the last visible tile, and the one before it if some row that has keys sees
+// none there. Geometry alone, whatever a custom mask says.
 template <class Tr>
-SKIM_DEVICE TileRange group_range(const DecodeItem& item, const Params& p) {
-  const Span rows = group_rows<Tr>(item, p);
-  return tile_range<Tr::kMask, Tr::kTileN>(rows.lo, rows.hi, item.base.len_q, item.base.len_k, p);
-}
-
-// The group's tiles [lo, hi) of one leaf.
-SKIM_DEVICE Span tiles_of_leaf(const Leaves& leaves, int leaf, const TileRange& range) {
-  return {imax(leaf * leaves.tiles, range.first), imin((leaf + 1) * leaves.tiles, range.last)};
-}
-
-// Start tiles, visited from the last one down: tile 0 where rows see the first key; else the last visible tile, and the
-// one before it if some row that has keys sees none there. Geometry alone, whatever a custom mask says.
-template <class Tr>
-SKIM_DEVICE Span start_tiles(const DecodeItem& item, const TileRange& range, const Params& p) {
-  if (item.starts == 0 || range.last <= range.first) return {0, 0};
+SKIM_DEVICE Span start_tiles(const DecodeItem& item, const Params& p) {
+  const TileRange& range = item.range;
+  if (range.last <= range.first) return {0, 0};
   if constexpr (!kHidesFirstKeys<Tr::kMask> || Tr::kMask == Mask::kCustom) {
     return {range.first, range.first + 1};
   } else {
@@ -60,7 +56,7 @@ SKIM_DEVICE Span start_tiles(const DecodeItem& item, const TileRange& range, con
 // By a whole warp: whether the thresholds of all heads of the item's group are above 0.
 template <class Tr>
 SKIM_DEVICE bool thresholds_are_above_zero(const DecodeItem& item, int lane, const Params& p) {
-  const int qheads_per_kv = item.qheads_per_kv(p), rows = item.packed_rows(p);
+  const int qheads_per_kv = p.heads_q / p.heads_kv, rows = item.packed_rows(p);
   bool above = true;
   for (int i = lane; i < Tr::kGroupRows && item.base.row0 + i < rows; i += kWarpThreads) {
     const int head = item.base.head * qheads_per_kv + (item.base.row0 + i) % qheads_per_kv;
@@ -69,20 +65,42 @@ SKIM_DEVICE bool thresholds_are_above_zero(const DecodeItem& item, int lane, con
   return ptx::ballot(!above) == 0;
 }
 
-template <class Storage>
-SKIM_DEVICE void write_decode_item(const DecodeItem& item, Storage& smem, int slot) {
-  const WorkItem& base = item.base;
-  const int words[kDecodeWords] = {base.valid, base.batch,    base.head,     base.row0, base.len_q,
-                                   base.len_k, base.q_offset, base.k_offset, item.part, item.starts};
-#pragma unroll
-  for (int i = 0; i < kDecodeWords; ++i) ptx::st_shared(&smem.work[slot][i], words[i]);
+// Fills in what follows from `base` and `part`. By a whole warp.
+template <class Tr>
+SKIM_DEVICE void complete(DecodeItem& item, int lane, const Params& p) {
+  const int len_q = item.base.len_q, len_k = item.base.len_k;
+  const Leaves leaves = leaves_of<Tr>(len_q, len_k, p);
+  const Span own = leaves_of_part(leaves, item.part, p), rows = group_rows<Tr>(item, p);
+  item.only = parts_of(leaves, p) == 1 ? 1 : 0;
+  item.leaf_tiles = leaves.tiles;
+  item.lo = own.lo;
+  item.hi = own.hi;
+  item.range = tile_range<Tr::kMask, Tr::kTileN>(rows.lo, rows.hi, len_q, len_k, p);
+  item.first_key = visible_keys<Tr::kMask>(len_k - len_q, len_k, p).lo;
+  item.start = {0, 0};
+  if constexpr (Tr::kSkip != Skip::kDense) {
+    if (thresholds_are_above_zero<Tr>(item, lane, p)) item.start = start_tiles<Tr>(item, p);
+  }
 }
+
 template <class Storage>
 SKIM_DEVICE DecodeItem read_decode_item(const Storage& smem, int slot) {
-  int words[kDecodeWords];
+  int w[kDecodeWords];
 #pragma unroll
-  for (int i = 0; i < kDecodeWords; ++i) words[i] = static_cast<int>(ptx::ld_shared(&smem.work[slot][i]));
-  return {{words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]}, words[8], words[9]};
+  for (int i = 0; i < kDecodeWords; ++i) w[i] = static_cast<int>(ptx::ld_shared(&smem.work[slot][i]));
+  return {{w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]}, w[8],           w[9],  w[10], w[11], w[12],
+          {w[13], w[14], w[15], w[16]},                     {w[17], w[18]}, w[19]};
+}
+template <class Storage>
+SKIM_DEVICE void write_decode_item(Storage& smem, int slot, const DecodeItem& item) {
+  const WorkItem& base = item.base;
+  const int words[kDecodeWords] = {
+      base.valid,       base.batch,    base.head,      base.row0,        base.len_q,
+      base.len_k,       base.q_offset, base.k_offset,  item.part,        item.only,
+      item.leaf_tiles,  item.lo,       item.hi,        item.range.first, item.range.last,
+      item.range.clean_first, item.range.clean_last, item.start.lo, item.start.hi, item.first_key};
+#pragma unroll
+  for (int i = 0; i < kDecodeWords; ++i) ptx::st_shared(&smem.work[slot][i], words[i]);
 }
 
 // What the scheduler counts: (group, part) of each request of this launch's round that is decode's.
@@ -93,7 +111,7 @@ struct DecodeUnits {
   SKIM_DEVICE static int of_request(const Params& p, int request) {
     const int rows = request_rows(p, request), keys = request_keys(p, request);
     if (rows == 0 || !decodes(p, rows, keys)) return 0;
-    return ceil_div(rows * (p.heads_q / p.heads_kv), Tr::kGroupRows) * parts_of<Tr>(leaves_of<Tr>(rows, keys, p), p);
+    return ceil_div(rows * (p.heads_q / p.heads_kv), Tr::kGroupRows) * parts_of(leaves_of<Tr>(rows, keys, p), p);
   }
 };
 
@@ -107,12 +125,13 @@ class DecodeScheduler {
   SKIM_DEVICE DecodeItem decode(const Params& p, int ticket, int lane) {
     const auto found = levels_.locate(p, ticket);
     if (found.request < 0) return {};
-    DecodeItem item = {make_item(p, found.request, found.head, 0), 0, 0};
+    DecodeItem item = {};
+    item.base = make_item(p, found.request, found.head, 0);
     // Note: groups of one part lie next to each other in the order, since they read the same keys.
     const int groups = ceil_div(item.packed_rows(p), Tr::kGroupRows);
     item.base.row0 = found.level % groups * Tr::kGroupRows;
     item.part = found.level / groups;
-    if constexpr (Tr::kSkip != Skip::kDense) item.starts = thresholds_are_above_zero<Tr>(item, lane, p) ? 1 : 0;
+    complete<Tr>(item, lane, p);
     return item;
   }
   SKIM_DEVICE int items() const { return levels_.items(); }

@@ -20,20 +20,24 @@ SKIM_DEVICE Leaves leaves_of(int len_q, int len_k, const Params& p) {
   return leaves;
 }
 
-// What one work item computes: branches where they are folded on chip, else leaves. Parts count from the request's
+// What one work item computes: 2^part_level leaves, as they lie in the branch's tree. Parts count from the request's
 // first.
-template <class Tr>
 SKIM_DEVICE int parts_of(const Leaves& leaves, const Params& p) {
-  if (p.fold_branches == 0) return leaves.last - leaves.first;
-  return ceil_div(leaves.last, Tr::kBranchLeaves) - leaves.first / Tr::kBranchLeaves;
+  return ((leaves.last - 1) >> p.part_level) - (leaves.first >> p.part_level) + 1;
 }
 // The leaves of one part.
-template <class Tr>
 SKIM_DEVICE Span leaves_of_part(const Leaves& leaves, int part, const Params& p) {
-  if (p.fold_branches == 0) return {leaves.first + part, leaves.first + part + 1};
-  const int branch = leaves.first / Tr::kBranchLeaves + part;
-  return {imax(leaves.first, branch * Tr::kBranchLeaves), imin(leaves.last, (branch + 1) * Tr::kBranchLeaves)};
+  const int node = (leaves.first >> p.part_level) + part;
+  return {imax(leaves.first, node << p.part_level), imin(leaves.last, (node + 1) << p.part_level)};
 }
+
+// Where a merged state goes in the tree over leaves: node `index` of `level`, counted from key 0 on. A node whose
+// sibling has no leaves of the request takes its parent's place unchanged.
+struct TreeNode {
+  int level, index;
+  SKIM_DEVICE bool is_right() const { return (index & 1) != 0; }
+  SKIM_DEVICE TreeNode parent() const { return {level + 1, index >> 1}; }
+};
 
 // The state of a row over some of its keys: what its exponentials are measured from (in log2), their sum, and the
 // output's columns, not normalised. The neutral one is {-inf, 0, 0}.
@@ -62,6 +66,13 @@ template <class Tr>
 SKIM_DEVICE float* part_row(int batch, int kv_head, int group, int part, int row, const Params& p) {
   const int64_t outer = (static_cast<int64_t>(batch - p.first_request) * p.heads_kv + kv_head) * p.groups + group;
   return p.partial + ((outer * p.parts + part) * p.part_rows + row) * kPartRowFloats<Tr>;
+}
+// Where a CTA keeps a row of the left node of a level until the right one is there: behind the parts.
+template <class Tr>
+SKIM_DEVICE float* left_row(int level, int row, const Params& p) {
+  const int64_t parts = static_cast<int64_t>(p.round_requests) * p.heads_kv * p.groups * p.parts;
+  const int64_t slot = parts + ptx::block_index() * p.part_level + level;
+  return p.partial + (slot * p.part_rows + row) * kPartRowFloats<Tr>;
 }
 
 }  // namespace skimattn

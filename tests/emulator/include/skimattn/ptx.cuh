@@ -32,6 +32,7 @@ inline float shfl_xor(float value, int lanes) {
 inline uint32_t ballot(bool predicate) { return emu::warp_collective(emu::Collective::kBallot, predicate, 0); }
 inline bool warp_any(bool predicate) { return ballot(predicate) != 0; }
 inline int popcount(uint32_t bits) { return __builtin_popcount(bits); }
+inline int late(int value) { return value; }
 inline int lowest_bit(uint32_t bits) { return __builtin_ffs(static_cast<int>(bits)) - 1; }
 
 template <int Registers>
@@ -42,6 +43,10 @@ template <int Registers>
 inline void setmaxnreg_dec() {
   emu::set_registers(Registers, false);
 }
+
+// ---- programmatic dependent launch: the emulator runs one kernel after the other
+inline void griddepcontrol_wait() {}
+inline void griddepcontrol_launch_dependents() {}
 
 // ---- named barriers
 inline void bar_sync(int id, int threads) { emu::barrier_sync(id, threads); }

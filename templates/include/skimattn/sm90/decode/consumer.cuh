@@ -25,14 +25,11 @@ class DecodeConsumer {
 
   SKIM_DEVICE void run() {
     while (load_work()) {
-      const Span own = own_leaves(read_item());
-      for (int leaf = own.lo; leaf < own.hi; ++leaf) {
+      for (int leaf = lo_; leaf < hi_; ++leaf) {
         compute_leaf(leaf);
-        const DecodeItem item = read_item();
         RowScale scale[kThreadRows];
         leaf_scale(rows_, p_, scale);
-        DecodeEpilogue<Tr>::fold(o_, scale, merged_, leaf == own.lo, leaf == own.hi - 1 && is_only_part(item),
-                                 place_of(item), item, p_, thread_);
+        epilogue_.fold(o_, scale, leaf, leaf == hi_ - 1, at_, p_);
       }
       finish_work();
     }
@@ -45,42 +42,28 @@ class DecodeConsumer {
     if (thread_ % kWarpThreads == 0) ptx::mbarrier_arrive(empty);
   }
 
-  // Note: read again where it is needed rather than kept, as is what follows from it: the main loop has no register to
-  // spare.
-  SKIM_DEVICE DecodeItem read_item() const {
-    const DecodeItem item = read_decode_item(smem_, work_.slot);
-    const WorkItem& base = item.base;
-    // Shuffled, so that the compiler knows them to be the same in the whole warp: branches depend on them.
-    return {{ptx::shfl(base.valid, 0), ptx::shfl(base.batch, 0), ptx::shfl(base.head, 0), ptx::shfl(base.row0, 0),
-             ptx::shfl(base.len_q, 0), ptx::shfl(base.len_k, 0), ptx::shfl(base.q_offset, 0),
-             ptx::shfl(base.k_offset, 0)},
-            ptx::shfl(item.part, 0),
-            ptx::shfl(item.starts, 0)};
-  }
-  SKIM_DEVICE Leaves leaves(const DecodeItem& item) const {
-    return leaves_of<Tr>(item.base.len_q, item.base.len_k, p_);
-  }
-  SKIM_DEVICE Span own_leaves(const DecodeItem& item) const {
-    return leaves_of_part<Tr>(leaves(item), item.part, p_);
-  }
-  SKIM_DEVICE bool is_only_part(const DecodeItem& item) const { return parts_of<Tr>(leaves(item), p_) == 1; }
+  // Shuffled, so that the compiler knows it to be the same in the whole warp: branches depend on it.
+  SKIM_DEVICE static int uniform(int value) { return ptx::shfl(value, 0); }
 
   SKIM_DEVICE bool load_work() {
     ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
-    const DecodeItem item = read_item();
-    if (!item.base.valid) return false;
-    at_ = place_of(item);
+    const DecodeItem item = read_decode_item(smem_, work_.slot);
+    if (!uniform(item.base.valid)) return false;
+    lo_ = uniform(item.lo);
+    hi_ = uniform(item.hi);
+    first_key_ = uniform(item.first_key);
+    at_ = packed_place<Tr>(item, thread_, p_);
+    if constexpr (kSkips) {
 #pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) {
-      if constexpr (kSkips) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
-      merged_[r] = {-kInf, 0.0f};
+      for (int r = 0; r < kThreadRows; ++r) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
     }
+    epilogue_.start(item, at_, p_, thread_);
     ptx::mbarrier_wait_parity(&smem_.q_full[q_state_.slot], q_state_.phase);
     if constexpr (Tr::kQInRegisters) {
       load_q();
       release(&smem_.q_empty[q_state_.slot]);
     }
-    find_start_maxima(item);
+    find_start_maxima({uniform(item.start.lo), uniform(item.start.hi)});
     return true;
   }
 
@@ -91,15 +74,12 @@ class DecodeConsumer {
     work_.advance();
   }
 
-  SKIM_DEVICE Place place_of(const DecodeItem& item) const { return packed_place<Tr>(item, thread_, p_); }
-
   // What every leaf's maxima start from.
-  SKIM_DEVICE void find_start_maxima(const DecodeItem& item) {
+  SKIM_DEVICE void find_start_maxima(const Span& tiles) {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) start_max_[r] = -kInf;
     if constexpr (kSkips) {
-      const Span start = start_tiles<Tr>(item, group_range<Tr>(item, p_), p_);
-      for (int n = start.hi - 1; n >= start.lo; --n) {
+      for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
         float s[kScores], thread_max[kThreadRows];
         compute_scores<true>(s, n);
         thread_maximum(s, thread_max);
@@ -109,10 +89,11 @@ class DecodeConsumer {
     }
   }
 
+  // Note: read again for every leaf rather than kept, since the main loop has no register to spare.
   SKIM_DEVICE void compute_leaf(int leaf) {
-    const DecodeItem item = read_item();
-    const TileRange range = group_range<Tr>(item, p_);
-    const Span tiles = tiles_of_leaf(leaves(item), leaf, range);
+    const DecodeItem item = read_decode_item(smem_, work_.slot);
+    const Span tiles = {uniform(item.tiles_of(leaf).lo), uniform(item.tiles_of(leaf).hi)};
+    const int clean_first = uniform(item.range.clean_first), clean_last = uniform(item.range.clean_last);
 #pragma unroll
     for (int i = 0; i < kOut; ++i) o_[i] = 0.0f;
 #pragma unroll
@@ -121,7 +102,7 @@ class DecodeConsumer {
       rows_.sum[r] = 0.0f;
     }
     for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
-      if (n >= range.clean_first && n < range.clean_last) {
+      if (n >= clean_first && n < clean_last) {
         step<false>(n);
       } else {
         step<true>(n);
@@ -210,7 +191,7 @@ class DecodeConsumer {
 
   // Zeroes what no row of the request sees of V, if this tile holds any: see seen_in_tile.
   SKIM_DEVICE void clear_unseen(int n) {
-    const Span seen = seen_in_tile<Tr>(at_.len_q, at_.len_k, n, p_);
+    const Span seen = {first_key_ - n * Tr::kTileN, at_.len_k - n * Tr::kTileN};
     if (seen.lo <= 0 && seen.hi >= Tr::kTileN) return;
     clear_keys(0, seen.lo);
     clear_keys(seen.hi, Tr::kTileN);
@@ -274,9 +255,11 @@ class DecodeConsumer {
   float o_[kOut];
   uint32_t q_[Tr::kQInRegisters ? kStepsQ : 1][4];
   uint32_t probabilities_[Tr::kTileN / 16][4];
-  RowState rows_;                 // of the leaf
-  RowScale merged_[kThreadRows];  // of the leaves before it
-  bool pending_ = false;          // whether P.V of `pending_tile_` is still to be done
+  RowState rows_;  // of the leaf
+  DecodeEpilogue<Tr> epilogue_;
+  int lo_, hi_;           // leaves of the part
+  int first_key_;         // that some row of the request may see
+  bool pending_ = false;  // whether P.V of `pending_tile_` is still to be done
   int pending_tile_ = 0;
   uint32_t votes_ = 0;
   PipelineState<Tr::kStages> k_;

@@ -22,6 +22,9 @@ SKIM_DEVICE void forward(const Params& p) {
     ptx::prefetch_tensormap(&p.tma_v);
     smem.init_barriers();
   }
+  // Note: nothing that lies in global memory may be touched before, not even lengths or the work counter.
+  ptx::griddepcontrol_wait();
+  ptx::griddepcontrol_launch_dependents();
   ptx::cta_sync();
   if (group == 1) {
     ptx::setmaxnreg_dec<Tr::kProducerRegs>();

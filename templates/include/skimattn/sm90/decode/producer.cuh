@@ -32,12 +32,9 @@ class DecodeProducer {
 
   SKIM_DEVICE void run_values() {
     for (DecodeItem item = receive(); item.base.valid; item = receive()) {
-      const TileRange range = group_range<Tr>(item, p_);
-      const Leaves leaves = leaves_of<Tr>(item.base.len_q, item.base.len_k, p_);
-      const Span own = leaves_of_part<Tr>(leaves, item.part, p_);
       int visited = 0, skipped = 0;
-      for (int leaf = own.lo; leaf < own.hi; ++leaf) {
-        const Span tiles = tiles_of_leaf(leaves, leaf, range);
+      for (int leaf = item.lo; leaf < item.hi; ++leaf) {
+        const Span tiles = item.tiles_of(leaf);
         for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
           const bool kept = load_value_tile(item, n);
           ++visited;
@@ -73,22 +70,18 @@ class DecodeProducer {
   SKIM_DEVICE void publish(const DecodeItem& item) {
     ptx::mbarrier_wait_parity(&smem_.work_empty[work_.slot], work_.phase ^ 1);
     if (lane_ == 0) {
-      write_decode_item(item, smem_, work_.slot);
+      write_decode_item(smem_, work_.slot, item);
       ptx::mbarrier_arrive(&smem_.work_full[work_.slot]);
     }
     work_.advance();
   }
 
   SKIM_DEVICE void load_keys(const DecodeItem& item) {
-    const TileRange range = group_range<Tr>(item, p_);
-    const Leaves leaves = leaves_of<Tr>(item.base.len_q, item.base.len_k, p_);
     if constexpr (kSkips) {
-      const Span start = start_tiles<Tr>(item, range, p_);
-      for (int n = start.hi - 1; n >= start.lo; --n) load_k(item, n);
+      for (int n = item.start.hi - 1; n >= item.start.lo; --n) load_k(item, n);
     }
-    const Span own = leaves_of_part<Tr>(leaves, item.part, p_);
-    for (int leaf = own.lo; leaf < own.hi; ++leaf) {
-      const Span tiles = tiles_of_leaf(leaves, leaf, range);
+    for (int leaf = item.lo; leaf < item.hi; ++leaf) {
+      const Span tiles = item.tiles_of(leaf);
       for (int n = tiles.hi - 1; n >= tiles.lo; --n) load_k(item, n);
     }
   }
@@ -130,7 +123,7 @@ class DecodeProducer {
   // Q's rows in packed order, a box of heads x rows after the other.
   SKIM_DEVICE void load_q(const DecodeItem& item, int slot) {
     const uint64_t policy = ptx::createpolicy_evict_first();
-    const int qheads_per_kv = item.qheads_per_kv(p_), box_rows = p_.q_box_heads * p_.q_box_rows;
+    const int qheads_per_kv = p_.heads_q / p_.heads_kv, box_rows = p_.q_box_heads * p_.q_box_rows;
     const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0), boxes = ceil_div(rows, box_rows);
     const int outer = p_.cu_seqlens_q == nullptr ? item.base.batch : 0;
     if (lane_ == 0) {

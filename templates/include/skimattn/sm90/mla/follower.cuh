@@ -16,11 +16,10 @@ class MlaFollower : public MlaGroup<Tr, false> {
   SKIM_DEVICE MlaFollower(const Params& p, Storage& smem) : Base(p, smem) {}
 
   SKIM_DEVICE void run() {
-    while (this->wait_for_work()) {
-      pass_start_tiles(this->read_item());
-      const Span own = this->own_leaves(this->read_item());
+    while (this->load_work()) {
+      pass_start_tiles(this->read_item().start);
       int visited = 0, skipped = 0;
-      for (int leaf = own.lo; leaf < own.hi; ++leaf) {
+      for (int leaf = this->lo_; leaf < this->hi_; ++leaf) {
         compute_leaf(leaf, visited, skipped);
         finish_leaf(leaf);
       }
@@ -39,10 +38,10 @@ class MlaFollower : public MlaGroup<Tr, false> {
   using Base::votes_;
   using Base::told_;
 
-  SKIM_DEVICE void pass_start_tiles(const DecodeItem& item) {
+  SKIM_DEVICE void pass_start_tiles(const Span& tiles) {
     if constexpr (kSkips) {
-      const Span start = start_tiles<Tr>(item, group_range<Tr>(item, p_), p_);
-      for (int n = start.lo; n < start.hi; ++n) {
+      const int count = Base::uniform(tiles.hi - tiles.lo);
+      for (int i = 0; i < count; ++i) {
         this->wait_for(Storage::kRight);  // or this would count for the tile that was in the slot before
         hand_back();
       }
@@ -54,8 +53,7 @@ class MlaFollower : public MlaGroup<Tr, false> {
   }
 
   SKIM_DEVICE void compute_leaf(int leaf, int& visited, int& skipped) {
-    const DecodeItem item = this->read_item();
-    const Span tiles = this->tiles_of(item, leaf, group_range<Tr>(item, p_));
+    const Span tiles = Base::tiles_of(this->read_item(), leaf);
     this->clear_output();
     for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
       const bool kept = !kSkips || hear_vote();
@@ -91,10 +89,10 @@ class MlaFollower : public MlaGroup<Tr, false> {
     for (int i = 0; i < Base::kOut; ++i) o_[i] *= scale[Layout::row(i)];
     this->wait_for(Storage::kRight);
     ptx::wgmma_fence();
-    const uint64_t p = k_major(smem_.p), v = this->values();
+    const uint64_t p = k_major_chunks(smem_.p, Tr::kGroupRows), v = this->values();
 #pragma unroll
     for (int i = 0; i < Base::kStepsV; ++i) {
-      Base::Wgmma::ss_mn_major(o_, advance(p, i * 32), advance(v, i * 16 * kPanelRowBytes));
+      Base::Wgmma::ss_mn_major(o_, advance(p, i * 2 * sizeof smem_.p[0]), advance(v, i * 16 * kPanelRowBytes));
     }
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>();
@@ -112,7 +110,7 @@ class MlaFollower : public MlaGroup<Tr, false> {
     }
     this->signal(&smem_.told_empty);
     told_.advance();
-    this->fold(scale, leaf, this->read_item());
+    this->fold(scale, leaf);
   }
 };
 

@@ -33,32 +33,20 @@ class MlaGroup {
     ptx::mbarrier_wait_parity(&smem_.kv_full[kv_.slot][part], kv_.phase);
   }
 
-  // Note: read again where it is needed rather than kept, to save registers.
-  SKIM_DEVICE DecodeItem read_item() const {
-    const DecodeItem item = read_decode_item(smem_, work_.slot);
-    const WorkItem& base = item.base;
-    // Shuffled, so that the compiler knows them to be the same in the whole warp: branches depend on them.
-    return {{ptx::shfl(base.valid, 0), ptx::shfl(base.batch, 0), ptx::shfl(base.head, 0), ptx::shfl(base.row0, 0),
-             ptx::shfl(base.len_q, 0), ptx::shfl(base.len_k, 0), ptx::shfl(base.q_offset, 0),
-             ptx::shfl(base.k_offset, 0)},
-            ptx::shfl(item.part, 0),
-            ptx::shfl(item.starts, 0)};
-  }
-  SKIM_DEVICE Leaves leaves(const DecodeItem& item) const {
-    return leaves_of<Tr>(item.base.len_q, item.base.len_k, p_);
-  }
-  SKIM_DEVICE Span own_leaves(const DecodeItem& item) const {
-    return leaves_of_part<Tr>(leaves(item), item.part, p_);
-  }
-  SKIM_DEVICE Span tiles_of(const DecodeItem& item, int leaf, const TileRange& range) const {
-    return tiles_of_leaf(leaves(item), leaf, range);
-  }
+  // Shuffled, so that the compiler knows it to be the same in the whole warp: branches depend on it.
+  SKIM_DEVICE static int uniform(int value) { return ptx::shfl(value, 0); }
 
-  SKIM_DEVICE bool wait_for_work() {
+  // Note: read again where it is needed rather than kept, as is what follows from it: the main loop has no register to
+  // spare.
+  SKIM_DEVICE DecodeItem read_item() const { return read_decode_item(smem_, ptx::late(work_.slot)); }
+
+  SKIM_DEVICE bool load_work() {
     ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
-#pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) merged_[r] = {-kInf, 0.0f};
-    return ptx::shfl(static_cast<int>(ptx::ld_shared(&smem_.work[work_.slot][0])), 0) != 0;
+    const DecodeItem item = read_item();
+    if (!uniform(item.base.valid)) return false;
+    lo_ = uniform(item.lo);
+    hi_ = uniform(item.hi);
+    return true;
   }
   SKIM_DEVICE void finish_work() {
     signal(&smem_.work_empty[work_.slot]);
@@ -76,18 +64,25 @@ class MlaGroup {
                    kv_.slot * Storage::kKvBytes);
   }
 
-  SKIM_DEVICE void fold(const RowScale (&scale)[kThreadRows], int leaf, const DecodeItem& item) {
-    const Span own = own_leaves(item);
-    const bool is_result = leaf == own.hi - 1 && parts_of<Tr>(leaves(item), p_) == 1;
-    DecodeEpilogue<Tr, Tr::kHeadDimV / 2, kLeads ? 0 : Tr::kHeadDimV / 2>::fold(o_, scale, merged_, leaf == own.lo, is_result,
-                                            packed_place<Tr>(item, thread_, p_), item, p_, thread_);
+  // The leaf's tiles.
+  SKIM_DEVICE static Span tiles_of(const DecodeItem& item, int leaf) {
+    return {uniform(item.tiles_of(leaf).lo), uniform(item.tiles_of(leaf).hi)};
+  }
+
+  // A leaf is done.
+  SKIM_DEVICE void fold(RowScale (&scale)[kThreadRows], int leaf) {
+    const DecodeItem item = read_item();
+    const Place at = packed_place<Tr>(item, thread_, p_);
+    epilogue_.start(item, at, p_, thread_);
+    epilogue_.fold(o_, scale, leaf, leaf == hi_ - 1, at, p_);
   }
 
   const Params& p_;
   Storage& smem_;
   const int thread_;  // of the warpgroup
   float o_[kOut];
-  RowScale merged_[kThreadRows];  // of the leaves before
+  int lo_, hi_;  // leaves of the part
+  DecodeEpilogue<Tr, Tr::kHeadDimV / 2, kLeads ? 0 : Tr::kHeadDimV / 2> epilogue_;
   uint32_t votes_ = 0;
   PipelineState<Tr::kStages> kv_;
   PipelineState<Storage::kVoteSlots> vote_;

@@ -18,10 +18,9 @@ class MlaLeader : public MlaGroup<Tr, true> {
   SKIM_DEVICE MlaLeader(const Params& p, Storage& smem) : Base(p, smem) {}
 
   SKIM_DEVICE void run() {
-    while (this->wait_for_work()) {
+    while (this->load_work()) {
       start_work(this->read_item());
-      const Span own = this->own_leaves(this->read_item());
-      for (int leaf = own.lo; leaf < own.hi; ++leaf) {
+      for (int leaf = lo_; leaf < hi_; ++leaf) {
         compute_leaf(leaf);
         finish_leaf(leaf);
       }
@@ -32,6 +31,8 @@ class MlaLeader : public MlaGroup<Tr, true> {
   }
 
  private:
+  using Base::hi_;
+  using Base::lo_;
   using Base::o_;
   using Base::p_;
   using Base::smem_;
@@ -42,22 +43,24 @@ class MlaLeader : public MlaGroup<Tr, true> {
   using Base::told_;
 
   SKIM_DEVICE void start_work(const DecodeItem& item) {
-    at_ = packed_place<Tr>(item, thread_, p_);
     if constexpr (kSkips) {
+      const Place at = packed_place<Tr>(item, thread_, p_);
 #pragma unroll
-      for (int r = 0; r < kThreadRows; ++r) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
+      for (int r = 0; r < kThreadRows; ++r) {
+        limit_[r] = log2_threshold(p_, at.batch, at.head[r]);
+        valid_[r] = at.valid(r);
+      }
     }
     ptx::mbarrier_wait_parity(&smem_.q_full, q_.phase);
-    find_start_maxima(item);
+    find_start_maxima({Base::uniform(item.start.lo), Base::uniform(item.start.hi)});
   }
 
   // What every leaf's maxima start from.
-  SKIM_DEVICE void find_start_maxima(const DecodeItem& item) {
+  SKIM_DEVICE void find_start_maxima(const Span& tiles) {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) start_max_[r] = -kInf;
     if constexpr (kSkips) {
-      const Span start = start_tiles<Tr>(item, group_range<Tr>(item, p_), p_);
-      for (int n = start.hi - 1; n >= start.lo; --n) {
+      for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
         float s[kScores], thread_max[kThreadRows];
         compute_scores<true>(s, n);
         thread_maximum(s, thread_max);
@@ -70,8 +73,8 @@ class MlaLeader : public MlaGroup<Tr, true> {
 
   SKIM_DEVICE void compute_leaf(int leaf) {
     const DecodeItem item = this->read_item();
-    const TileRange range = group_range<Tr>(item, p_);
-    const Span tiles = this->tiles_of(item, leaf, range);
+    const Span tiles = Base::tiles_of(item, leaf);
+    const int clean_first = Base::uniform(item.range.clean_first), clean_last = Base::uniform(item.range.clean_last);
     this->clear_output();
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
@@ -79,7 +82,7 @@ class MlaLeader : public MlaGroup<Tr, true> {
       rows_.sum[r] = 0.0f;
     }
     for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
-      if (n >= range.clean_first && n < range.clean_last) {
+      if (n >= clean_first && n < clean_last) {
         step<false>(n);
       } else {
         step<true>(n);
@@ -107,8 +110,13 @@ class MlaLeader : public MlaGroup<Tr, true> {
     ptx::wgmma_wait<0>();
     this->release(Storage::kRest);
     this->release(Storage::kRight);
-    apply_score_mod<Tr>(s, n * Tr::kTileN, at_, p_.score_scale);
-    if constexpr (kMasked) mask_scores<Tr>(s, n * Tr::kTileN, at_, p_);
+    if constexpr (kMasked) {
+      const Place at = packed_place<Tr>(this->read_item(), thread_, p_);
+      apply_score_mod<Tr>(s, n * Tr::kTileN, at, p_.score_scale);
+      mask_scores<Tr>(s, n * Tr::kTileN, at, p_);
+    } else {
+      apply_score_mod<Tr>(s, n * Tr::kTileN, Place{}, p_.score_scale);  // without alibi it does not ask where
+    }
   }
   SKIM_DEVICE void hand_back() {
     this->release(Storage::kLeft);
@@ -143,15 +151,15 @@ class MlaLeader : public MlaGroup<Tr, true> {
 
   // The follower's P, and what its output counts from now on.
   SKIM_DEVICE void tell_tile(const uint32_t (&probabilities)[Base::kStepsV][4], const RowMaxUpdate& update) {
-    const int row = this->first_row(), lane = thread_ % kWarpThreads;
+    const int row = ptx::late(this->first_row()), lane = thread_ % kWarpThreads;
     ptx::mbarrier_wait_parity(&smem_.told_empty, told_.phase ^ 1);
 #pragma unroll
     for (int i = 0; i < Base::kStepsV; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        uint8_t* to = smem_.p + swizzled_offset(row, i * 16 + half * 8) + lane % 4 * 4;
+        uint8_t* to = smem_.p[2 * i + half][row] + lane % 4 * 4;
         ptx::st_shared(to, probabilities[i][2 * half]);
-        ptx::st_shared(to + Layout::kRowStep * kPanelRowBytes, probabilities[i][2 * half + 1]);
+        ptx::st_shared(to + Layout::kRowStep * kChunkBytes, probabilities[i][2 * half + 1]);
       }
     }
     if (lane % 4 == 0) {
@@ -179,13 +187,15 @@ class MlaLeader : public MlaGroup<Tr, true> {
     }
     this->signal(&smem_.told_full);
     told_.advance();
-    this->fold(scale, leaf, this->read_item());
+    this->fold(scale, leaf);
   }
 
   // Zeroes what no row of the request sees of V, if this tile holds any: see seen_in_tile.
   SKIM_DEVICE void clear_unseen(int n) {
-    const Span seen = seen_in_tile<Tr>(at_.len_q, at_.len_k, n, p_);
+    const DecodeItem item = this->read_item();
+    const Span seen = {Base::uniform(item.first_key) - n * Tr::kTileN, Base::uniform(item.base.len_k) - n * Tr::kTileN};
     if (seen.lo <= 0 && seen.hi >= Tr::kTileN) return;
+    ptx::bar_sync(kUnseenBarrier, kGroupThreads);  // other warps may still read it as K
     clear_keys(0, seen.lo);
     clear_keys(seen.hi, Tr::kTileN);
     ptx::fence_proxy_async();
@@ -209,7 +219,7 @@ class MlaLeader : public MlaGroup<Tr, true> {
     bool agree = true;
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
-      agree &= !at_.valid(r) | row_can_skip(thread_max[r], rows_.max[r], p_.scale_log2, limit_[r]);
+      agree &= !valid_[r] | row_can_skip(thread_max[r], rows_.max[r], p_.scale_log2, limit_[r]);
     }
     bool kept = ptx::warp_any(!agree);
     DecodeVote& vote = smem_.votes[vote_.slot];
@@ -227,8 +237,8 @@ class MlaLeader : public MlaGroup<Tr, true> {
     return ptx::warp_any(kept);  // uniform for the compiler too
   }
 
-  Place at_;
   float limit_[kThreadRows];
+  bool valid_[kThreadRows];
   float start_max_[kThreadRows];
   RowState rows_;  // of the leaf
   PipelineState<1> q_;

@@ -16,7 +16,6 @@ struct MlaStorage {
   static constexpr int kKvBytes = kPanels * kKvPanelBytes;  // of one tile
   static constexpr int kParts = 3, kRest = 0, kLeft = 1, kRight = 2;  // in the order in which they are loaded
   static constexpr int kVoteSlots = Tr::kStages + 1;  // see DecodeStorage
-  static_assert(Tr::kTileN == kColumns);              // P is one panel
   static_assert(kPanelsV % 2 == 0);
 
   SKIM_DEVICE static constexpr int first_panel(int part) {
@@ -26,7 +25,7 @@ struct MlaStorage {
 
   alignas(1024) uint8_t q[kPanels * kQPanelBytes];
   alignas(1024) uint8_t kv[Tr::kStages][kKvBytes];
-  alignas(1024) uint8_t p[kQPanelBytes];
+  alignas(1024) uint8_t p[Tr::kTileN / 8][Tr::kGroupRows][16];  // see k_major_chunks
   // What the leader tells of each row. Of a kept tile: what older output counts; at the end of a leaf: its RowScale.
   float told[Tr::kGroupRows][2];
   uint64_t told_full, told_empty;  // P lies there too, if it is about a tile
