@@ -124,7 +124,7 @@ FIELDS: tuple[Field, ...] = (
     _int32("mask", "combine: code of the mask feature"),
     _int32("first_request", "decode: requests before it are computed by another launch"),
     _int32("round_requests", "decode: requests from there on"),
-    _int32("part_level", "decode: a CTA computes and merges 2^part_level leaves at a time, at most a branch"),
+    _int32("whole_branches", "decode: 1 = parts are branches, whose leaves one CTA computes and merges; 0 = leaves"),
     _int32("parts", "decode: room for parts of each (request, kv head, group)"),
     _int32("groups", "decode: row groups of each (request, kv head), at most"),
     _int32("part_rows", "decode: rows that a part has room for"),

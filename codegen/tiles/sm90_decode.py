@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..spec import KernelSpec
-from .common import Tile
+from .common import MAX_SMEM_BYTES, Tile, row_bytes
 from .split import BRANCH_LEAVES, GROUP_ROWS, MAX_LEAVES, MIN_LEAF_KEYS
 
 _BARRIER_BYTES = 1024  # barriers, votes and the two work items
@@ -46,6 +46,14 @@ class Sm90DecodeTile(Tile):
         """Barriers, votes and work items."""
         return _BARRIER_BYTES
 
+    def smem_bytes(self, spec: KernelSpec) -> int:
+        """As for all tiles, and O of the leaves before in float32, which takes Q's place where registers hold Q."""
+        q, merged = self.tile_m * row_bytes(spec.head_dim, spec.dtype), self.tile_m * spec.head_dim_v * 4
+        shared = min(q, merged) if self.q_in_registers else 0
+        total = super().smem_bytes(spec) + merged - shared
+        assert self.ctas_per_sm * total <= MAX_SMEM_BYTES, (spec.name, total)
+        return total
+
     def traits(self, spec: KernelSpec) -> Mapping[str, int | bool]:
         """Registers per thread of both roles, where Q is, and the constants of the split rule."""
         return {
@@ -68,16 +76,9 @@ def split_traits(tile_n: int, head_dim: int) -> Mapping[str, int | bool]:
 # head_dim -> tile. 16 KB of keys to a slot, or 32 KB where 256 columns leave one CTA to an SM anyway.
 _TILES = {
     64: Sm90DecodeTile(tile_m=64, tile_n=128, stages=3, stages_v=3, separate_o=False, ctas_per_sm=2),
-    128: Sm90DecodeTile(tile_m=64, tile_n=64, stages=3, stages_v=3, separate_o=False, ctas_per_sm=2),
+    128: Sm90DecodeTile(tile_m=64, tile_n=64, stages=3, stages_v=2, separate_o=False, ctas_per_sm=2),
     256: Sm90DecodeTile(
-        tile_m=64,
-        tile_n=64,
-        stages=3,
-        stages_v=2,
-        stages_q=2,
-        separate_o=False,
-        q_in_registers=False,
-        consumer_regs=256,
+        tile_m=64, tile_n=64, stages=2, stages_v=2, separate_o=False, q_in_registers=False, consumer_regs=256
     ),
 }
 

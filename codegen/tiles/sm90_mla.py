@@ -15,7 +15,7 @@ from .common import Tile, row_bytes
 from .sm90_decode import split_traits
 from .split import GROUP_ROWS
 
-_BARRIER_BYTES = 1024  # barriers, votes, work items, and two floats for each row
+_BARRIER_BYTES = 3072  # barriers, votes, work items, and eight floats for each row
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """How the keys of one decoded request are split, and which requests are decoded: rules of its own lengths alone.
 
 So a request gives the same bits alone and inside any batch, on any number of multiprocessors. What is computed between
-two borders is a *leaf*, whose state starts anew. 16 leaves next to each other are a *branch*: they are merged along a
-binary tree (a node without a sibling takes its parent's place), and branches in rising order into the result, wherever
-that happens: a CTA may compute one leaf, or merge any node's 2^level leaves as it goes.
+two borders is a *leaf*, whose state starts anew. Some leaves next to each other are a *branch*: they are merged in
+rising order, and so are branches into the result, wherever that happens: a CTA may compute one leaf, or a branch, whose
+leaves it merges as it goes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ GROUP_ROWS = (
 )
 MAX_GROUPS = 4  # of one (request, kv head)
 KEYS_PER_ROW = 16  # a request of more than one group is decoded if it has as many keys for each packed row
-# By head_dim: 128 KB of 16-bit keys and values, or more. A group of MLA (576, and 512 where it is merged) has a state of
-# 128 KB, which a CTA moves twice for each leaf, so its leaves are long.
-MIN_LEAF_KEYS = {64: 512, 128: 256, 256: 256, 576: 1024, 512: 1024}
+# By head_dim: 256 KB of 16-bit keys and values, or more. A group of MLA (576, and 512 where it is merged) has a state of
+# 128 KB, which moves through L2 where leaves are merged, so its leaves are long.
+MIN_LEAF_KEYS = {64: 1024, 128: 512, 256: 512, 576: 1024, 512: 1024}
 MAX_LEAVES = 128  # where the first one starts at a border; one more otherwise
-MAX_LEVEL = 4  # of a branch's root
-BRANCH_LEAVES = 1 << MAX_LEVEL
+BRANCH_LEAVES = 4
 MLA_MOST_ROWS = 2048  # packed rows of a request that MLA decode takes: what the workspace has room for at any length
 
 

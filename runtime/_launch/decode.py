@@ -15,11 +15,11 @@ from skimattn.codegen.features import BY_NAME
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.tiles.common import ELEMENT_BYTES, panel_columns
 from skimattn.codegen.tiles.split import (
+    BRANCH_LEAVES,
     GROUP_ROWS,
     KEYS_PER_ROW,
     MAX_GROUPS,
     MAX_LEAVES,
-    MAX_LEVEL,
     MIN_LEAF_KEYS,
     MLA_MOST_ROWS,
 )
@@ -31,8 +31,10 @@ from .plan import WARP_THREADS, TensorMapSpec, Value
 WORKSPACE_BYTES = 256 << 20  # at most, whatever the batch; what does not fit is computed in rounds
 _PADDING = 4  # floats of a part's row beyond its columns: maximum, sum, and up to whole 16 bytes
 _COMBINE_CTAS = 8  # per multiprocessor at most, each of which merges rows in turn
-# The part of the CTAs that suffices to keep memory busy: less than this in the last wave is lost time.
-_BUSY = 0.5
+_COMBINE_WARPS = 8  # of a CTA; where parts are branches, each merges rows of its own
+# What one leaf takes of one CTA is the unit of the estimates that decide over the cut, measured on an H100: as long as
+# this part of the CTAs works, memory is busy; an item costs so much besides its leaves.
+_BUSY, _ITEM = 0.5, 0.05
 # What both phases are told about whose a request is.
 RULE: dict[str, Value] = {
     "decode_always_rows": GROUP_ROWS,
@@ -49,16 +51,16 @@ def rule_of(problem: Problem) -> dict[str, Value]:
 
 @dataclass(frozen=True)
 class Cut:
-    """How a batch is cut into parts of 2^``level`` leaves. ``rounds`` of ``requests`` each share the workspace.
+    """How a batch is cut into parts: branches where ``whole_branches``, else leaves.
 
     ``rows`` bounds the packed rows of a (request, kv head), ``groups`` and ``part_rows`` their groups and a group's
-    rows; there is room for ``parts`` of each group. ``ctas`` work on ``items`` in turn.
+    rows; there is room for ``parts`` of each group. ``rounds`` of ``requests`` each share the workspace.
     """
 
     rows: int
     groups: int
     part_rows: int
-    level: int
+    whole_branches: bool
     parts: int
     requests: int
     rounds: int
@@ -75,35 +77,37 @@ def cut_of(problem: Problem, kernel: Kernel, sm_count: int) -> Cut:
     row_floats = kernel.head_dim_v + _PADDING
     state_bytes = part_rows * row_floats * 4
     columns = kernel.head_dim + (0 if problem.latent else kernel.head_dim_v)
-    leaf_bytes = MIN_LEAF_KEYS[kernel.head_dim] * columns * ELEMENT_BYTES[kernel.dtype]
+    key_bytes = columns * ELEMENT_BYTES[kernel.dtype]
+    leaf_keys = max(MIN_LEAF_KEYS[kernel.head_dim], problem.len_k // MAX_LEAVES)
 
-    def cost(level: int) -> float:
-        """Lost time against the rest: of an idle last wave, and of writing and reading partial results."""
-        parts = _most_parts(problem, kernel, level)
+    def cost(leaves: int) -> float:
+        """The time of the slowest CTA if parts have so many leaves, and of writing and reading partial results."""
+        parts = _most_parts(problem, kernel, leaves)
         waves = problem.batch * pairs * parts / most_ctas
-        last = waves % 1
-        idle = max(0.0, 1 - last / _BUSY) if last else 0.0
-        return idle / waves + (2 * state_bytes / (leaf_bytes << level) if parts > 1 else 0.0)
+        busy = waves // 1 + (max(waves % 1, _BUSY) if waves % 1 else 0)
+        results = 2 * state_bytes / (leaf_keys * key_bytes) if parts > 1 else 0.0
+        return busy * min(leaves, _most_parts(problem, kernel, 1)) + waves * (results + _ITEM)
 
-    level = min(range(MAX_LEVEL, -1, -1), key=cost)
-    parts = _most_parts(problem, kernel, level)
+    leaves = min((BRANCH_LEAVES, 1), key=cost)
+    parts = _most_parts(problem, kernel, leaves)
+    # MLA merges leaves there too.
+    uses_workspace = parts > 1 or (problem.latent and _most_parts(problem, kernel, 1) > 1)
     requests = max(1, min(problem.batch, WORKSPACE_BYTES // (parts * pairs * state_bytes)))
-    ctas = min(most_ctas, requests * pairs * parts)
     return Cut(
         rows=rows,
         groups=groups,
         part_rows=part_rows,
-        level=level,
+        whole_branches=leaves > 1,
         parts=parts,
         requests=requests,
         rounds=-(-problem.batch // requests),
-        ctas=ctas,
-        workspace_floats=(requests * pairs * parts + ctas * level) * part_rows * row_floats,
+        ctas=min(most_ctas, requests * pairs * parts),
+        workspace_floats=requests * pairs * parts * part_rows * row_floats if uses_workspace else 0,
     )
 
 
-def _most_parts(problem: Problem, kernel: Kernel, level: int) -> int:
-    """The most parts of 2^``level`` leaves of a request."""
+def _most_parts(problem: Problem, kernel: Kernel, of_leaves: int) -> int:
+    """The most parts of ``of_leaves`` leaves of a request."""
     tile_n, starts_anywhere = kernel.tile_n, problem.mask in ("window", "chunked")
     tiles = max(1, -(-problem.len_k // tile_n))
     if starts_anywhere:
@@ -114,9 +118,7 @@ def _most_parts(problem: Problem, kernel: Kernel, level: int) -> int:
             keys = min(keys, problem.chunk_size + problem.len_q)
         tiles = min(tiles, keys // tile_n + 2)
     leaves = min(MAX_LEAVES, -(-tiles // (MIN_LEAF_KEYS[kernel.head_dim] // tile_n)))
-    if not starts_anywhere:
-        return -(-leaves // (1 << level))
-    return -(-leaves // (1 << level)) + 1
+    return -(-leaves // of_leaves) + (1 if starts_anywhere else 0)
 
 
 def plan_decode(
@@ -139,27 +141,29 @@ def plan_decode(
         cut: from :func:`cut_of`.
         sm_count: multiprocessors of the device.
     """
-    heads, rows = q_box(problem)
+    box_heads, box_rows = q_box(problem)
     common: dict[str, Value] = {
         **scalars,
         **rule_of(problem),
         "requests_in_l2": min(WARP_THREADS, problem.batch),
-        "part_level": cut.level,
+        "whole_branches": int(cut.whole_branches),
         "parts": cut.parts,
         "groups": cut.groups,
         "part_rows": cut.part_rows,
-        "q_box_heads": heads,
-        "q_box_rows": rows,
+        "q_box_heads": box_heads,
+        "q_box_rows": box_rows,
         "mask": BY_NAME["mask"].encode(problem.mask),
     }
-    maps = {"tma_q": _map_of_q(problem, kernel, heads, rows), **maps}
+    maps = {"tma_q": _map_of_q(problem, kernel, box_heads, box_rows), **maps}
     for index in range(cut.rounds):
         first = index * cut.requests
         requests = min(cut.requests, problem.batch - first)
         sized = {**common, "first_request": first, "round_requests": requests}
         yield kernel, maps, sized, cut.ctas
         if cut.parts > 1:
-            yield combine, {}, sized, min(_COMBINE_CTAS * sm_count, requests * problem.heads_kv * cut.rows)
+            rows = requests * problem.heads_kv * cut.rows
+            ctas = -(-rows // _COMBINE_WARPS) if cut.whole_branches else rows
+            yield combine, {}, sized, min(_COMBINE_CTAS * sm_count, ctas)
 
 
 def q_box(problem: Problem) -> tuple[int, int]:

@@ -47,15 +47,6 @@ def _fused(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
     return (a.double() * b.double() + c.double()).float()
 
 
-def _root(nodes: list[_State | None]) -> _State:
-    """The state at the root of the binary tree over a branch's leaves; one without a sibling takes its parent's place."""
-    while len(nodes) > 1:
-        pairs = zip(nodes[::2], nodes[1::2], strict=True)
-        nodes = [left.merged(right) if left and right else left or right for left, right in pairs]
-    assert nodes[0], "a branch has a leaf"
-    return nodes[0]
-
-
 def compute(problem: Problem, kernel: Kernel, request: Request) -> None:
     """One request, as ``kernel`` and the one that merges would."""
     per_kv = problem.heads_q // problem.heads_kv
@@ -100,11 +91,11 @@ class _Group:
         start, neutral = self._start(rows), _State.neutral(rows, self.problem.head_dim_v)
         result = neutral
         for branch in range(leaves.start // BRANCH_LEAVES, -(-leaves.stop // BRANCH_LEAVES)):
-            nodes = [
-                self._leaf(start, range(leaf * spacing, (leaf + 1) * spacing)) if leaf in leaves else None
-                for leaf in range(branch * BRANCH_LEAVES, (branch + 1) * BRANCH_LEAVES)
-            ]
-            result = result.merged(_root(nodes))
+            merged = neutral
+            for leaf in range(branch * BRANCH_LEAVES, (branch + 1) * BRANCH_LEAVES):
+                if leaf in leaves:
+                    merged = merged.merged(self._leaf(start, range(leaf * spacing, (leaf + 1) * spacing)))
+            result = result.merged(merged)
         self._store(result)
 
     def _keys(self, tile: int) -> slice:

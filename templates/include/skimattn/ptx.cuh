@@ -68,6 +68,23 @@ SKIM_DEVICE void st_shared16(void* pointer, uint32_t w0, uint32_t w1, uint32_t w
                "r"(w3)
                : "memory");
 }
+SKIM_DEVICE void st_shared16(void* pointer, const float* x) {
+  asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(smem_address(pointer)), "f"(x[0]), "f"(x[1]), "f"(x[2]),
+               "f"(x[3])
+               : "memory");
+}
+SKIM_DEVICE void ld_shared16(const void* pointer, float (&x)[4]) {
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "r"(smem_address(pointer))
+               : "memory");
+}
+SKIM_DEVICE void ld_shared16(const void* pointer, int (&x)[4]) {
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+               : "r"(smem_address(pointer))
+               : "memory");
+}
 SKIM_DEVICE uint32_t ld_shared(const void* pointer) {
   uint32_t value;
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(smem_address(pointer)) : "memory");
@@ -198,6 +215,23 @@ SKIM_DEVICE Pair ld_global_pair(const float* address) {
   Pair pair;
   asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "l"(address) : "memory");
   return pair;
+}
+// Likewise four, at a multiple of 16 bytes.
+struct Quad {
+  float x, y, z, w;
+};
+SKIM_DEVICE void st_global_quad(float* address, const Quad& quad) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "f"(quad.x), "f"(quad.y), "f"(quad.z),
+               "f"(quad.w)
+               : "memory");
+}
+SKIM_DEVICE Quad ld_global_quad(const float* address) {
+  Quad quad;
+  asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(quad.x), "=f"(quad.y), "=f"(quad.z), "=f"(quad.w)
+               : "l"(address)
+               : "memory");
+  return quad;
 }
 // What this kernel only reads.
 template <class T>

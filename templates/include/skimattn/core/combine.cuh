@@ -1,4 +1,4 @@
-// Merges what decode CTAs left in the workspace: one CTA to a packed row of a (request, kv head), one warp to a branch.
+// Merges what decode CTAs left in the workspace, row by row.
 #pragma once
 #include <skimattn/core/decode_work.cuh>
 #include <skimattn/core/output.cuh>
@@ -29,6 +29,7 @@ class Combine {
  public:
   static constexpr int kWarps = 2 * kGroupWarps;
   static constexpr int kColumns = Tr::kHeadDimV / kWarpThreads;  // of a lane, next to each other
+  static_assert(!kMlaColumns<Tr> || kColumns == kMlaBlock);
   // Of each branch: its columns, maximum and sum.
   static constexpr int kBranchFloats = Tr::kHeadDimV + 2;
   static_assert(kBranchFloats * Tr::kMaxBranches * 4 <= Tr::kSmemBytes);
@@ -45,103 +46,94 @@ class Combine {
     }
   };
 
-  SKIM_DEVICE explicit Combine(const Params& p) : p_(p), smem_(reinterpret_cast<float*>(ptx::dynamic_smem())) {}
+  SKIM_DEVICE explicit Combine(const Params& p)
+      : p_(p),
+        smem_(reinterpret_cast<float*>(ptx::dynamic_smem())),
+        lane_(ptx::thread_index() % kWarpThreads) {}
 
   SKIM_DEVICE void run() {
     ptx::griddepcontrol_wait();
     const int most = imin(p_.len_q * (p_.heads_q / p_.heads_kv), p_.decode_most_rows);
-    const int pairs = imin(p_.round_requests, p_.batch - p_.first_request) * p_.heads_kv;
-    for (int row = ptx::block_index(); row < pairs * most; row += ptx::grid_size()) merge_row(row / most, row % most);
+    const int rows = imin(p_.round_requests, p_.batch - p_.first_request) * p_.heads_kv * most;
+    const int warp = ptx::thread_index() / kWarpThreads;
+    if (p_.whole_branches != 0) {  // few parts: a warp merges them
+      for (int i = ptx::block_index() * kWarps + warp; i < rows; i += ptx::grid_size() * kWarps) {
+        const Row row = find_row(i / most, i % most);
+        if (row.parts > 1) store(merge_parts(row, 0, row.parts), row);
+      }
+    } else {  // a warp for each branch
+      for (int i = ptx::block_index(); i < rows; i += ptx::grid_size()) {
+        const Row row = find_row(i / most, i % most);
+        if (row.parts > 1) merge_branches(row, warp);
+      }
+    }
   }
 
  private:
-  SKIM_DEVICE void merge_row(int pair, int packed) {
-    const int batch = p_.first_request + pair / p_.heads_kv, kv_head = pair % p_.heads_kv;
-    const WorkItem item = make_item(p_, batch, kv_head, 0);
-    const int qheads_per_kv = p_.heads_q / p_.heads_kv, row = packed / qheads_per_kv;
-    if (row >= item.len_q || !decodes(p_, item.len_q, item.len_k)) return;
-    const Leaves leaves = leaves_by_mask<Tr>(item.len_q, item.len_k, p_);
-    if (parts_of(leaves, p_) == 1) return;  // its CTA wrote the result
-    const int first = leaves.first / Tr::kBranchLeaves, branches = ceil_div(leaves.last, Tr::kBranchLeaves) - first;
-    const int warp = ptx::thread_index() / kWarpThreads, lane = ptx::thread_index() % kWarpThreads;
-    for (int branch = warp; branch < branches; branch += kWarps) {
-      keep(branch, lane, merge_branch(leaves, first + branch, batch, kv_head, packed, lane));
-    }
-    ptx::cta_sync();
-    if (warp == 0) {
-      State all;
-      for (int branch = 0; branch < branches; ++branch) all.merge(kept(branch, lane));
-      const RowAt at = {row, kv_head * qheads_per_kv + packed % qheads_per_kv, batch, item.q_offset};
-      store(all, at, lane);
-    }
-    ptx::cta_sync();  // before the next row's branches are kept
-  }
-
-  // A row, as output.cuh wants to be told.
-  struct RowAt {
+  // A packed row and its parts, the first of which is leaf or branch number `first`. Without parts there is no such row,
+  // or it is not decode's.
+  struct Row {
     int row, head, batch, q_offset;
+    int parts, first;
+    const float* state;  // of the first part
+    // As output.cuh wants to be told.
     SKIM_DEVICE int row_of(int) const { return row; }
     SKIM_DEVICE int head_of(int) const { return head; }
   };
 
-  // The tree over one branch's parts. All leaves of a wide tree are loaded before any is merged.
-  SKIM_DEVICE State merge_branch(const Leaves& leaves, int branch, int batch, int kv_head, int packed, int lane) const {
-    const int nodes = Tr::kBranchLeaves >> p_.part_level, first = leaves.first >> p_.part_level;
-    const int lo = imax(first - branch * nodes, 0);
-    const int hi = imin(((leaves.last - 1) >> p_.part_level) + 1 - branch * nodes, nodes);
-    const float* part = part_row<Tr>(batch, kv_head, packed / Tr::kGroupRows, branch * nodes - first,
-                                     packed % Tr::kGroupRows, p_);
+  SKIM_DEVICE Row find_row(int pair, int packed) const {
+    const int batch = p_.first_request + pair / p_.heads_kv, kv_head = pair % p_.heads_kv;
+    const WorkItem item = make_item(p_, batch, kv_head, 0);
+    const int qheads_per_kv = p_.heads_q / p_.heads_kv, row = packed / qheads_per_kv;
+    Row found = {row, kv_head * qheads_per_kv + packed % qheads_per_kv, batch, item.q_offset, 0, 0, nullptr};
+    if (row >= item.len_q || !decodes(p_, item.len_q, item.len_k)) return found;
+    const Leaves leaves = leaves_by_mask<Tr>(item.len_q, item.len_k, p_);
+    found.parts = parts_of<Tr>(leaves, p_);
+    found.first = leaves.first;
+    found.state =
+        part_row<Tr>(batch, kv_head, packed / Tr::kGroupRows, 0, packed % Tr::kGroupRows, p_);
+    return found;
+  }
+
+  // Parts [lo, hi), one after the other.
+  SKIM_DEVICE State merge_parts(const Row& row, int lo, int hi) const {
+    constexpr int kAhead = imin(8, 32 / kColumns);  // loads in flight: as many as registers hold
     const int64_t step = static_cast<int64_t>(p_.part_rows) * kPartRowFloats<Tr>;
-    State left[kLevels];
-    uint32_t held = 0;
-    for (int first_node = lo; first_node < hi; first_node += kAhead) {
-      State next[kAhead];
+    State merged, next[kAhead];
+    for (int part = lo; part < hi; part += kAhead) {
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        if (first_node + i < hi) next[i] = load(part + (first_node + i) * step, lane);
+        if (part + i < hi) next[i] = load(row.state + (part + i) * step);
       }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        if (first_node + i < hi) climb(next[i], first_node + i, first_node + i == hi - 1, nodes, left, held);
+        if (part + i < hi) merged.merge(next[i]);
       }
     }
-    return left[kLevels - 1];
+    return merged;
   }
-  static constexpr int kLevels = 5;  // of nodes of a branch, its root included
-  static_assert(1 << (kLevels - 1) == Tr::kBranchLeaves);
-  static constexpr int kAhead = imin(8, 32 / kColumns);  // loads in flight: as many as registers hold
 
-  // Merges node number `index` with the left nodes that wait for it; what comes out waits in its turn, the root in the
-  // last place.
-  SKIM_DEVICE static void climb(State state, int index, bool is_last, int nodes, State (&left)[kLevels],
-                                uint32_t& held) {
-#pragma unroll
-    for (int level = 0; level < kLevels; ++level) {
-      const bool is_root = nodes >> level == 1;
-      const bool is_right = (index >> level & 1) != 0;
-      if (is_root) {
-        left[kLevels - 1] = state;
-        return;
-      }
-      if (!is_right && !is_last) {
-        left[level] = state;
-        held |= 1u << level;
-        return;
-      }
-      if ((held >> level & 1) != 0) {
-        State merged = left[level];
-        merged.merge(state);
-        state = merged;
-        held ^= 1u << level;
-      }
+  SKIM_DEVICE void merge_branches(const Row& row, int warp) const {
+    const int end = row.first + row.parts, first = row.first / Tr::kBranchLeaves;
+    const int branches = ceil_div(end, Tr::kBranchLeaves) - first;
+    for (int i = warp; i < branches; i += kWarps) {
+      const int leaf = (first + i) * Tr::kBranchLeaves;
+      keep(i, merge_parts(row, imax(leaf - row.first, 0), imin(leaf + Tr::kBranchLeaves, end) - row.first));
     }
+    ptx::cta_sync();
+    if (warp == 0) {
+      State all;
+      for (int i = 0; i < branches; ++i) all.merge(kept(i));
+      store(all, row);
+    }
+    ptx::cta_sync();  // before the next row's branches are kept
   }
 
-  SKIM_DEVICE static State load(const float* part, int lane) {
+  SKIM_DEVICE State load(const float* part) const {
     State state;
 #pragma unroll
     for (int i = 0; i < kColumns; i += 2) {
-      const ptx::Pair pair = ptx::ld_global_pair(part + lane * kColumns + i);
+      const ptx::Pair pair = ptx::ld_global_pair(part + lane_ * kColumns + i);
       state.o[i] = pair.x;
       state.o[i + 1] = pair.y;
     }
@@ -150,36 +142,39 @@ class Combine {
     return state;
   }
 
-  SKIM_DEVICE void keep(int branch, int lane, const State& state) const {
+  SKIM_DEVICE void keep(int branch, const State& state) const {
     float* to = smem_ + branch * kBranchFloats;
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) ptx::st_shared_float(to + lane * kColumns + i, state.o[i]);
-    if (lane == 0) ptx::st_shared_float(to + Tr::kHeadDimV, state.scale.max);
-    if (lane == 0) ptx::st_shared_float(to + Tr::kHeadDimV + 1, state.scale.sum);
+    for (int i = 0; i < kColumns; ++i) ptx::st_shared_float(to + lane_ * kColumns + i, state.o[i]);
+    if (lane_ == 0) ptx::st_shared_float(to + Tr::kHeadDimV, state.scale.max);
+    if (lane_ == 0) ptx::st_shared_float(to + Tr::kHeadDimV + 1, state.scale.sum);
   }
-  SKIM_DEVICE State kept(int branch, int lane) const {
+  SKIM_DEVICE State kept(int branch) const {
     const float* from = smem_ + branch * kBranchFloats;
     State state;
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) state.o[i] = ptx::ld_shared_float(from + lane * kColumns + i);
+    for (int i = 0; i < kColumns; ++i) state.o[i] = ptx::ld_shared_float(from + lane_ * kColumns + i);
     state.scale = {ptx::ld_shared_float(from + Tr::kHeadDimV), ptx::ld_shared_float(from + Tr::kHeadDimV + 1)};
     return state;
   }
 
-  SKIM_DEVICE void store(const State& state, const RowAt& at, int lane) const {
-    const float inverse = inverse_of(state.scale.sum, state.scale.max, 1.0f, at.head, p_);
-    if (p_.lse != nullptr && lane == 0) store_lse(state.scale.sum, state.scale.max, 1.0f, 0, at, p_);
-    uint16_t* to = output_row(at, 0, p_) + lane * kColumns;
+  SKIM_DEVICE void store(const State& state, const Row& row) const {
+    const RowScale& scale = state.scale;
+    const float inverse = inverse_of(scale.sum, scale.max, 1.0f, row.head, p_);
+    if (p_.lse != nullptr && lane_ == 0) store_lse(scale.sum, scale.max, 1.0f, 0, row, p_);
+    uint16_t* to = output_row(row, 0, p_) + lane_ * kColumns;
 #pragma unroll
     for (int i = 0; i < kColumns; i += 2) {
-      if (lane * kColumns + i >= p_.head_dim_v) continue;
+      if (lane_ * kColumns + i >= p_.head_dim_v) continue;
+      const int at = kMlaColumns<Tr> ? mla_place(i) : i;
       ptx::st_global(reinterpret_cast<uint32_t*>(to + i),
-                     pack_output<typename Tr::Out>(state.o[i], state.o[i + 1], inverse));
+                     pack_output<typename Tr::Out>(state.o[at], state.o[at + 1], inverse));
     }
   }
 
   const Params& p_;
   float* smem_;
+  const int lane_;
 };
 
 }  // namespace skimattn

@@ -70,8 +70,8 @@ template <class Tr>
 SKIM_DEVICE void complete(DecodeItem& item, int lane, const Params& p) {
   const int len_q = item.base.len_q, len_k = item.base.len_k;
   const Leaves leaves = leaves_of<Tr>(len_q, len_k, p);
-  const Span own = leaves_of_part(leaves, item.part, p), rows = group_rows<Tr>(item, p);
-  item.only = parts_of(leaves, p) == 1 ? 1 : 0;
+  const Span own = leaves_of_part<Tr>(leaves, item.part, p), rows = group_rows<Tr>(item, p);
+  item.only = parts_of<Tr>(leaves, p) == 1 ? 1 : 0;
   item.leaf_tiles = leaves.tiles;
   item.lo = own.lo;
   item.hi = own.hi;
@@ -83,13 +83,16 @@ SKIM_DEVICE void complete(DecodeItem& item, int lane, const Params& p) {
   }
 }
 
-template <class Storage>
-SKIM_DEVICE DecodeItem read_decode_item(const Storage& smem, int slot) {
-  int w[kDecodeWords];
-#pragma unroll
-  for (int i = 0; i < kDecodeWords; ++i) w[i] = static_cast<int>(ptx::ld_shared(&smem.work[slot][i]));
+SKIM_DEVICE DecodeItem item_of_words(const int (&w)[kDecodeWords]) {
   return {{w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]}, w[8],           w[9],  w[10], w[11], w[12],
           {w[13], w[14], w[15], w[16]},                     {w[17], w[18]}, w[19]};
+}
+template <class Storage>
+SKIM_DEVICE DecodeItem read_decode_item(const Storage& smem, int slot) {
+  int words[kDecodeWords];
+#pragma unroll
+  for (int i = 0; i < kDecodeWords; ++i) words[i] = static_cast<int>(ptx::ld_shared(&smem.work[slot][i]));
+  return item_of_words(words);
 }
 template <class Storage>
 SKIM_DEVICE void write_decode_item(Storage& smem, int slot, const DecodeItem& item) {
@@ -111,7 +114,7 @@ struct DecodeUnits {
   SKIM_DEVICE static int of_request(const Params& p, int request) {
     const int rows = request_rows(p, request), keys = request_keys(p, request);
     if (rows == 0 || !decodes(p, rows, keys)) return 0;
-    return ceil_div(rows * (p.heads_q / p.heads_kv), Tr::kGroupRows) * parts_of(leaves_of<Tr>(rows, keys, p), p);
+    return ceil_div(rows * (p.heads_q / p.heads_kv), Tr::kGroupRows) * parts_of<Tr>(leaves_of<Tr>(rows, keys, p), p);
   }
 };
 

@@ -20,24 +20,18 @@ SKIM_DEVICE Leaves leaves_of(int len_q, int len_k, const Params& p) {
   return leaves;
 }
 
-// What one work item computes: 2^part_level leaves, as they lie in the branch's tree. Parts count from the request's
-// first.
+// What one work item computes: a branch where `p.whole_branches`, else a leaf. Parts count from the request's first.
+template <class Tr>
 SKIM_DEVICE int parts_of(const Leaves& leaves, const Params& p) {
-  return ((leaves.last - 1) >> p.part_level) - (leaves.first >> p.part_level) + 1;
+  const int step = p.whole_branches != 0 ? Tr::kBranchLeaves : 1;
+  return (leaves.last - 1) / step - leaves.first / step + 1;
 }
 // The leaves of one part.
+template <class Tr>
 SKIM_DEVICE Span leaves_of_part(const Leaves& leaves, int part, const Params& p) {
-  const int node = (leaves.first >> p.part_level) + part;
-  return {imax(leaves.first, node << p.part_level), imin(leaves.last, (node + 1) << p.part_level)};
+  const int step = p.whole_branches != 0 ? Tr::kBranchLeaves : 1, first = (leaves.first / step + part) * step;
+  return {imax(leaves.first, first), imin(leaves.last, first + step)};
 }
-
-// Where a merged state goes in the tree over leaves: node `index` of `level`, counted from key 0 on. A node whose
-// sibling has no leaves of the request takes its parent's place unchanged.
-struct TreeNode {
-  int level, index;
-  SKIM_DEVICE bool is_right() const { return (index & 1) != 0; }
-  SKIM_DEVICE TreeNode parent() const { return {level + 1, index >> 1}; }
-};
 
 // The state of a row over some of its keys: what its exponentials are measured from (in log2), their sum, and the
 // output's columns, not normalised. The neutral one is {-inf, 0, 0}.
@@ -58,7 +52,13 @@ SKIM_DEVICE float merge_column(const Merge& merge, float a, float b) {
   return fmaf(a, merge.first, b * merge.second);
 }
 
-// A part's row in the workspace: the columns, then the scale, padded to whole 16 bytes.
+// A part's row in the workspace: the columns, then the scale, padded to whole 16 bytes. MLA's columns lie in blocks of
+// 16, in the order in which a thread of wgmma has them: 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15.
+constexpr int kMlaBlock = 16;
+template <class Tr>
+inline constexpr bool kMlaColumns = Tr::kHeadDimV == 512;
+// Where a pair of columns of such a block lies, the first of which is the even number `column`.
+SKIM_DEVICE constexpr int mla_place(int column) { return column % 8 * 2 + column / 8 * 2; }
 template <class Tr>
 inline constexpr int kPartRowFloats = Tr::kHeadDimV + 4;
 
@@ -67,12 +67,4 @@ SKIM_DEVICE float* part_row(int batch, int kv_head, int group, int part, int row
   const int64_t outer = (static_cast<int64_t>(batch - p.first_request) * p.heads_kv + kv_head) * p.groups + group;
   return p.partial + ((outer * p.parts + part) * p.part_rows + row) * kPartRowFloats<Tr>;
 }
-// Where a CTA keeps a row of the left node of a level until the right one is there: behind the parts.
-template <class Tr>
-SKIM_DEVICE float* left_row(int level, int row, const Params& p) {
-  const int64_t parts = static_cast<int64_t>(p.round_requests) * p.heads_kv * p.groups * p.parts;
-  const int64_t slot = parts + ptx::block_index() * p.part_level + level;
-  return p.partial + (slot * p.part_rows + row) * kPartRowFloats<Tr>;
-}
-
 }  // namespace skimattn

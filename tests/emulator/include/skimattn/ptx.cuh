@@ -64,6 +64,11 @@ inline void st_shared16(void* pointer, uint32_t w0, uint32_t w1, uint32_t w2, ui
   const uint32_t words[4] = {w0, w1, w2, w3};
   emu::shared_write(pointer, words, 16);
 }
+inline void st_shared16(void* pointer, const float* x) { emu::shared_write(pointer, x, 16); }
+inline void ld_shared16(const void* pointer, float (&x)[4]) { emu::shared_read(x, pointer, 16); }
+inline void ld_shared16(const void* pointer, int (&x)[4]) {
+  emu::shared_read(x, pointer, 16);
+}
 inline uint32_t ld_shared(const void* pointer) {
   uint32_t value;
   emu::shared_read(&value, pointer, 4);
@@ -137,6 +142,14 @@ struct Pair {
   float x, y;
 };
 inline void st_global_pair(float* address, const Pair& pair) { host_store(address, pair); }
+struct Quad {
+  float x, y, z, w;
+};
+inline void st_global_quad(float* address, const Quad& quad) { host_store(address, quad); }
+inline Quad ld_global_quad(const float* address) {
+  emu::global_access(address, sizeof(Quad), false);
+  return {address[0], address[1], address[2], address[3]};
+}
 inline Pair ld_global_pair(const float* address) {
   emu::global_access(address, sizeof(Pair), false);
   return {address[0], address[1]};

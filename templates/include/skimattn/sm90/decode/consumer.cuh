@@ -6,6 +6,7 @@
 #pragma once
 #include <skimattn/core/score_mod.cuh>
 #include <skimattn/sm90/decode/epilogue.cuh>
+#include <skimattn/sm90/decode/place.cuh>
 #include <skimattn/sm90/descriptor.cuh>
 
 namespace skimattn::sm90 {
@@ -27,9 +28,7 @@ class DecodeConsumer {
     while (load_work()) {
       for (int leaf = lo_; leaf < hi_; ++leaf) {
         compute_leaf(leaf);
-        RowScale scale[kThreadRows];
-        leaf_scale(rows_, p_, scale);
-        epilogue_.fold(o_, scale, leaf, leaf == hi_ - 1, at_, p_);
+        epilogue_.add(o_, rows_, leaf == lo_, leaf == hi_ - 1, at_, smem_, p_);
       }
       finish_work();
     }
@@ -58,17 +57,21 @@ class DecodeConsumer {
       for (int r = 0; r < kThreadRows; ++r) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
     }
     epilogue_.start(item, at_, p_, thread_);
-    ptx::mbarrier_wait_parity(&smem_.q_full[q_state_.slot], q_state_.phase);
-    if constexpr (Tr::kQInRegisters) {
-      load_q();
-      release(&smem_.q_empty[q_state_.slot]);
-    }
+    ptx::mbarrier_wait_parity(&smem_.q_full, q_state_.phase);
+    if constexpr (Tr::kQInRegisters) load_q();
+    if (frees_q_early()) release(&smem_.q_empty);
     find_start_maxima({uniform(item.start.lo), uniform(item.start.hi)});
     return true;
   }
 
+  // Where leaves are merged, that happens in Q's place.
+  SKIM_DEVICE bool frees_q_early() const { return Tr::kQInRegisters && hi_ - lo_ == 1; }
+
   SKIM_DEVICE void finish_work() {
-    if constexpr (!Tr::kQInRegisters) release(&smem_.q_empty[q_state_.slot]);
+    if (!frees_q_early()) {
+      ptx::fence_proxy_async();  // what was merged is overwritten by the next Q
+      release(&smem_.q_empty);
+    }
     release(&smem_.work_empty[work_.slot]);
     q_state_.advance();
     work_.advance();
@@ -118,7 +121,7 @@ class DecodeConsumer {
     using Wgmma = ptx::Wgmma<typename Tr::Element, Tr::kTileN>;
     ptx::mbarrier_wait_parity(&smem_.k_full[k_.slot], k_.phase);
     ptx::wgmma_fence();
-    const uint64_t q = k_major(smem_.q[q_state_.slot]), k = advance(k_major(smem_.k[0]), k_.slot * Storage::kKBytes);
+    const uint64_t q = k_major(smem_.q()), k = advance(k_major(smem_.k[0]), k_.slot * Storage::kKBytes);
 #pragma unroll
     for (int i = 0; i < kStepsQ; ++i) {
       const int panel = i / 4, inside = i % 4 * 32;  // four k16 steps to a 128-byte row
@@ -179,7 +182,7 @@ class DecodeConsumer {
     const int lane = thread_ % kWarpThreads, row = thread_ / kWarpThreads * 16 + lane / 4;
 #pragma unroll
     for (int i = 0; i < kStepsQ; ++i) {
-      const uint8_t* panel = smem_.q[q_state_.slot] + i / 4 * Storage::kQPanelBytes;
+      const uint8_t* panel = smem_.q() + i / 4 * Storage::kQPanelBytes;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const uint8_t* from = panel + swizzled_offset(row, i % 4 * 16 + half * 8) + lane % 4 * 4;
@@ -265,7 +268,7 @@ class DecodeConsumer {
   PipelineState<Tr::kStages> k_;
   PipelineState<Tr::kStagesV> v_;  // of the tile that is pending
   PipelineState<Storage::kVoteSlots> vote_;
-  PipelineState<Tr::kStagesQ> q_state_;
+  PipelineState<1> q_state_;
   PipelineState<kWorkSlots> work_;
   KeptRun run_;
 };

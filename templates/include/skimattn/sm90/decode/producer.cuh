@@ -47,10 +47,10 @@ class DecodeProducer {
   }
 
   SKIM_DEVICE void run_queries() {
-    PipelineState<Tr::kStagesQ> q;
+    PipelineState<1> q;
     for (DecodeItem item = receive(); item.base.valid; item = receive()) {
-      ptx::mbarrier_wait_parity(&smem_.q_empty[q.slot], q.phase ^ 1);
-      load_q(item, q.slot);
+      ptx::mbarrier_wait_parity(&smem_.q_empty, q.phase ^ 1);
+      load_q(item);
       release_item();
       q.advance();
     }
@@ -78,22 +78,23 @@ class DecodeProducer {
 
   SKIM_DEVICE void load_keys(const DecodeItem& item) {
     if constexpr (kSkips) {
-      for (int n = item.start.hi - 1; n >= item.start.lo; --n) load_k(item, n);
+      for (int n = item.start.hi - 1; n >= item.start.lo; --n) load_k(item, n, ptx::createpolicy_evict_last());
     }
     for (int leaf = item.lo; leaf < item.hi; ++leaf) {
       const Span tiles = item.tiles_of(leaf);
-      for (int n = tiles.hi - 1; n >= tiles.lo; --n) load_k(item, n);
+      for (int n = tiles.hi - 1; n >= tiles.lo; --n) load_k(item, n, ptx::createpolicy_evict_first());
     }
   }
 
-  SKIM_DEVICE void load_k(const DecodeItem& item, int n) {
+  // Start tiles are read again by the request's other parts; the rest by nobody but other row groups.
+  SKIM_DEVICE void load_k(const DecodeItem& item, int n, uint64_t policy) {
     load_tile<Storage::kPanels>(smem_.k[k_.slot], p_.tma_k, smem_.k_full[k_.slot], smem_.k_empty[k_.slot],
-                                k_.phase ^ 1, item, n);
+                                k_.phase ^ 1, item, n, policy);
     k_.advance();
   }
   SKIM_DEVICE void load_v(const DecodeItem& item, int n) {
     load_tile<Storage::kPanelsV>(smem_.v[v_.slot], p_.tma_v, smem_.v_full[v_.slot], smem_.v_empty[v_.slot],
-                                 v_.phase ^ 1, item, n);
+                                 v_.phase ^ 1, item, n, ptx::createpolicy_evict_first());
     v_.advance();
   }
 
@@ -121,13 +122,13 @@ class DecodeProducer {
   }
 
   // Q's rows in packed order, a box of heads x rows after the other.
-  SKIM_DEVICE void load_q(const DecodeItem& item, int slot) {
+  SKIM_DEVICE void load_q(const DecodeItem& item) {
     const uint64_t policy = ptx::createpolicy_evict_first();
     const int qheads_per_kv = p_.heads_q / p_.heads_kv, box_rows = p_.q_box_heads * p_.q_box_rows;
     const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0), boxes = ceil_div(rows, box_rows);
     const int outer = p_.cu_seqlens_q == nullptr ? item.base.batch : 0;
     if (lane_ == 0) {
-      ptx::mbarrier_arrive_expect_tx(&smem_.q_full[slot], boxes * box_rows * kPanelRowBytes * Storage::kPanels);
+      ptx::mbarrier_arrive_expect_tx(&smem_.q_full, boxes * box_rows * kPanelRowBytes * Storage::kPanels);
     }
     ptx::warp_sync();
     for (int box = lane_; box < boxes; box += kWarpThreads) {
@@ -136,8 +137,8 @@ class DecodeProducer {
       const int row = item.base.q_offset + packed / qheads_per_kv;
 #pragma unroll
       for (int panel = 0; panel < Storage::kPanels; ++panel) {
-        ptx::tma_load(smem_.q[slot] + panel * Storage::kQPanelBytes + box * box_rows * kPanelRowBytes, &p_.tma_q,
-                      &smem_.q_full[slot], policy, panel * kColumns, head, row, outer);
+        ptx::tma_load(smem_.q() + panel * Storage::kQPanelBytes + box * box_rows * kPanelRowBytes, &p_.tma_q,
+                      &smem_.q_full, policy, panel * kColumns, head, row, outer);
       }
     }
   }
@@ -145,7 +146,7 @@ class DecodeProducer {
   // One tile of K or V into a slot, once it is empty.
   template <int kPanels>
   SKIM_DEVICE void load_tile(uint8_t* to, const TensorMap& map, uint64_t& full, uint64_t& empty, uint32_t phase,
-                             const DecodeItem& item, int n) {
+                             const DecodeItem& item, int n, uint64_t policy) {
     const int key0 = n * Tr::kTileN;
     if constexpr (Tr::kPaged) {
       // Boxes past the last key are not loaded: their pages need not exist. What then lies in shared memory is
@@ -160,14 +161,14 @@ class DecodeProducer {
           key = key0 + box * p_.page_box_rows;
           page = ptx::ld_global(pages + key / p_.page_size);
         }
-        load_panels<kPanels>(to + box * p_.page_box_rows * kPanelRowBytes, map, full, key % p_.page_size,
+        load_panels<kPanels>(to + box * p_.page_box_rows * kPanelRowBytes, map, full, policy, key % p_.page_size,
                              item.base.head, page);
       }
     } else {
       // One box, which is less than a tile where no request has more keys: what lies behind them is a neighbour's.
       wait_and_expect(full, empty, phase, p_.kv_box_rows * kPanelRowBytes * kPanels);
       const int outer = p_.cu_seqlens_k == nullptr ? item.base.batch : 0;
-      if (lane_ == 0) load_panels<kPanels>(to, map, full, item.base.k_offset + key0, item.base.head, outer);
+      if (lane_ == 0) load_panels<kPanels>(to, map, full, policy, item.base.k_offset + key0, item.base.head, outer);
     }
     ptx::warp_sync();
   }
@@ -179,8 +180,8 @@ class DecodeProducer {
   }
 
   template <int kPanels>
-  SKIM_DEVICE void load_panels(uint8_t* to, const TensorMap& map, uint64_t& full, int row, int kv_head, int outer) {
-    const uint64_t policy = ptx::createpolicy_evict_first();  // nobody reads it again, but for other row groups
+  SKIM_DEVICE void load_panels(uint8_t* to, const TensorMap& map, uint64_t& full, uint64_t policy, int row, int kv_head,
+                               int outer) {
 #pragma unroll
     for (int panel = 0; panel < kPanels; ++panel) {
       ptx::tma_load(to + panel * Storage::kKvPanelBytes, &map, &full, policy, panel * kColumns, row, kv_head, outer);

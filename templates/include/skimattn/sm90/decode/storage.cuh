@@ -22,23 +22,31 @@ struct DecodeStorage {
   // it, and may not write in a place that they still read.
   static constexpr int kVoteSlots = Tr::kStages + 1;
 
-  alignas(1024) uint8_t q[Tr::kStagesQ][kPanels * kQPanelBytes];
+  static constexpr int kQBytes = kPanels * kQPanelBytes, kMergedBytes = Tr::kGroupRows * Tr::kHeadDimV * 4;
+  // Q has been read when the first leaf is merged, where registers hold it.
+  static constexpr int kMergedOffset = Tr::kQInRegisters ? 0 : kQBytes;
+
+  alignas(1024) uint8_t q_and_merged[imax(kQBytes, kMergedOffset + kMergedBytes)];
   alignas(1024) uint8_t k[Tr::kStages][kKBytes];
   alignas(1024) uint8_t v[Tr::kStagesV][kVBytes];
   // `full`: the producer's bytes have landed. `empty`: every reader is done; one arrival per reading warp.
-  alignas(1024) uint64_t q_full[Tr::kStagesQ];
-  uint64_t q_empty[Tr::kStagesQ];
+  alignas(1024) uint64_t q_full;
+  uint64_t q_empty;
   uint64_t k_full[Tr::kStages], k_empty[Tr::kStages];
   uint64_t v_full[Tr::kStagesV], v_empty[Tr::kStagesV];
   uint64_t work_full[kWorkSlots], work_empty[kWorkSlots];
   uint32_t work[kWorkSlots][kDecodeWords];
   DecodeVote votes[kVoteSlots];
 
+  SKIM_DEVICE uint8_t* q() { return q_and_merged; }
+  // 16 bytes of `chunk`, which this thread alone reads and writes.
+  SKIM_DEVICE uint8_t* merged(int chunk, int thread) {
+    return q_and_merged + kMergedOffset + (chunk * kGroupThreads + thread) * 16;
+  }
+
   SKIM_DEVICE void init_barriers() {
-    for (int i = 0; i < Tr::kStagesQ; ++i) {
-      ptx::mbarrier_init(&q_full[i], 1);
-      ptx::mbarrier_init(&q_empty[i], kGroupWarps);
-    }
+    ptx::mbarrier_init(&q_full, 1);
+    ptx::mbarrier_init(&q_empty, kGroupWarps);
     for (int i = 0; i < Tr::kStages; ++i) {
       ptx::mbarrier_init(&k_full[i], 1);
       ptx::mbarrier_init(&k_empty[i], kGroupWarps);
@@ -60,17 +68,17 @@ struct DecodeStorage {
   }
 };
 
-// Whether V's loader takes a tile to be kept and loads before it knows: after so many kept ones in a row. Waiting for
-// every vote would leave memory idle where nothing is skipped; guessing too early loads what is skipped.
+// Whether V's loader takes a tile to be kept and loads before it knows: after so many kept ones in a row, and at first.
+// Waiting for every vote would leave memory idle where nothing is skipped; guessing too early loads what is skipped.
 // Note: consumer and loader both count, and must come to the same answer.
 class KeptRun {
  public:
-  static constexpr int kEnough = 8;
+  static constexpr int kEnough = 4;
   SKIM_DEVICE bool expects_kept() const { return length_ >= kEnough; }
   SKIM_DEVICE void add(bool kept) { length_ = kept ? imin(length_ + 1, kEnough) : 0; }
 
  private:
-  int length_ = 0;
+  int length_ = kEnough;
 };
 
 }  // namespace skimattn::sm90

@@ -1,7 +1,6 @@
 // The warpgroup of an MLA decode CTA that follows: it multiplies the leader's probabilities by the right half of V's
-// columns, and counts, since it has the time.
+// columns.
 #pragma once
-#include <skimattn/sm90/decode/stats.cuh>
 #include <skimattn/sm90/mla/group.cuh>
 
 namespace skimattn::sm90 {
@@ -11,19 +10,17 @@ class MlaFollower : public MlaGroup<Tr, false> {
  public:
   using Base = MlaGroup<Tr, false>;
   using Storage = typename Base::Storage;
-  static constexpr bool kSkips = Base::kSkips, kCounts = Tr::kSkip == Skip::kStat;
+  static constexpr bool kSkips = Base::kSkips;
 
   SKIM_DEVICE MlaFollower(const Params& p, Storage& smem) : Base(p, smem) {}
 
   SKIM_DEVICE void run() {
     while (this->load_work()) {
       pass_start_tiles(this->read_item().start);
-      int visited = 0, skipped = 0;
       for (int leaf = this->lo_; leaf < this->hi_; ++leaf) {
-        compute_leaf(leaf, visited, skipped);
+        compute_leaf(leaf);
         finish_leaf(leaf);
       }
-      if constexpr (kCounts) DecodeStats<Tr>::add(this->read_item(), visited, skipped, thread_, kGroupThreads, p_);
       this->finish_work();
     }
   }
@@ -52,18 +49,12 @@ class MlaFollower : public MlaGroup<Tr, false> {
     kv_.advance();
   }
 
-  SKIM_DEVICE void compute_leaf(int leaf, int& visited, int& skipped) {
+  SKIM_DEVICE void compute_leaf(int leaf) {
     const Span tiles = Base::tiles_of(this->read_item(), leaf);
     this->clear_output();
     for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
-      const bool kept = !kSkips || hear_vote();
-      if (kept) multiply_values();
+      if (!kSkips || hear_vote()) multiply_values();
       hand_back();
-      if constexpr (kCounts) {
-        ++visited;
-        skipped += kept ? 0 : 1;
-        DecodeStats<Tr>::record(this->read_item(), n, kept, thread_, kGroupThreads, p_);
-      }
     }
   }
 
@@ -101,16 +92,18 @@ class MlaFollower : public MlaGroup<Tr, false> {
   }
 
   SKIM_DEVICE void finish_leaf(int leaf) {
-    RowScale scale[kThreadRows];
+    RowMerge merge[kThreadRows];
+    const int row = ptx::late(this->first_row());
     ptx::mbarrier_wait_parity(&smem_.told_full, told_.phase);
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
-      const float* from = smem_.told[this->first_row() + Layout::kRowStep * r];
-      scale[r] = {ptx::ld_shared_float(from), ptx::ld_shared_float(from + 1)};
+      const float* from = smem_.told[row + Layout::kRowStep * r];
+      merge[r] = {ptx::ld_shared_float(from), ptx::ld_shared_float(from + 1), ptx::ld_shared_float(from + 2)};
     }
     this->signal(&smem_.told_empty);
     told_.advance();
-    this->fold(scale, leaf);
+    const DecodeItem item = this->read_item();
+    this->merge_leaf(merge, leaf, this->place_of(item), item);
   }
 };
 

@@ -1,9 +1,8 @@
 // What the two warpgroups of an MLA decode CTA have in common that compute: each has half of the output's columns, for
 // all 64 packed rows.
 #pragma once
-#include <skimattn/core/score_mod.cuh>
-#include <skimattn/sm90/decode/epilogue.cuh>
 #include <skimattn/sm90/descriptor.cuh>
+#include <skimattn/sm90/mla/epilogue.cuh>
 #include <skimattn/sm90/mla/storage.cuh>
 
 namespace skimattn::sm90 {
@@ -38,21 +37,32 @@ class MlaGroup {
 
   // Note: read again where it is needed rather than kept, as is what follows from it: the main loop has no register to
   // spare.
-  SKIM_DEVICE DecodeItem read_item() const { return read_decode_item(smem_, ptx::late(work_.slot)); }
+  SKIM_DEVICE DecodeItem read_item() const {
+    const uint32_t* from = smem_.work[ptx::late(work_.slot)];
+    int words[kDecodeWords];
+#pragma unroll
+    for (int i = 0; i < kDecodeWords; i += 4) {
+      int four[4];
+      ptx::ld_shared16(from + i, four);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) words[i + j] = four[j];
+    }
+    return item_of_words(words);
+  }
 
   SKIM_DEVICE bool load_work() {
     ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
     const DecodeItem item = read_item();
-    if (!uniform(item.base.valid)) return false;
     lo_ = uniform(item.lo);
     hi_ = uniform(item.hi);
-    return true;
+    return uniform(item.base.valid) != 0;
   }
   SKIM_DEVICE void finish_work() {
     signal(&smem_.work_empty[work_.slot]);
     work_.advance();
   }
 
+  SKIM_DEVICE Place place_of(const DecodeItem& item) const { return packed_place<Tr>(item, thread_, p_); }
   SKIM_DEVICE int first_row() const { return thread_ / kWarpThreads * 16 + thread_ % kWarpThreads / 4; }
   SKIM_DEVICE void clear_output() {
 #pragma unroll
@@ -70,11 +80,9 @@ class MlaGroup {
   }
 
   // A leaf is done.
-  SKIM_DEVICE void fold(RowScale (&scale)[kThreadRows], int leaf) {
-    const DecodeItem item = read_item();
-    const Place at = packed_place<Tr>(item, thread_, p_);
-    epilogue_.start(item, at, p_, thread_);
-    epilogue_.fold(o_, scale, leaf, leaf == hi_ - 1, at, p_);
+  SKIM_DEVICE void merge_leaf(const RowMerge (&merge)[kThreadRows], int leaf, const Place& at, const DecodeItem& item) {
+    const bool is_result = leaf == hi_ - 1 && item.only != 0;
+    MlaEpilogue<Tr, kLeads ? 0 : Tr::kHeadDimV / 2>::add(o_, merge, leaf == lo_, is_result, thread_, at, item, p_);
   }
 
   const Params& p_;
@@ -82,7 +90,6 @@ class MlaGroup {
   const int thread_;  // of the warpgroup
   float o_[kOut];
   int lo_, hi_;  // leaves of the part
-  DecodeEpilogue<Tr, Tr::kHeadDimV / 2, kLeads ? 0 : Tr::kHeadDimV / 2> epilogue_;
   uint32_t votes_ = 0;
   PipelineState<Tr::kStages> kv_;
   PipelineState<Storage::kVoteSlots> vote_;

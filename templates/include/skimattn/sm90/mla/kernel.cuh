@@ -32,6 +32,9 @@ SKIM_DEVICE void forward(const Params& p) {
     MlaProducer<Tr> producer(p, smem, ptx::thread_index() % kWarpThreads);
     if (warp == 0) producer.run_keys();
     if (warp == 1) producer.run_queries();
+    if constexpr (Tr::kSkip == Skip::kStat) {
+      if (warp == 2) producer.run_counts();
+    }
   } else if (group == 1) {
     ptx::setmaxnreg_inc<Tr::kFollowerRegs>();
     MlaFollower<Tr>(p, smem).run();

@@ -25,7 +25,6 @@ class MlaLeader : public MlaGroup<Tr, true> {
         finish_leaf(leaf);
       }
       this->signal(&smem_.q_empty);
-      q_.advance();
       this->finish_work();
     }
   }
@@ -44,30 +43,39 @@ class MlaLeader : public MlaGroup<Tr, true> {
 
   SKIM_DEVICE void start_work(const DecodeItem& item) {
     if constexpr (kSkips) {
-      const Place at = packed_place<Tr>(item, thread_, p_);
+      const Place at = this->place_of(item);
 #pragma unroll
       for (int r = 0; r < kThreadRows; ++r) {
         limit_[r] = log2_threshold(p_, at.batch, at.head[r]);
         valid_[r] = at.valid(r);
       }
     }
-    ptx::mbarrier_wait_parity(&smem_.q_full, q_.phase);
+    static_assert(kWorkSlots == 2);  // so the item's place tells the phase of Q's only slot too
+    ptx::mbarrier_wait_parity(&smem_.q_full, this->work_.slot);
     find_start_maxima({Base::uniform(item.start.lo), Base::uniform(item.start.hi)});
   }
 
   // What every leaf's maxima start from.
   SKIM_DEVICE void find_start_maxima(const Span& tiles) {
-#pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) start_max_[r] = -kInf;
     if constexpr (kSkips) {
+      float start_max[kThreadRows];
+#pragma unroll
+      for (int r = 0; r < kThreadRows; ++r) start_max[r] = -kInf;
       for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
         float s[kScores], thread_max[kThreadRows];
         compute_scores<true>(s, n);
         thread_maximum(s, thread_max);
 #pragma unroll
-        for (int r = 0; r < kThreadRows; ++r) start_max_[r] = ptx::max_nan(start_max_[r], quad_max(thread_max[r]));
+        for (int r = 0; r < kThreadRows; ++r) start_max[r] = ptx::max_nan(start_max[r], quad_max(thread_max[r]));
         hand_back();
       }
+      if (thread_ % 4 == 0) {
+#pragma unroll
+        for (int r = 0; r < kThreadRows; ++r) {
+          ptx::st_shared_float(&smem_.rows[this->first_row() + Layout::kRowStep * r][2], start_max[r]);
+        }
+      }
+      ptx::warp_sync();
     }
   }
 
@@ -75,10 +83,11 @@ class MlaLeader : public MlaGroup<Tr, true> {
     const DecodeItem item = this->read_item();
     const Span tiles = Base::tiles_of(item, leaf);
     const int clean_first = Base::uniform(item.range.clean_first), clean_last = Base::uniform(item.range.clean_last);
+    const int row = ptx::late(this->first_row());
     this->clear_output();
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
-      rows_.max[r] = start_max_[r];
+      rows_.max[r] = kSkips ? ptx::ld_shared_float(&smem_.rows[row + Layout::kRowStep * r][2]) : -kInf;
       rows_.sum[r] = 0.0f;
     }
     for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
@@ -111,7 +120,7 @@ class MlaLeader : public MlaGroup<Tr, true> {
     this->release(Storage::kRest);
     this->release(Storage::kRight);
     if constexpr (kMasked) {
-      const Place at = packed_place<Tr>(this->read_item(), thread_, p_);
+      const Place at = this->place_of(this->read_item());
       apply_score_mod<Tr>(s, n * Tr::kTileN, at, p_.score_scale);
       mask_scores<Tr>(s, n * Tr::kTileN, at, p_);
     } else {
@@ -174,20 +183,65 @@ class MlaLeader : public MlaGroup<Tr, true> {
   }
 
   SKIM_DEVICE void finish_leaf(int leaf) {
-    RowScale scale[kThreadRows];
-    leaf_scale(rows_, p_, scale);
+    const DecodeItem item = this->read_item();
+    const Place at = this->place_of(item);
+    const int row = ptx::late(this->first_row());
+    RowMerge merge[kThreadRows];
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      const RowScale before = leaf == lo_ ? RowScale{-kInf, 0.0f} : merged(row, r);
+      const RowScale now = {rows_.max[r] == -kInf ? -kInf : rows_.max[r] * p_.scale_log2, quad_sum(rows_.sum[r])};
+      merge[r] = merge_row(before, now, row, r, at);
+    }
+    tell_leaf(merge, row);
+    if (leaf == hi_ - 1) store_scales(row, at, item);
+    this->merge_leaf(merge, leaf, at, item);
+  }
+
+  // Scales of the leaves so far wait in shared memory, as do the maxima that leaves start from, to save registers. All
+  // lanes of a row read, and one of them writes.
+  SKIM_DEVICE RowScale merged(int row, int r) const {
+    const float* from = smem_.rows[row + Layout::kRowStep * r];
+    return {ptx::ld_shared_float(from), ptx::ld_shared_float(from + 1)};
+  }
+  SKIM_DEVICE RowMerge merge_row(const RowScale& before, const RowScale& now, int row, int r, const Place& at) const {
+    const Merge merge = merge_of(before, now);
+    ptx::warp_sync();  // all lanes have read
+    if (at.column == 0) {
+      float* to = smem_.rows[row + Layout::kRowStep * r];
+      ptx::st_shared_float(to, merge.merged.max);
+      ptx::st_shared_float(to + 1, merge.merged.sum);
+    }
+    ptx::warp_sync();
+    return {merge.first, merge.second, inverse_of(merge.merged.sum, merge.merged.max, 1.0f, at.head[r], p_)};
+  }
+  SKIM_DEVICE void tell_leaf(const RowMerge (&merge)[kThreadRows], int row) {
     ptx::mbarrier_wait_parity(&smem_.told_empty, told_.phase ^ 1);
     if (thread_ % 4 == 0) {
 #pragma unroll
       for (int r = 0; r < kThreadRows; ++r) {
-        float* to = smem_.told[this->first_row() + Layout::kRowStep * r];
-        ptx::st_shared_float(to, scale[r].max);
-        ptx::st_shared_float(to + 1, scale[r].sum);
+        float* to = smem_.told[row + Layout::kRowStep * r];
+        ptx::st_shared_float(to, merge[r].before);
+        ptx::st_shared_float(to + 1, merge[r].now);
+        ptx::st_shared_float(to + 2, merge[r].inverse);
       }
     }
     this->signal(&smem_.told_full);
     told_.advance();
-    this->fold(scale, leaf);
+  }
+  // Of a part that is done: beside its columns, or as the result's log-sum-exp.
+  SKIM_DEVICE void store_scales(int row, const Place& at, const DecodeItem& item) const {
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      const RowScale scale = merged(row, r);
+      if (at.column != 0 || !at.valid(r)) continue;
+      if (item.only == 0) {
+        float* part = MlaEpilogue<Tr, 0>::part(r, thread_, item, p_);
+        ptx::st_global_pair(part + Tr::kHeadDimV, {scale.max, scale.sum});
+      } else if (p_.lse != nullptr) {
+        store_lse(scale.sum, scale.max, 1.0f, r, at, p_);
+      }
+    }
   }
 
   // Zeroes what no row of the request sees of V, if this tile holds any: see seen_in_tile.
@@ -239,9 +293,7 @@ class MlaLeader : public MlaGroup<Tr, true> {
 
   float limit_[kThreadRows];
   bool valid_[kThreadRows];
-  float start_max_[kThreadRows];
   RowState rows_;  // of the leaf
-  PipelineState<1> q_;
 };
 
 }  // namespace skimattn::sm90

@@ -1,6 +1,7 @@
 // The warps that feed an MLA decode CTA: one draws work, tells everybody, and loads tiles of the latent cache; one loads
-// Q. All lanes of a warp load, each its boxes, since pages may be small.
+// Q; in stat kernels, one counts. All lanes of a warp load, each its boxes, since pages may be small.
 #pragma once
+#include <skimattn/sm90/decode/stats.cuh>
 #include <skimattn/sm90/mla/storage.cuh>
 
 namespace skimattn::sm90 {
@@ -34,10 +35,32 @@ class MlaProducer {
     for (DecodeItem item = receive(); item.base.valid; item = receive()) {
       ptx::mbarrier_wait_parity(&smem_.q_empty, q.phase ^ 1);
       load_q(item);
-      ptx::warp_sync();
-      if (lane_ == 0) ptx::mbarrier_arrive(&smem_.work_empty[work_.slot]);
-      work_.advance();
+      release_item();
       q.advance();
+    }
+  }
+
+  SKIM_DEVICE void run_counts() {
+    PipelineState<Storage::kVoteSlots> place;
+    uint32_t votes = 0;
+    for (DecodeItem item = receive(); item.base.valid; item = receive()) {
+      int visited = 0, skipped = 0;
+      for (int leaf = item.lo; leaf < item.hi; ++leaf) {
+        const Span tiles = item.tiles_of(leaf);
+        for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
+          DecodeVote& vote = smem_.votes[place.slot];
+          ptx::mbarrier_wait_parity(&vote.voted, place.phase);
+          const bool kept = ptx::ld_shared(&vote.kept) == ++votes;
+          ptx::warp_sync();
+          if (lane_ == 0) ptx::mbarrier_arrive(&vote.counted);
+          place.advance();
+          ++visited;
+          skipped += kept ? 0 : 1;
+          DecodeStats<Tr>::record(item, n, kept, lane_, kWarpThreads, p_);
+        }
+      }
+      DecodeStats<Tr>::add(item, visited, skipped, lane_, kWarpThreads, p_);
+      release_item();
     }
   }
 
@@ -45,6 +68,12 @@ class MlaProducer {
   SKIM_DEVICE DecodeItem receive() {
     ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
     return read_decode_item(smem_, work_.slot);
+  }
+
+  SKIM_DEVICE void release_item() {
+    ptx::warp_sync();
+    if (lane_ == 0) ptx::mbarrier_arrive(&smem_.work_empty[work_.slot]);
+    work_.advance();
   }
 
   SKIM_DEVICE void publish(const DecodeItem& item) {

@@ -15,6 +15,7 @@ struct MlaStorage {
   static constexpr int kKvPanelBytes = Tr::kTileN * kPanelRowBytes;
   static constexpr int kKvBytes = kPanels * kKvPanelBytes;  // of one tile
   static constexpr int kParts = 3, kRest = 0, kLeft = 1, kRight = 2;  // in the order in which they are loaded
+  static constexpr int kCounters = Tr::kSkip == Skip::kStat ? 1 : 0;  // warps that count
   static constexpr int kVoteSlots = Tr::kStages + 1;  // see DecodeStorage
   static_assert(kPanelsV % 2 == 0);
 
@@ -26,14 +27,15 @@ struct MlaStorage {
   alignas(1024) uint8_t q[kPanels * kQPanelBytes];
   alignas(1024) uint8_t kv[Tr::kStages][kKvBytes];
   alignas(1024) uint8_t p[Tr::kTileN / 8][Tr::kGroupRows][16];  // see k_major_chunks
-  // What the leader tells of each row. Of a kept tile: what older output counts; at the end of a leaf: its RowScale.
-  float told[Tr::kGroupRows][2];
+  // What the leader tells of each row. Of a kept tile: what older output counts; at the end of a leaf: its RowMerge.
+  float told[Tr::kGroupRows][4];
+  float rows[Tr::kGroupRows][4];   // the leader's: maximum and sum of the leaves so far, maximum that leaves start from
   uint64_t told_full, told_empty;  // P lies there too, if it is about a tile
   // `full`: the producer's bytes have landed. `empty`: every reader is done; one arrival per reading warp.
   uint64_t q_full, q_empty;
   uint64_t kv_full[Tr::kStages][kParts], kv_empty[Tr::kStages][kParts];
   uint64_t work_full[kWorkSlots], work_empty[kWorkSlots];
-  uint32_t work[kWorkSlots][kDecodeWords];
+  alignas(16) uint32_t work[kWorkSlots][kDecodeWords];
   DecodeVote votes[kVoteSlots];
 
   SKIM_DEVICE void init_barriers() {
@@ -49,12 +51,12 @@ struct MlaStorage {
     }
     for (int i = 0; i < kVoteSlots; ++i) {
       ptx::mbarrier_init(&votes[i].voted, kGroupWarps);
-      ptx::mbarrier_init(&votes[i].counted, kGroupWarps);
+      ptx::mbarrier_init(&votes[i].counted, kGroupWarps + kCounters);  // who has heard it
       ptx::st_shared(&votes[i].kept, 0);
     }
     for (int i = 0; i < kWorkSlots; ++i) {
       ptx::mbarrier_init(&work_full[i], 1);
-      ptx::mbarrier_init(&work_empty[i], 2 * kGroupWarps + 1);  // and the warp that loads Q
+      ptx::mbarrier_init(&work_empty[i], 2 * kGroupWarps + 1 + kCounters);  // and the warp that loads Q
     }
     ptx::fence_mbarrier_init();
   }
