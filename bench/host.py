@@ -15,6 +15,7 @@ import torch
 from . import machine, peers, results, table
 from .cases import rounded
 from .contender import call_of
+from .host_decode import decode_rows
 from .host_shapes import new_shapes
 from .inputs import Inputs, normal
 from .names import REPEATED, THRESHOLD
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     inputs = normal(_SHAPE, "cuda")
     makers, not_run = peers.load(options.peers)
     calls = our_calls(inputs, _SHAPE) | peer_calls(makers, inputs, _SHAPE, not_run)
-    calls |= new_shapes("cuda")
+    calls |= new_shapes("cuda") | decode_rows("cuda")
     small = torch.ones(64, device="cuda")
     calls["tensor.add_(1)"] = lambda: small.add_(1)
     name = torch.cuda.get_device_name()

@@ -14,7 +14,7 @@ from .timing import Call
 
 COUNT = 600  # more shapes than the runtime keeps prepared (256), so that every one is new when its turn comes again
 _HEADS_Q, _HEADS_KV, _HEAD_DIM = 4, 1, 128
-_LEAST, _ROWS = 64, 16  # the shortest length, and the rows of a request in batches of changing size
+_LEAST, _ROWS = 65, 80  # the shortest length, and the rows of a request in batches of changing size: not decode's
 
 
 def in_turn(calls: Sequence[Call]) -> Call:

@@ -5,6 +5,7 @@ from __future__ import annotations
 DENSE = "ours dense"
 RAGGED, UNIFORM = "ours ragged", "ours uniform"  # in ``bench ragged``
 REPEATED = "launch(params), out given"  # in ``bench host``: the row that must stay within the bound
+REPEATED_DECODE = "decode, launch(params), new out"  # likewise
 SKIP_NOTHING = (0.0, 1e-30)  # thresholds on N(0,1): never skip, and vote on every tile without ever agreeing
 THRESHOLD = 1e-3  # on planted inputs
 READ, BEST = "plain read", "best peer"  # in ``bench decode``: a reduction over 4 GB, and the fastest of the peers

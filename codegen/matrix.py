@@ -193,6 +193,21 @@ def _spelled(feature: Feature) -> str:
     return ", ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in feature.values)
 
 
+def combine_spec(decode: KernelSpec) -> KernelSpec:
+    """The kernel that merges what a decode kernel left in the workspace."""
+    return replace(
+        decode,
+        phase="combine",
+        dtype=decode.out_dtype,
+        head_dim=decode.head_dim_v,
+        mask="full",
+        paged=False,
+        skip="dense",
+        softcap=False,
+        alibi=False,
+    )
+
+
 @cache
 def all_specs() -> tuple[KernelSpec, ...]:
     """Every accepted kernel, in the order of the feature table."""
@@ -219,6 +234,7 @@ def in_default(spec: KernelSpec) -> bool:
 
 
 _BASE = KernelSpec("sm90", "prefill", "bf16", "bf16", 128, 128, "causal", False, "dense", False, False)
+_DECODE = replace(_BASE, phase="decode", paged=True)
 _BASE100 = replace(_BASE, arch="sm100")
 SMOKE = (
     _BASE,
@@ -227,6 +243,9 @@ SMOKE = (
     replace(_BASE, dtype="fp16", out_dtype="fp16", head_dim=64, head_dim_v=64, mask="full", skip="skip"),
     replace(_BASE, head_dim=192, mask="chunked"),
     replace(_BASE, head_dim=256, head_dim_v=256, mask="window", paged=True, skip="stat"),
+    _DECODE,
+    replace(_DECODE, skip="skip"),
+    combine_spec(_DECODE),
     _BASE100,
     replace(_BASE100, skip="stat"),
     replace(_BASE100, dtype="fp16", out_dtype="fp16", head_dim=64, head_dim_v=64, mask="full", skip="skip"),
@@ -249,7 +268,8 @@ def specs(
 
     Args:
         set_name: ``smoke``, ``default`` or ``full``.
-        only: keep the specs whose field has one of the given values, for every field named.
+        only: keep the specs whose field has one of the given values, for every field named. Kernels that combine have
+            no mask or options to choose by: unless ``phase`` is named, they are kept with the decode kernels kept.
         archs: keep these architectures; empty keeps all.
     """
     if set_name not in SETS:
@@ -257,11 +277,19 @@ def specs(
     belongs = _BELONGS[set_name]
     wanted = {feature_of(name).name: tuple(values) for name, values in (only or {}).items()}
     kept = tuple(archs) or BY_NAME["arch"].values
-    return tuple(
+    named = [
         spec
         for spec in all_specs()
         if belongs(spec) and spec.arch in kept and all(getattr(spec, name) in wanted[name] for name in wanted)
-    )
+    ]
+    return tuple(named) if "phase" in wanted else with_combine(named)
+
+
+def with_combine(specs: Iterable[KernelSpec]) -> tuple[KernelSpec, ...]:
+    """These kernels, and those that combine what the decode kernels among them leave, in the order of the table."""
+    attending = {spec for spec in specs if spec.phase != "combine"}
+    combining = {combine_spec(spec) for spec in attending if spec.phase in ("decode", "mla")}
+    return tuple(spec for spec in all_specs() if spec in attending or spec in combining)
 
 
 def build_command(spec: KernelSpec) -> str:

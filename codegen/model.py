@@ -95,7 +95,7 @@ def needed(config: Config) -> Need:
     dims, of_dims = _head_dims(part)
     masks, of_masks = _masks(part)
     softcap, alibi = _number(part, "attn_logit_softcapping") > 0, _has_alibi(part)
-    specs = tuple(
+    specs = matrix.with_combine(
         spec
         for spec in matrix.all_specs()
         if spec.dtype in dtypes
@@ -107,7 +107,10 @@ def needed(config: Config) -> Need:
         largest = max(matrix.HEAD_DIMS["prefill"])
         raise expected("head_dim", f"at most {largest}, of q and k and of v", dims)
     switches = f"softcap {_word(softcap)}: attn_logit_softcapping; alibi {_word(alibi)}"
-    always = "paged and not; dense, skip and stat: calls decide. Numbers of heads, sinks and LSE need no other kernel"
+    always = (
+        "prefill, and decode with what combines its parts, where they exist; paged and not; dense, skip and stat: "
+        "calls decide. Numbers of heads, sinks and LSE need no other kernel"
+    )
     return Need(specs, (of_dtypes, of_dims, of_masks, switches, always, *notes, *_not_understood(part)))
 
 

@@ -19,10 +19,14 @@ END = "<!-- end of support matrix -->"
 
 def table() -> str:
     """What kernels exist, as Markdown."""
-    specs = matrix.all_specs()
+    specs = [spec for spec in matrix.all_specs() if spec.phase != "combine"]
     sizes = ", ".join(f"{len(matrix.specs(name))} in `{name}`" for name in matrix.SETS)
     kinds = ", ".join(_values(specs, "skip"))
-    lines = [f"Kernels: {sizes}. Every architecture and type has every combination below, each as {kinds}.", ""]
+    lines = [
+        f"Kernels: {sizes}. Every architecture, phase and type has every combination below, each as {kinds}. `combine` "
+        "merges what `decode` left of requests that several CTAs computed: one kernel for each type and head_dim of v.",
+        "",
+    ]
     return "\n".join([*lines, *_arch_table(), "", *_mask_table(specs), "", *_head_dim_table(specs)])
 
 
@@ -32,9 +36,19 @@ def _arch_table() -> list[str]:
     for arch in ARCHS.values():
         mine = matrix.specs("full", archs=[arch.name])
         read = ", ".join(_values(mine, "dtype"))
-        counts = f"{len(matrix.specs('default', archs=[arch.name]))}, {len(mine)}"
+        counts = "; ".join(_count(arch.name, str(phase)) for phase in BY_NAME["phase"].values if _has(mine, phase))
         lines.append(f"| `{arch.name}` | {arch.gpus} | {read} | {_outputs(mine)} | {counts} | {arch.verified} |")
     return lines
+
+
+def _has(specs: Iterable[KernelSpec], phase: object) -> bool:
+    return any(spec.phase == phase for spec in specs)
+
+
+def _count(arch: str, phase: str) -> str:
+    """How many kernels of a phase are in ``default`` and in ``full``."""
+    default, full = (len(matrix.specs(name, {"phase": [phase]}, [arch])) for name in ("default", "full"))
+    return f"`{phase}` {default}, {full}"
 
 
 def _outputs(specs: Iterable[KernelSpec]) -> str:
@@ -79,19 +93,32 @@ def _cell(specs: Iterable[KernelSpec]) -> str:
     return " and ".join(sorted(found)) or "no"
 
 
+_ROWS = {"prefill": "queries", "decode": "packed queries", "mla": "packed queries"}  # packed: those of all query heads of a kv head
+
+
 def _head_dim_table(specs: Iterable[KernelSpec]) -> list[str]:
     """Tiles by head dims, and by phase and architecture."""
-    tiles: dict[tuple[int, int], dict[str, str]] = {}
-    groups: dict[str, set[int]] = {}
+    tiles: dict[tuple[int, int], dict[tuple[str, str], str]] = {}
+    groups: dict[tuple[str, str], set[int]] = {}
     for spec in specs:
-        tile, kind = tile_of(spec), f"{spec.phase} on `{spec.arch}`"
+        tile, kind = tile_of(spec), (spec.phase, spec.arch)
         tiles.setdefault((spec.head_dim, spec.head_dim_v), {})[kind] = f"{tile.tile_m} x {tile.tile_n}"
         groups.setdefault(kind, set()).add(tile.group_rows)
-    heads = [f"{kind}: queries x keys, groups of {', '.join(map(str, rows))}" for kind, rows in groups.items()]
+    heads = [
+        f"{phase} on `{arch}`: {_ROWS[phase]} x keys, groups of {', '.join(map(str, rows))}"
+        for (phase, arch), rows in groups.items()
+    ]
     lines = ["| head_dim of q, k | of v | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
-    for (dim, dim_v), by_kind in sorted(tiles.items()):
-        lines.append(f"| {dim} | {dim_v} | " + " | ".join(by_kind.get(kind, "no") for kind in groups) + " |")
+    for dims, by_kind in sorted(tiles.items()):
+        cells = (by_kind.get(kind) or _larger(kind[0], dims) for kind in groups)
+        lines.append(f"| {dims[0]} | {dims[1]} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _larger(phase: str, dims: tuple[int, int]) -> str:
+    """What computes calls whose head dims have no kernel of their own in a phase."""
+    found = matrix.head_dims(phase, *dims)
+    return "no" if found is None else "as " + ", ".join(map(str, found))
 
 
 def between_markers(text: str) -> str:

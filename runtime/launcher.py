@@ -21,11 +21,12 @@ from ._cuda.device import Device, device
 from ._launch import loader
 from ._launch.buffers import Buffers, make_buffers
 from ._launch.look import Elsewhere
+from ._launch.plan import numbers_of
 from ._launch.planner import Planner
 from ._launch.prepared import PreparedLaunches
 from ._launch.shortcut import SERVED, Shortcut
 from ._launch.signature import Bound, Scan, outline_of
-from ._select.dispatch import arch_of, fewest_prefill_rows, phases_of, reference_arch, specs_of
+from ._select.dispatch import arch_of, phase_rule, phases_of, reference_arch, specs_of
 from ._select.kernels import unbuilt_row
 from .errors import expected
 from .params import Params, forbid_changes, keep_prepared
@@ -73,19 +74,20 @@ def launch(params: Params, stream: Any = None) -> Result:
 def _enqueue(bound: Bound, params: Params, stream: Any) -> Result:
     """Allocate what is missing, on the stream that writes it, and launch."""
     prepared = bound.prepared
-    if stream is None and prepared.only_out:  # the common case, without what it does not need
-        q = params.q
-        if prepared.plain:
-            out = memory.empty(prepared.out_shape, prepared.out_strides, prepared.out_dtype, prepared.ordinal)
+    makes, only_out = prepared.making
+    if stream is None and makes is not None:  # the common case, without what it does not need
+        if only_out:
+            out = memory.empty(*makes[0])
+            made = [out.data_ptr()]
+            if len(makes) > 1:
+                workspace = memory.empty(*makes[1])
+                made.append(workspace.data_ptr())
         else:
-            out = q.new_empty(prepared.out_shape, dtype=prepared.out_dtype)
-        made: tuple[int, ...] = (out.data_ptr(),)
-        if prepared.workspace_floats:
-            workspace = q.new_empty(prepared.workspace_floats, dtype=torch.float32)
-            made = out.data_ptr(), workspace.data_ptr()
+            new = [memory.empty(*each) for each in makes]
+            made = [tensor.data_ptr() for tensor in new]
         handle = streams.current(prepared.ordinal)
         if prepared.launch(bound.token, bound.addresses, made, bound.threshold, handle):
-            return out
+            return out if only_out else _given_or(new, params)
     else:
         handle, buffers = _buffers(params, prepared.out_shape, prepared.workspace_floats, prepared.ordinal, stream)
         if prepared.launch(bound.token, bound.addresses, buffers.addresses(params), bound.threshold, handle):
@@ -102,6 +104,14 @@ def _buffers(
     handle = streams.handle_of(stream, ordinal)
     with streams.allocating_on(handle, params.q.device):
         return handle, make_buffers(params, out_shape, workspace_floats)
+
+
+def _given_or(new: list[torch.Tensor], params: Params) -> Result:
+    """What a launch returns that made some of ``out`` and ``lse``, in this order."""
+    out = new.pop(0) if params.out is None else params.out
+    if not params.return_lse:
+        return out
+    return out, new[0] if params.lse is None else params.lse
 
 
 def _result(params: Params, buffers: Buffers) -> Result:
@@ -167,14 +177,23 @@ def _new_launch(params: Params, scan: Scan, known: _Known, stream: Any) -> Resul
     _keep_form(scan, known)
     _prepared.keep((known, scan.sizes), prepared, token)
     forbid_changes(params)
-    if SERVED.issuperset(scan.outline.names) and not params.return_lse and tuple(loaded) == ("prefill",):
-        least_rows = fewest_prefill_rows(problem, arch_of(chosen.gpu.capability))
-        scan.outline.shortcut = Shortcut(
-            scan.outline.names, problem, buffers, planner, chosen.gpu, loaded["prefill"], least_rows
-        )
+    if SERVED.issuperset(scan.outline.names) and not problem.latent:
+        _keep_shortcut(scan, problem, buffers, chosen, loaded)
     if not prepared.launch(token, scan.addresses, buffers.addresses(params), problem.threshold, handle):
         return _first_launch(params, stream)
     return _result(params, buffers)
+
+
+def _keep_shortcut(
+    scan: Scan, problem: Problem, buffers: Buffers, chosen: _Chosen, loaded: Mapping[str, loader.Loaded]
+) -> None:
+    """Let new calls of this form that the same kernels compute be launched the short way."""
+    form, shortcut = (scan.form, numbers_of(problem)), scan.outline.shortcut
+    if shortcut is None or shortcut.form != form:
+        phases = phase_rule(problem, arch_of(chosen.gpu.capability))
+        shortcut = Shortcut(form, scan.outline.names, problem, buffers, chosen.gpu, phases)
+    shortcut.add(problem, buffers, chosen.planner, loaded)
+    scan.outline.shortcut = shortcut
 
 
 def _choose(problem: Problem, known: _Known) -> _Chosen:

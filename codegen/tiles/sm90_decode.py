@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..spec import KernelSpec
 from .common import MAX_SMEM_BYTES, Tile, row_bytes
-from .split import BRANCH_LEAVES, GROUP_ROWS, MAX_LEAVES, MIN_LEAF_KEYS
+from .split import BRANCH_LEAVES, GROUP_ROWS, MAX_LEAVES, MIN_LEAF_KEYS, TWIG_LEAVES
 
 _BARRIER_BYTES = 1024  # barriers, votes and the two work items
 
@@ -67,8 +67,9 @@ class Sm90DecodeTile(Tile):
 def split_traits(tile_n: int, head_dim: int) -> Mapping[str, int | bool]:
     """The split rule as C++ constants."""
     return {
-        "kMinLeafTiles": MIN_LEAF_KEYS[head_dim] // tile_n,
+        "kLeafShift": (MIN_LEAF_KEYS[head_dim] // tile_n).bit_length() - 1,
         "kMaxLeaves": MAX_LEAVES,
+        "kTwigLeaves": TWIG_LEAVES,
         "kBranchLeaves": BRANCH_LEAVES,
     }
 

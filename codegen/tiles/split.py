@@ -1,9 +1,9 @@
 """How the keys of one decoded request are split, and which requests are decoded: rules of its own lengths alone.
 
 So a request gives the same bits alone and inside any batch, on any number of multiprocessors. What is computed between
-two borders is a *leaf*, whose state starts anew. Some leaves next to each other are a *branch*: they are merged in
-rising order, and so are branches into the result, wherever that happens: a CTA may compute one leaf, or a branch, whose
-leaves it merges as it goes.
+two borders is a *leaf*, whose state starts anew. Four leaves next to each other are a *twig*, two twigs a *branch*:
+leaves are merged into their twig in rising order, twigs into their branch, branches into the result, wherever that
+happens: a CTA may compute a leaf, a twig or a branch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ KEYS_PER_ROW = 16  # a request of more than one group is decoded if it has as ma
 # 128 KB, which moves through L2 where leaves are merged, so its leaves are long.
 MIN_LEAF_KEYS = {64: 1024, 128: 512, 256: 512, 576: 1024, 512: 1024}
 MAX_LEAVES = 128  # where the first one starts at a border; one more otherwise
-BRANCH_LEAVES = 4
+TWIG_LEAVES = 4
+BRANCH_LEAVES = 8
 MLA_MOST_ROWS = 2048  # packed rows of a request that MLA decode takes: what the workspace has room for at any length
 
 

@@ -7,8 +7,9 @@ follow from what the host knows of the whole batch.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import lru_cache
 from math import gcd
+from typing import NamedTuple
 
 import torch
 from skimattn.codegen.features import BY_NAME
@@ -22,6 +23,7 @@ from skimattn.codegen.tiles.split import (
     MAX_LEAVES,
     MIN_LEAF_KEYS,
     MLA_MOST_ROWS,
+    TWIG_LEAVES,
 )
 
 from .._call.problem import Problem
@@ -29,96 +31,140 @@ from .extent import extent_of
 from .plan import WARP_THREADS, TensorMapSpec, Value
 
 WORKSPACE_BYTES = 256 << 20  # at most, whatever the batch; what does not fit is computed in rounds
-_PADDING = 4  # floats of a part's row beyond its columns: maximum, sum, and up to whole 16 bytes
+_MOST_ROWS = MAX_GROUPS * GROUP_ROWS  # packed rows of a request
 _COMBINE_CTAS = 8  # per multiprocessor at most, each of which merges rows in turn
-_COMBINE_WARPS = 8  # of a CTA; where parts are branches, each merges rows of its own
-# What one leaf takes of one CTA is the unit of the estimates that decide over the cut, measured on an H100: as long as
-# this part of the CTAs works, memory is busy; an item costs so much besides its leaves.
-_BUSY, _ITEM = 0.5, 0.05
+_PADDING = 4  # floats of a part's row beyond its columns: maximum, sum, and up to whole 16 bytes
+_COMBINE_WARPS = 8  # of a CTA; where there are many rows, each merges rows of its own
+# What one leaf takes of a CTA while all work is the unit of the estimates that decide over the cut. From an H100:
+# if fewer than this part of the CTAs work, memory is not busy; an item costs so much besides its leaves.
+_BUSY, _ITEM = 0.35, 0.12
+_FEW_PARTS = 8  # of a row, which one warp merges
+_NEVER = float("inf")
+_KEPT = 1024  # cuts
 # What both phases are told about whose a request is.
 RULE: dict[str, Value] = {
     "decode_always_rows": GROUP_ROWS,
-    "decode_most_rows": MAX_GROUPS * GROUP_ROWS,
+    "decode_most_rows": _MOST_ROWS,
     "decode_keys_per_row": KEYS_PER_ROW,
 }
 _RULE_OF_LATENT = RULE | {"decode_always_rows": MLA_MOST_ROWS, "decode_most_rows": MLA_MOST_ROWS}
 
 
-def rule_of(problem: Problem) -> dict[str, Value]:
-    """What decode kernels are told about whose a request is: MLA's take all."""
-    return _RULE_OF_LATENT if problem.latent else RULE
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How a batch is cut into parts: branches where ``whole_branches``, else leaves.
+class Cut(NamedTuple):
+    """How a batch is cut into parts of ``part_leaves`` leaves.
 
     ``rows`` bounds the packed rows of a (request, kv head), ``groups`` and ``part_rows`` their groups and a group's
-    rows; there is room for ``parts`` of each group. ``rounds`` of ``requests`` each share the workspace.
+    rows; there is room for ``parts`` of each group. ``rounds`` of ``requests`` each share the workspace. A copy of Q
+    brings ``q_box_heads`` and ``q_box_rows``.
     """
 
     rows: int
     groups: int
     part_rows: int
-    whole_branches: bool
+    part_leaves: int
     parts: int
     requests: int
     rounds: int
     ctas: int
     workspace_floats: int
+    q_box_heads: int
+    q_box_rows: int
 
 
-def cut_of(problem: Problem, kernel: Kernel, sm_count: int) -> Cut:
-    """The cut of a call's decoded requests by a decode kernel, on a device of ``sm_count`` multiprocessors."""
-    rule = rule_of(problem)
-    rows = min(problem.len_q * (problem.heads_q // problem.heads_kv), int(rule["decode_most_rows"]))
-    groups, part_rows = -(-rows // GROUP_ROWS), min(rows, GROUP_ROWS)
-    pairs, most_ctas = problem.heads_kv * groups, sm_count * kernel.ctas_per_sm
-    row_floats = kernel.head_dim_v + _PADDING
-    state_bytes = part_rows * row_floats * 4
-    columns = kernel.head_dim + (0 if problem.latent else kernel.head_dim_v)
-    key_bytes = columns * ELEMENT_BYTES[kernel.dtype]
-    leaf_keys = max(MIN_LEAF_KEYS[kernel.head_dim], problem.len_k // MAX_LEAVES)
+class Cutter:
+    """Cuts the batches of calls that differ in sizes only. It remembers the last cuts, of which there are not many:
+    they depend on the number of leaves, and hardly on that of keys.
+    """
 
-    def cost(leaves: int) -> float:
-        """The time of the slowest CTA if parts have so many leaves, and of writing and reading partial results."""
-        parts = _most_parts(problem, kernel, leaves)
-        waves = problem.batch * pairs * parts / most_ctas
-        busy = waves // 1 + (max(waves % 1, _BUSY) if waves % 1 else 0)
-        results = 2 * state_bytes / (leaf_keys * key_bytes) if parts > 1 else 0.0
-        return busy * min(leaves, _most_parts(problem, kernel, 1)) + waves * (results + _ITEM)
+    def __init__(self, problem: Problem, kernel: Kernel, sm_count: int) -> None:
+        """``problem`` is one of the calls, ``kernel`` decodes them on a device of ``sm_count`` multiprocessors."""
+        self._heads_kv, self._per_kv = problem.heads_kv, problem.heads_q // problem.heads_kv
+        self._most_rows = MLA_MOST_ROWS if problem.latent else _MOST_ROWS
+        # MLA merges leaves in the workspace, where a part has one place.
+        self._part_leaves = (TWIG_LEAVES, 1) if problem.latent else (BRANCH_LEAVES, TWIG_LEAVES, 1)
+        self._all_rows = -(-self._most_rows // self._per_kv)  # query rows, of which more make no difference
+        self._tile_n, self._leaf_keys = kernel.tile_n, MIN_LEAF_KEYS[kernel.head_dim]
+        self._leaf_tiles, self._least_of_long = self._leaf_keys // kernel.tile_n, self._leaf_keys * MAX_LEAVES
+        columns = kernel.head_dim + (0 if problem.latent else kernel.head_dim_v)
+        self._key_bytes = columns * ELEMENT_BYTES[kernel.dtype]
+        self._row_floats, self._most_ctas = kernel.head_dim_v + _PADDING, sm_count * kernel.ctas_per_sm
+        self._starts_anywhere = problem.mask not in ("full", "causal", "custom")
+        self._window_keys = _window_keys(problem)
+        self._cut_leaves = lru_cache(_KEPT)(self._cut_leaves_)
 
-    leaves = min((BRANCH_LEAVES, 1), key=cost)
-    parts = _most_parts(problem, kernel, leaves)
-    # MLA merges leaves there too.
-    uses_workspace = parts > 1 or (problem.latent and _most_parts(problem, kernel, 1) > 1)
-    requests = max(1, min(problem.batch, WORKSPACE_BYTES // (parts * pairs * state_bytes)))
-    return Cut(
-        rows=rows,
-        groups=groups,
-        part_rows=part_rows,
-        whole_branches=leaves > 1,
-        parts=parts,
-        requests=requests,
-        rounds=-(-problem.batch // requests),
-        ctas=min(most_ctas, requests * pairs * parts),
-        workspace_floats=requests * pairs * parts * part_rows * row_floats if uses_workspace else 0,
-    )
+    def cut(self, batch: int, len_q: int, len_k: int) -> Cut:
+        """The cut of a batch whose requests have so many rows and keys at most."""
+        # Note: no calls of min and max, here and below: every launch in new sizes comes here.
+        rows, leaves = len_q if len_q < self._all_rows else self._all_rows, self._leaves(len_q, len_k)
+        # A hint may say that no request has rows, of a batch that has some.
+        return self._cut_leaves(batch, rows or 1, leaves, len_k // MAX_LEAVES if len_k > self._least_of_long else 0)
+
+    def _leaves(self, len_q: int, len_k: int) -> int:
+        """The most leaves of a request, if the first one starts at a border."""
+        tiles = -(-len_k // self._tile_n) or 1
+        if self._window_keys is not None:
+            seen = (self._window_keys + len_q) // self._tile_n + 2
+            tiles = seen if seen < tiles else tiles
+        leaves = -(-tiles // self._leaf_tiles)
+        return leaves if leaves < MAX_LEAVES else MAX_LEAVES
+
+    def _parts(self, leaves: int, of_leaves: int) -> int:
+        """The most parts of a request, of so many leaves each."""
+        return -(-leaves // of_leaves) + self._starts_anywhere
+
+    def _cut_leaves_(self, batch: int, len_q: int, leaves: int, leaf_keys: int) -> Cut:
+        """The same by leaves; ``leaf_keys`` = how many one has at least, where that is more than ever."""
+        rows, most_ctas = len_q * self._per_kv, self._most_ctas
+        rows = rows if rows < self._most_rows else self._most_rows
+        pairs, part_rows = self._heads_kv * -(-rows // GROUP_ROWS), rows if rows < GROUP_ROWS else GROUP_ROWS
+        results = 2 * part_rows * self._row_floats * 4 / ((leaf_keys or self._leaf_keys) * self._key_bytes)
+        least, part_leaves, parts = _NEVER, 1, 1
+        for its_leaves in self._part_leaves:
+            # The time of the slowest CTA if parts have so many leaves, and of writing and reading partial results.
+            its_parts = self._parts(leaves, its_leaves)
+            waves, items = divmod(batch * pairs * its_parts, most_ctas)
+            last = items / most_ctas
+            busy = waves + (last if last > _BUSY or not last else _BUSY)
+            cost = busy * self._parts(leaves, 1) / its_parts
+            cost += (waves + last) * (results + _ITEM if its_parts > 1 else _ITEM)
+            if cost < least:
+                least, part_leaves, parts = cost, its_leaves, its_parts
+        state_floats = part_rows * self._row_floats
+        fitting = WORKSPACE_BYTES // (parts * pairs * state_floats * 4) or 1
+        requests = batch if batch < fitting else fitting
+        items = requests * pairs * parts
+        return Cut(
+            rows,
+            -(-rows // GROUP_ROWS),
+            part_rows,
+            part_leaves,
+            parts,
+            requests,
+            -(-batch // requests),
+            items if items < most_ctas else most_ctas,
+            items * state_floats,
+            *_q_box(self._per_kv, len_q),
+        )
 
 
-def _most_parts(problem: Problem, kernel: Kernel, of_leaves: int) -> int:
-    """The most parts of ``of_leaves`` leaves of a request."""
-    tile_n, starts_anywhere = kernel.tile_n, problem.mask in ("window", "chunked")
-    tiles = max(1, -(-problem.len_k // tile_n))
-    if starts_anywhere:
-        left, right = problem.window
-        unlimited = left < 0 or (right < 0 and problem.mask == "window")
-        keys = problem.len_k if unlimited else left + max(right, 0) + problem.len_q
-        if problem.chunk_size:
-            keys = min(keys, problem.chunk_size + problem.len_q)
-        tiles = min(tiles, keys // tile_n + 2)
-    leaves = min(MAX_LEAVES, -(-tiles // (MIN_LEAF_KEYS[kernel.head_dim] // tile_n)))
-    return -(-leaves // of_leaves) + (1 if starts_anywhere else 0)
+def _window_keys(problem: Problem) -> int | None:
+    """The keys that requests see, but for as many more as they have rows; None = all of them."""
+    if problem.mask not in ("window", "chunked"):
+        return None
+    left, right = problem.window
+    keys = None if left < 0 or (right < 0 and problem.mask == "window") else left + max(right, 0)
+    if problem.chunk_size:
+        keys = problem.chunk_size if keys is None else min(keys, problem.chunk_size)
+    return keys
+
+
+def _q_box(heads: int, len_q: int) -> tuple[int, int]:
+    """Heads and rows of one copy of Q, with so many heads for each of K: as many packed rows as divide a group, or all
+    there are.
+    """
+    if heads * len_q <= GROUP_ROWS:
+        return heads, len_q
+    return (heads, GROUP_ROWS // heads) if GROUP_ROWS % heads == 0 else (gcd(heads, GROUP_ROWS), 1)
 
 
 def plan_decode(
@@ -138,46 +184,46 @@ def plan_decode(
         combine: merges them.
         scalars: what prefill would be told of the same call.
         maps: those of K and V.
-        cut: from :func:`cut_of`.
+        cut: of the call.
         sm_count: multiprocessors of the device.
     """
-    box_heads, box_rows = q_box(problem)
     common: dict[str, Value] = {
         **scalars,
-        **rule_of(problem),
+        **(_RULE_OF_LATENT if problem.latent else RULE),
+        "heads_in_l2": problem.heads_kv,  # no two CTAs read the same keys at any time
         "requests_in_l2": min(WARP_THREADS, problem.batch),
-        "whole_branches": int(cut.whole_branches),
+        "part_shift": cut.part_leaves.bit_length() - 1,
+        "qheads_per_kv": problem.heads_q // problem.heads_kv,
         "parts": cut.parts,
         "groups": cut.groups,
         "part_rows": cut.part_rows,
-        "q_box_heads": box_heads,
-        "q_box_rows": box_rows,
+        "q_box_heads": cut.q_box_heads,
+        "q_box_rows": cut.q_box_rows,
         "mask": BY_NAME["mask"].encode(problem.mask),
     }
-    maps = {"tma_q": _map_of_q(problem, kernel, box_heads, box_rows), **maps}
+    maps = {"tma_q": _map_of_q(problem, kernel, cut), **maps}
     for index in range(cut.rounds):
         first = index * cut.requests
         requests = min(cut.requests, problem.batch - first)
-        sized = {**common, "first_request": first, "round_requests": requests}
+        warp_rows, ctas = combining(requests * problem.heads_kv * cut.rows, cut.parts, sm_count)
+        sized = {**common, "first_request": first, "round_requests": requests, "warp_rows": warp_rows}
         yield kernel, maps, sized, cut.ctas
         if cut.parts > 1:
-            rows = requests * problem.heads_kv * cut.rows
-            ctas = -(-rows // _COMBINE_WARPS) if cut.whole_branches else rows
-            yield combine, {}, sized, min(_COMBINE_CTAS * sm_count, ctas)
+            yield combine, {}, sized, ctas
 
 
-def q_box(problem: Problem) -> tuple[int, int]:
-    """Heads and rows of one copy of Q: as many packed rows as divide a group, or all there are."""
-    heads = problem.heads_q // problem.heads_kv
-    if heads * problem.len_q <= GROUP_ROWS:
-        return heads, problem.len_q
-    return (heads, GROUP_ROWS // heads) if GROUP_ROWS % heads == 0 else (gcd(heads, GROUP_ROWS), 1)
+def combining(rows: int, parts: int, sm_count: int) -> tuple[int, int]:
+    """Whether a warp merges a row, or a whole CTA, and how many CTAs merge so many rows of ``parts`` parts at most."""
+    most = _COMBINE_CTAS * sm_count
+    warp_rows = parts <= _FEW_PARTS
+    ctas = -(-rows // _COMBINE_WARPS) if warp_rows else rows
+    return int(warp_rows), ctas if ctas < most else most
 
 
-def _map_of_q(problem: Problem, kernel: Kernel, heads: int, rows: int) -> TensorMapSpec:
+def _map_of_q(problem: Problem, kernel: Kernel, cut: Cut) -> TensorMapSpec:
     """Q with heads before rows, so that a copy brings packed rows."""
     q: torch.Tensor = problem.params.q
     extent = extent_of(q.shape, q.stride(), ELEMENT_BYTES[kernel.dtype])
     (columns, all_rows, all_heads, outer), (row, head, request) = extent[:4], extent[4:]
-    box = (panel_columns(kernel.dtype), heads, rows, 1)
+    box = (panel_columns(kernel.dtype), cut.q_box_heads, cut.q_box_rows, 1)
     return TensorMapSpec(q.data_ptr(), kernel.dtype, (columns, all_heads, all_rows, outer), (head, row, request), box)

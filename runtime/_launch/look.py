@@ -91,6 +91,9 @@ class Looks:
             if name == "out":
                 self._sizes.append((*outer, heads_q, problem.head_dim_v))
                 self._strides.append((None,) * params.q.dim())
+            elif name == "lse":
+                self._sizes.append((*outer, heads_q))
+                self._strides.append((None,) * (params.q.dim() - 1))
             elif name == "page_table":
                 self._sizes.append((None, None))
                 self._strides.append((None, 1))

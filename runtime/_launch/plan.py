@@ -43,7 +43,7 @@ class KernelLaunch:
     """One kernel of a launch: its tensor maps, its grid, and all other parameter fields that are not zero.
 
     ``fixed`` holds those that follow from the kernel and the call's form, heads and columns, and is one object for all
-    launches that share them; ``scalars`` the others.
+    launches that share them; ``scalars`` the others. One that ``shares_block`` is told what the one before it is.
     """
 
     kernel: Kernel
@@ -51,6 +51,12 @@ class KernelLaunch:
     fixed: Mapping[str, Value]
     scalars: dict[str, Value]
     grid: int
+    shares_block: bool = False
+
+    @property
+    def role(self) -> str:
+        """The phase that its kernel is loaded for: MLA's is ``decode``."""
+        return "decode" if self.kernel.phase == "mla" else self.kernel.phase
 
 
 @dataclass(slots=True, eq=False)

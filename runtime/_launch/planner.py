@@ -10,7 +10,7 @@ from skimattn.codegen.tiles.common import panel_columns
 from .._call.arguments import POINTERS
 from .._call.problem import Problem
 from .buffers import Buffers
-from .decode import RULE, Cut, cut_of, plan_decode
+from .decode import RULE, Cut, Cutter, plan_decode
 from .plan import (
     KernelLaunch,
     LaunchPlan,
@@ -40,6 +40,7 @@ class Planner:
         """Nothing is planned yet."""
         self.rows, self._sm_count = rows, sm_count
         self._fixed: dict[tuple[object, ...], dict[str, Value]] = {}
+        self._cutters: dict[tuple[object, ...], Cutter] = {}
 
     def workspace_floats(self, problem: Problem) -> int:
         """What a launch needs for partial results."""
@@ -62,7 +63,17 @@ class Planner:
         return LaunchPlan(tuple(launches))
 
     def _cut(self, problem: Problem) -> Cut | None:
-        return cut_of(problem, self.rows["decode"], self._sm_count) if "decode" in self.rows else None
+        if "decode" not in self.rows:
+            return None
+        return self.cutter(problem).cut(problem.batch, problem.len_q, problem.len_k)
+
+    def cutter(self, problem: Problem) -> Cutter:
+        """What cuts the decoded requests of calls like this one."""
+        key = numbers_of(problem)
+        found = self._cutters.get(key)
+        if found is None:
+            found = self._cutters[key] = Cutter(problem, self.rows["decode"], self._sm_count)
+        return found
 
     def _prefill(self, problem: Problem, buffers: Buffers) -> KernelLaunch:
         kernel = self.rows["prefill"]
@@ -86,7 +97,7 @@ class Planner:
         for row, own_maps, own_scalars, grid in plan_decode(
             problem, kernel, combine, scalars, maps, cut, self._sm_count
         ):
-            yield KernelLaunch(row, own_maps, fixed, own_scalars, grid)
+            yield KernelLaunch(row, own_maps, fixed, own_scalars, grid, shares_block=row is combine)
 
     def _fixed_of(self, problem: Problem, kernel: Kernel) -> dict[str, Value]:
         key = (kernel.phase, *numbers_of(problem))

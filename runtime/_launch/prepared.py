@@ -10,10 +10,10 @@ import ctypes
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 from .._call.arguments import OUTPUTS, POINTERS, TENSOR_MAPS, TENSORS
 from .._call.checks import TMA_BYTES, span_bytes
-from .._call.dtypes import default_out_dtype
 from .._call.options import multiple_of
 from .._call.problem import Problem
 from .._cuda import driver, memory, streams
@@ -21,10 +21,11 @@ from .._cuda.device import Device
 from .buffers import WORKSPACE, Buffers
 from .loader import Loaded
 from .planner import Planner
-from .step import Step
+from .step import Steps
 
 MAX_PREPARED = 256  # signatures kept, a few KB each; the one that was not used for longest goes first
 _TMA = ("q", "k", "v", "out")
+_NEW = frozenset(("out", "lse", WORKSPACE))  # of what a launch makes, what it leaves to the kernels to fill
 _FIELDS_OF: dict[str, tuple[list[str], list[str]]] = {  # argument -> (tensor maps, pointers) that hold its address
     name: (
         [field for field, holder in TENSOR_MAPS.items() if holder == name],
@@ -44,7 +45,7 @@ class Prepared:
         """Nothing is prepared yet."""
         self.token: object = None
         self._lock = threading.Lock()
-        self._steps: list[Step] = []
+        self._steps = Steps()
         self._counter = self._stream = -1
         self._launch, self._current = driver.raw("cuLaunchKernelEx"), driver.raw("cuCtxGetCurrent", brief=True)
         self._found = ctypes.c_void_p(0)
@@ -69,23 +70,23 @@ class Prepared:
             device: where.
             loaded: the kernels by phase.
         """
-        plan, by_name = planner.plan(problem, buffers), {one.kernel.name: one for one in loaded.values()}
+        plan = planner.plan(problem, buffers)
         params = problem.params
         with self._lock:
             self.token = None  # until all of it is there
             self.ordinal, self.out_shape = device.ordinal, problem.out_shape
-            self.out_dtype = default_out_dtype(params.q.dtype)
-            self.out_strides = buffers.out.stride()  # read for outputs that are made, which are contiguous
-            self.plain = type(params.q) in memory.PLAIN
             made = buffers.made(params)
-            self.only_out = made in (("out",), ("out", WORKSPACE)) and not params.return_lse
+            # What a launch makes, as memory.empty is told it, where that is all there is to do, else None; and whether
+            # what it returns is the first of that. One tuple, since it is read before the token is compared.
+            makes: list[tuple[Any, ...]] | None = None
+            if type(params.q) in memory.PLAIN and _NEW.issuperset(made):
+                tensors = [getattr(buffers, name) for name in made]
+                makes = [(tuple(x.shape), x.stride(), x.dtype, device.ordinal) for x in tensors]
+            self.making = makes, made[:1] == ("out",) and not params.return_lse
             self.workspace_floats = 0 if buffers.workspace is None else buffers.workspace.numel()
             self._counters, self._context = device.counters, device.context
-            while len(self._steps) < len(plan.kernels):
-                self._steps.append(Step())
-            self.steps = self._steps[: len(plan.kernels)]
-            for step, planned in zip(self.steps, plan.kernels, strict=True):
-                step.fill(planned, by_name[planned.kernel.name])
+            self._steps.fill(plan, loaded)
+            self.steps, self.blocks = self._steps.steps, self._steps.blocks
             self._counter = self._stream = -1  # the block's may be gone
             self._threshold = problem.threshold
             # What is replaced by a tensor that every launch makes is not pointed to.
@@ -170,8 +171,9 @@ class Prepared:
                 driver.raise_for(f"cuLaunchKernelEx of {step.name}", status)
 
     def _set_numbers(self, counter: int, threshold: float, stream: int) -> None:
+        for block in self.blocks:
+            block.fields.work_counter, block.fields.threshold_value = counter, threshold
         for step in self.steps:
-            step.block.work_counter, step.block.threshold_value = counter, threshold
             step.config.hStream = stream
         self._counter, self._threshold, self._stream = counter, threshold, stream
 
@@ -182,12 +184,12 @@ class Prepared:
             if known[index] == address:
                 continue
             maps, pointers = _FIELDS_OF[self._names[index]]
-            for step in self.steps:
+            for block in self.blocks:
                 for field in maps if address else ():  # nothing is loaded from an empty tensor
-                    if field in step.used:
-                        step.maps[field].move(address)
+                    if field in block.used:
+                        block.maps[field].move(address)
                 for field in pointers:
-                    setattr(step.block, field, address)
+                    setattr(block.fields, field, address)
             known[index] = address
 
 

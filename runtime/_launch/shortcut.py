@@ -8,40 +8,31 @@ driver byte by byte. Whatever is out of the ordinary, or would be refused, is le
 
 from __future__ import annotations
 
-import ctypes
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
-from skimattn.codegen.parameter_block import OFFSETS
-from skimattn.codegen.tiles.common import ELEMENT_BYTES
 
-from .._call.arguments import POINTERS
 from .._call.checks import MAX_DIM, MAX_STRIDE, TMA_BYTES, span_bytes
 from .._call.options import threshold_value
 from .._call.problem import Problem
-from .._cuda import driver, memory, streams
+from .._cuda import memory, streams
 from .._cuda.device import Device
 from ..params import Params
-from .buffers import Buffers
+from .buffers import WORKSPACE, Buffers
 from .extent import Extent
+from .fitted import Fitted
 from .loader import Loaded
 from .look import Elsewhere, Looks, Side
-from .plan import kv_box_lengths, l2_sections
 from .planner import Planner
-from .step import Step, writer
-from .tensormap import address_comes_first
 
 # The tensors that a call may have here, q, k and v first.
 _LENGTHS = ("page_table", "cu_seqlens_q", "cu_seqlens_k", "seqused_k")
-SERVED = frozenset(("q", "k", "v", *_LENGTHS, "skip_softmax_threshold", "out"))
-_POINTER_OF = {name: field for field, name in POINTERS.items()}
-_WORD = 8  # bytes of an address
+_OUTPUTS = ("out", "lse")
+SERVED = frozenset(("q", "k", "v", *_LENGTHS, "skip_softmax_threshold", *_OUTPUTS))
 _NEAR = 1 << 31  # entries of a page table
-_Q_AT, _K_AT, _V_AT, _O_AT, _OUT_AT, _COUNTER_AT = (
-    OFFSETS[name] // _WORD for name in ("tma_q", "tma_k", "tma_v", "tma_o", "out", "work_counter")
-)
 _MORE = {"cu_seqlens_q": 1, "cu_seqlens_k": 1}  # elements than requests
+_ONE, _FLOAT = (1,), torch.float32
+Result = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
 class Shortcut:
@@ -49,84 +40,70 @@ class Shortcut:
 
     def __init__(
         self,
+        form: Hashable,
         names: tuple[str, ...],
         problem: Problem,
         buffers: Buffers,
-        planner: Planner,
         gpu: Device,
-        loaded: Loaded,
-        least_rows: int,
+        phases: Callable[[int, int], tuple[str, ...]],
     ) -> None:
-        """``problem`` is a call of that form, whose tensors are called ``names``; ``least_rows`` are prefill's."""
-        (planned,) = planner.plan(problem, buffers).kernels
-        form, params, kernel = problem.form, problem.params, loaded.kernel
-        self._gpu, self._ordinal, self._sm_count, self._context = gpu, gpu.ordinal, gpu.sm_count, gpu.context
+        """No kernels are there yet.
+
+        Args:
+            form: stands for what all calls have in common.
+            names: how their tensors are called.
+            problem: one of them.
+            buffers: what was made for it.
+            gpu: where.
+            phases: that requests may be in, by the most rows and keys of one.
+        """
+        params = problem.params
+        self.form, self._gpu, self._ordinal = form, gpu, gpu.ordinal
+        self._phases, self._fitted = phases, dict[tuple[str, ...], Fitted]()
         self._counter = 0  # of the default stream, once it is known
-        self._tile_m, self._window_left, self._least_rows = kernel.tile_m, form.window[0], least_rows
-        self._page_size, self._heads_q, self._heads_kv = problem.page_size, problem.heads_q, problem.heads_kv
-        self._key_bytes = (problem.head_dim + problem.head_dim_v) * ELEMENT_BYTES[kernel.dtype]
-        self._ragged_q, self._ragged_k = form.ragged, params.cu_seqlens_k is not None
+        self._page_size, self._heads_q = problem.page_size, problem.heads_q
+        self._ragged_q, self._ragged_k = problem.ragged, params.cu_seqlens_k is not None
         self._lengths_k = self._ragged_k or params.seqused_k is not None
-        self._host_threshold = form.skip != "dense" and not isinstance(params.skip_softmax_threshold, torch.Tensor)
-        self._given_out = params.out is not None  # the last of the names then
+        self._host_threshold = problem.skip != "dense" and not isinstance(params.skip_softmax_threshold, torch.Tensor)
         self._looks = Looks(names, problem, gpu.ordinal)
         self._twin_at = self._looks.twin_at
-        self._find_others(names[3:-1] if self._given_out else names[3:], problem)
-        self._lengths_in_box = range(MAX_DIM)
-        if not form.paged:
-            self._lengths_in_box = kv_box_lengths(planned.maps["tma_k"].box[1], kernel.tile_n)
-        self._start, self._current = driver.raw("cuLaunchKernelEx"), driver.raw("cuCtxGetCurrent", brief=True)
-        self._found = ctypes.c_void_p(0)
-        self._found_at = ctypes.byref(self._found)
-        self._lock = threading.Lock()
-        self._sizes: tuple[object, ...] | None = None  # that the step was filled in for
-        self._step = Step()
-        self._step.fill(planned, loaded)
-        self._prepare_out(problem, buffers)
-        self._prepare_writers()
+        self._plain = type(params.q) in memory.PLAIN
+        self._head_dim_v, self._row_out = problem.head_dim_v, problem.heads_q * problem.head_dim_v
+        self._out_dtype, self._with_lse, self._return_lse = (
+            buffers.out.dtype,
+            buffers.lse is not None,
+            params.return_lse,
+        )
+        self._given_out, self._given_lse = params.out is not None, params.lse is not None
+        self._makes_out = self._plain and not (self._given_out or self._with_lse)  # and nothing else
+        self._others_end = len(names) - self._given_out - self._given_lse  # outputs come last
+        self._find_others(names[3 : self._others_end], problem)
 
     def _find_others(self, names: Sequence[str], problem: Problem) -> None:
-        """What there is besides q, k, v and the output."""
+        """What there is besides q, k, v and outputs."""
         params = problem.params
         self._measured = bool(names) or params.max_seqlen_q is not None or params.max_seqlen_k is not None
         self._table = names.index("page_table") if "page_table" in names else -1
         self._offsets_q = names.index("cu_seqlens_q") if "cu_seqlens_q" in names else -1
-        self._pointers_at = [OFFSETS[_POINTER_OF[name]] // _WORD for name in names]
         self._counts = []  # of elements: so many more than requests, times so many; 0 = it is looked at apart
-        self._threshold_strides: tuple[int, ...] = ()
         for name in names:
-            per_head = getattr(params, name).dim() == 2
-            times = problem.heads_q if per_head else 1
+            times = problem.heads_q if getattr(params, name).dim() == 2 else 1
             self._counts.append((_MORE.get(name, 0), 0 if name == "page_table" else times))
-            if name == "skip_softmax_threshold":
-                self._threshold_strides = (times, 1) if per_head else (1, 0)
+        self._others = names
 
-    def _prepare_out(self, problem: Problem, buffers: Buffers) -> None:
-        """Outputs are contiguous here, whoever made them."""
-        columns, heads, size = problem.head_dim_v, problem.heads_q, buffers.out.element_size()
-        self._plain = type(problem.params.q) in memory.PLAIN
-        self._head_dim_v, self._out_dtype, self._out_size = columns, buffers.out.dtype, size
-        self._row_out = heads * columns
-        self._dense = columns, heads, heads * columns * size, columns * size, columns * size  # as in a Side
-        self._out_like_q = problem.head_dim == columns and buffers.out.dtype == problem.params.q.dtype
+    def add(self, problem: Problem, buffers: Buffers, planner: Planner, loaded: Mapping[str, Loaded]) -> None:
+        """Be ready for calls that the same kernels compute as this one."""
+        phases = tuple([phase for phase in loaded if phase != "combine"])
+        kept = self._fitted.get(phases)
+        if kept is not None and problem.len_k in kept.lengths:
+            return
+        lse = ("lse",) if self._with_lse else ()
+        partial = (WORKSPACE,) if "decode" in loaded else ()
+        pointers = ("out", *lse, *self._others, *partial, "")
+        self._fitted[phases] = Fitted(problem, buffers, planner, self._gpu, loaded, pointers)
 
-    def _prepare_writers(self) -> None:
-        """What writes what differs from call to call."""
-        block, maps = self._step.memory, self._step.maps
-        self._words = block.cast("Q")
-        self._to_q, self._to_k, self._to_v, self._to_o = maps["tma_q"], maps["tma_k"], maps["tma_v"], maps["tma_o"]
-        self._write_lengths = writer(block, "batch", "heads_q", "heads_kv", "len_q", "len_k")
-        self._write_window = writer(block, "page_table_stride", "window_left")
-        self._write_sections = writer(block, "heads_in_l2", "requests_in_l2")
-        # Everything is contiguous here, but need not have been in the call that the step was filled in for.
-        writer(block, "out_stride_row", "out_stride_head")(self._row_out, self._head_dim_v)
-        if self._threshold_strides:
-            writer(block, "threshold_stride_batch", "threshold_stride_head")(*self._threshold_strides)
-        self._batch_stride_at = OFFSETS["out_stride_batch"] // _WORD
-        self._addresses_first = address_comes_first()
-
-    def launch(self, params: Params, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Enqueue on torch's current stream; the output.
+    def launch(self, params: Params, tensors: tuple[torch.Tensor, ...]) -> Result:
+        """Enqueue on torch's current stream; the output, and the log-sum-exp if it is returned.
 
         Raises:
             Elsewhere: it is not for here.
@@ -148,14 +125,14 @@ class Shortcut:
         rows, batch, keys, outer = extent_q[1], extent_q[3], extent_k[1], extent_k[3]
         alike = look.v == look.k and v.shape == shape_k and (outer == 1 or v.stride() == k.stride())
         extent_v = extent_k if alike else _extent(v, v.shape, look.v)
-        if (at_q | at_k | at_v) % TMA_BYTES or not (at_q and at_k and at_v) or rows < self._least_rows:
+        if (at_q | at_k | at_v) % TMA_BYTES or not (at_q and at_k and at_v):
             raise Elsewhere
         if not alike and (extent_v[1] != keys or extent_v[3] != outer):
             raise Elsewhere
-        pointers: Sequence[int] = ()
+        pointers: list[int] = []
         ragged_q = self._ragged_q
         if self._measured:
-            others = tensors[3:-1] if self._given_out else tensors[3:]
+            others = tensors[3 : self._others_end]
             requests = others[self._offsets_q].numel() - 1 if ragged_q else batch
             pointers = self._pointers(others, requests)
             len_q, len_k, total, width = self._lengths(params, others, rows, requests, keys, outer)
@@ -163,83 +140,77 @@ class Shortcut:
             requests, len_q, len_k, total, width = batch, rows, keys, batch * keys, 0
             if outer != batch:
                 raise Elsewhere
-        if len_k not in self._lengths_in_box:
+        fitted, cut = self._fitted.get(self._phases(len_q, len_k)), None
+        if fitted is None or len_k not in fitted.lengths:
             raise Elsewhere
-        ordinal, row_out = self._ordinal, self._row_out
-        if self._given_out:
-            out = self._check_out(shape_q, tensors)
-        elif self._plain:
-            columns = self._head_dim_v
+        if fitted.cut is not None:
+            cut = fitted.cut(requests, len_q, len_k)
+            if cut.rounds > 1:
+                raise Elsewhere
+        ordinal, row_out, columns, lse = self._ordinal, self._row_out, self._head_dim_v, None
+        if self._makes_out:
             strides = (row_out, columns, 1) if ragged_q else (rows * row_out, row_out, columns, 1)
             out = memory.empty((*shape_q[:-1], columns), strides, self._out_dtype, ordinal)
         else:
-            out = q.new_empty((*shape_q[:-1], self._head_dim_v), dtype=self._out_dtype)
-        address, stream = out.data_ptr(), streams.current(ordinal)
+            out, lse = self._outputs(q, (*shape_q[:-1], columns), tensors)
+        at_out = out.data_ptr()
+        addresses = [at_out, *pointers] if lse is None else [at_out, lse.data_ptr(), *pointers]
+        if cut is not None:
+            partial, floats = 0, cut.workspace_floats
+            if floats:
+                new = self._plain
+                workspace = memory.empty((floats,), _ONE, _FLOAT, ordinal) if new else q.new_empty(floats, dtype=_FLOAT)
+                partial = workspace.data_ptr()
+            addresses.append(partial)
+        stream = streams.current(ordinal)
         counter = self._counter if stream == streams.LEGACY else 0
         if not counter:
             counter = self._find_counter(stream)
-        with self._lock:
-            step, words, config = self._step, self._words, self._step.config
-            sizes = (extent_q, extent_k, extent_v, requests, len_q, len_k, total, width)
-            if sizes != self._sizes:
-                self._sizes = None  # until all of it is there
-                self._to_q.rewrite(at_q, extent_q)
-                self._to_k.rewrite(at_k, extent_k)
-                if alike:
-                    self._to_v.memory[:] = self._to_k.memory
-                else:
-                    self._to_v.rewrite(at_v, extent_v)
-                columns, heads, row, head, legal = self._dense
-                batch_stride = 0 if ragged_q else rows * row_out
-                request = batch_stride * self._out_size if batch > 1 else legal
-                extent_out = columns, rows, heads, batch, row if rows > 1 else legal, head, request
-                if self._out_like_q and extent_out == extent_q:
-                    self._to_o.memory[:] = self._to_q.memory
-                else:
-                    self._to_o.rewrite(address, extent_out)
-                words[self._batch_stride_at] = batch_stride
-                self._write_lengths(requests, self._heads_q, self._heads_kv, len_q, len_k)
-                self._write_window(width, self._window_left if self._window_left < len_k else len_k)
-                self._write_sections(*l2_sections(requests, self._heads_kv, total * self._key_bytes, ragged_q))
-                tiles = -(-rows // self._tile_m)
-                items = (tiles + requests if ragged_q else tiles * requests) * self._heads_q
-                config.gridDimX = items if items < self._sm_count else self._sm_count
-                self._sizes = sizes
-            if self._addresses_first:
-                words[_Q_AT], words[_K_AT], words[_V_AT], words[_O_AT] = at_q, at_k, at_v, address
-            else:
-                self._to_q.move(at_q)
-                self._to_k.move(at_k)
-                self._to_v.move(at_v)
-                self._to_o.move(address)
-            words[_OUT_AT], words[_COUNTER_AT], config.hStream = address, counter, stream
-            for at, pointer in zip(self._pointers_at, pointers, strict=True):
-                words[at] = pointer
-            if self._host_threshold:
-                threshold = params.skip_softmax_threshold
-                if type(threshold) is not float or not 0.0 <= threshold <= 1.0:
-                    threshold = threshold_value(params)
-                step.block.threshold_value = threshold
-            self._current(self._found_at)
-            if self._found.value != self._context:
-                with driver.current_context(self._context):
-                    status = self._start(*step.arguments)
-            else:
-                status = self._start(*step.arguments)
-        if status:
-            driver.raise_for(f"cuLaunchKernelEx of {step.name}", status)
-        return out
+        addresses.append(counter)
+        threshold = 0.0
+        if self._host_threshold:
+            given = params.skip_softmax_threshold
+            threshold = given if type(given) is float and 0.0 <= given <= 1.0 else threshold_value(params)
+        sizes = (extent_q, extent_k, extent_v, requests, len_q, len_k, total, width)
+        fitted.launch(sizes, cut, (at_q, at_k, at_v, at_out), addresses, stream, threshold)
+        if not self._return_lse:
+            return out
+        assert lse is not None
+        return out, lse
 
-    def _check_out(self, shape_q: tuple[int, ...], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The output that the caller gave, which is as one that is made here would be, and apart from everything."""
-        *inputs, out = tensors
+    def _outputs(
+        self, q: torch.Tensor, shape: tuple[int, ...], tensors: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The output, and the log-sum-exp if it is wanted: given, or made."""
+        lse = None
+        if self._given_out:
+            out = self._check(tensors, self._others_end, shape, TMA_BYTES)
+        else:
+            out = self._new(q, shape, self._out_dtype)
+        if self._given_lse:
+            lse = self._check(tensors, len(tensors) - 1, shape[:-1], 1)
+        elif self._with_lse:
+            lse = self._new(q, shape[:-1], _FLOAT)
+        return out, lse
+
+    def _new(self, q: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        if not self._plain:
+            return q.new_empty(shape, dtype=dtype)
+        strides = [1]
+        for size in shape[:0:-1]:
+            strides.append(strides[-1] * size)
+        return memory.empty(shape, tuple(strides[::-1]), dtype, self._ordinal)
+
+    def _check(self, tensors: Sequence[torch.Tensor], at: int, shape: tuple[int, ...], step: int) -> torch.Tensor:
+        """A given output: it is as one that is made here would be, and apart from all others."""
+        out = tensors[at]
         start = out.data_ptr()
-        if out.shape != (*shape_q[:-1], self._head_dim_v) or not out.is_contiguous() or start % TMA_BYTES or not start:
+        if out.shape != shape or not out.is_contiguous() or start % step or not start:
             raise Elsewhere
-        end = start + out.numel() * self._out_size
-        for tensor in inputs:
+        end = start + out.numel() * out.element_size()
+        for index, tensor in enumerate(tensors):
             other = tensor.data_ptr()
-            if other < end and start < other + span_bytes(tensor):
+            if other < end and start < other + span_bytes(tensor) and index != at:
                 raise Elsewhere
         return out
 

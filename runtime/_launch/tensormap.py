@@ -12,7 +12,7 @@ from skimattn.codegen.parameter_block import TENSOR_MAP_BYTES, aligned_block
 from .._cuda import driver
 from ..errors import CudaError
 from .extent import Extent
-from .plan import TensorMapSpec
+from .plan import Box, TensorMapSpec
 
 _pack_sizes = struct.Struct("=7Q").pack_into  # dims, then strides
 _STRIDES_AT = 4 * 8
@@ -116,6 +116,11 @@ class MapWriter:
             self.rewrite(address, (*dims, *strides))
         except CudaError as error:
             raise CudaError(f"{error}; the map was {spec}") from error
+
+    def set_box(self, box: Box) -> None:
+        """Let :meth:`rewrite` write another box."""
+        _BOX.pack_into(self._box, 0, *box)
+        self._last_box = box
 
     def rewrite(self, address: int, extent: Extent) -> None:
         """Write a map of the element type and box of the last one, over another tensor."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from skimattn.codegen import matrix, metadata
@@ -32,7 +32,8 @@ class Explanation:
     ``path`` is ``"cuda"`` (a kernel), ``"reference"`` (CPU tensors) or ``"none"`` (refused). ``kernel`` is the kernel's
     name; the reference computes what that kernel would. ``tile`` is (rows, keys). ``built`` is whether the kernel was
     built from the sources of now. ``verified`` says by what kernels of its architecture are known to be right.
-    ``trace`` tells every step.
+    ``trace`` tells every step. A call may need several kernels: then these are about the first that ``trace`` names,
+    and ``built`` about all of them.
     """
 
     accepted: bool
@@ -90,10 +91,13 @@ def _explain_call(params: Params) -> Explanation:
     trace.append(f"head_dim: {problem.head_dim}, {problem.head_dim_v} run on {spec.head_dim}, {spec.head_dim_v}")
     trace.append(f"kind: {_kind_reason(problem)}")
     trace.append(f"phase: {_PHASE_REASONS['prefill' in specs, 'decode' in specs]}")
-    path = "cuda" if on_gpu else "reference"
-    if "prefill" in specs and "decode" in specs:  # what is returned is about the first of them
-        _accepted(specs["decode"], path, trace)
-    return _accepted(spec, path, trace)
+    if not on_gpu:
+        specs.pop("combine", None)  # the reference merges what it has at hand
+    found = [_accepted(spec, "cuda" if on_gpu else "reference", trace) for spec in specs.values()]
+    for explanation in found:
+        if not explanation.accepted:
+            return replace(explanation, trace=(*trace, f"rejected: {explanation.reason}"))
+    return replace(found[0], built=all(one.built for one in found), trace=tuple(trace))
 
 
 # By whether requests may be prefill's and decode's.
@@ -131,7 +135,10 @@ def _accepted(spec: KernelSpec, path: str, trace: list[str]) -> Explanation:
     located = kernels.find(spec)
     row = located.kernel if located else kernels.unbuilt_row(spec)
     stale = located is not None and kernels.is_stale(located.kernel)
-    trace.append(f"kernel: {row.name}, tile {row.tile_m}x{row.tile_n}, groups of {row.group_rows}, {row.order} order")
+    meaning = f"tile {row.tile_m}x{row.tile_n}, groups of {row.group_rows}, {row.order} order"
+    if spec.phase == "combine":
+        meaning = "which merges the parts of decoded requests"
+    trace.append(f"kernel: {row.name}, {meaning}")
     trace.append(f"verified: {row.verified}")
     if path == "reference":
         trace.append("path: reference, since the tensors are on the CPU; it computes what the kernel would")

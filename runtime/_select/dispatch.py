@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 
 from skimattn.codegen import matrix, variables
 from skimattn.codegen.arch import ARCHS
@@ -47,18 +47,28 @@ def phases_of(problem: Problem, arch: str) -> tuple[str, ...]:
 
     Lengths that only the device knows may be anything up to their bound. Fewer rows and more keys speak for decode.
     """
-    per_kv = problem.heads_q // problem.heads_kv
+    return phase_rule(problem, arch)(problem.len_q, problem.len_k)
+
+
+def phase_rule(problem: Problem, arch: str) -> Callable[[int, int], tuple[str, ...]]:
+    """What :func:`phases_of` says of calls that differ from this one in sizes only, by ``len_q`` and ``len_k``."""
     if problem.latent:
-        return ("decode",)
+        return lambda _len_q, _len_k: ("decode",)
     if not _has_decode(problem, arch):
-        return ("prefill",)
-    fewest_rows = 0 if problem.varlen_q else problem.len_q
-    fewest_keys = 0 if problem.varlen_k else problem.len_k
-    may = {
-        "prefill": not split.decodes(problem.len_q, fewest_keys, per_kv),
-        "decode": split.decodes(fewest_rows, problem.len_k, per_kv),
-    }
-    return tuple(phase for phase in may if may[phase])
+        return lambda _len_q, _len_k: ("prefill",)
+    per_kv, varlen_q, varlen_k = problem.heads_q // problem.heads_kv, problem.varlen_q, problem.varlen_k
+
+    most_rows = split.MAX_GROUPS * split.GROUP_ROWS // per_kv
+    of_long: tuple[str, ...] = ("prefill", "decode") if varlen_q else ("prefill",)
+
+    def phases(len_q: int, len_k: int) -> tuple[str, ...]:
+        if len_q > most_rows:  # which :func:`split.decodes` says too, but this comes in every launch
+            return of_long
+        if split.decodes(len_q, 0 if varlen_k else len_k, per_kv):
+            return ("decode",)  # those of fewer rows or more keys are too
+        return ("prefill", "decode") if varlen_q or split.decodes(len_q, len_k, per_kv) else ("prefill",)
+
+    return phases
 
 
 def _has_decode(problem: Problem, arch: str) -> bool:
@@ -68,14 +78,6 @@ def _has_decode(problem: Problem, arch: str) -> bool:
     return isinstance(matrix.judge(_spec(problem, arch, "decode")), matrix.Accepted)
 
 
-def fewest_prefill_rows(problem: Problem, arch: str) -> int:
-    """From how many rows on all requests of such calls are prefill's, whatever their keys."""
-    if not _has_decode(problem, arch):
-        return 0
-    per_kv = problem.heads_q // problem.heads_kv
-    return split.MAX_GROUPS * split.GROUP_ROWS // per_kv + 1
-
-
 def specs_of(problem: Problem, arch: str) -> dict[str, KernelSpec]:
     """The kernels that the call needs, by phase: of each that some request may be in, and ``combine`` with ``decode``.
 
@@ -83,22 +85,7 @@ def specs_of(problem: Problem, arch: str) -> dict[str, KernelSpec]:
         NoKernelError: the matrix does not hold one of them.
     """
     specs = {phase: spec_of(problem, arch, phase) for phase in phases_of(problem, arch)}
-    return specs | {"combine": combine_spec(specs["decode"])} if "decode" in specs else specs
-
-
-def combine_spec(decode: KernelSpec) -> KernelSpec:
-    """The kernel that merges what a decode kernel left in the workspace."""
-    return replace(
-        decode,
-        phase="combine",
-        dtype=decode.out_dtype,
-        head_dim=decode.head_dim_v,
-        mask="full",
-        paged=False,
-        skip="dense",
-        softcap=False,
-        alibi=False,
-    )
+    return specs | {"combine": matrix.combine_spec(specs["decode"])} if "decode" in specs else specs
 
 
 def spec_of(problem: Problem, arch: str, phase: str = "prefill") -> KernelSpec:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from skimattn.codegen.metadata import Kernel
-from skimattn.codegen.tiles.split import BRANCH_LEAVES, leaf_tiles
+from skimattn.codegen.tiles.split import BRANCH_LEAVES, TWIG_LEAVES, leaf_tiles
 
 from .._call.problem import Problem
 from ._requests import Request, seen_by_request, tile_range, visible
@@ -59,6 +59,9 @@ def compute(problem: Problem, kernel: Kernel, request: Request) -> None:
         _Group(problem, kernel, request, packed).compute(leaves, spacing)
 
 
+TWIGS = BRANCH_LEAVES // TWIG_LEAVES  # of a branch
+
+
 class _Group:
     """The packed rows of one group, of all kv heads at once. Tensors over them are [Hkv or 1, rows, ...]."""
 
@@ -92,9 +95,12 @@ class _Group:
         result = neutral
         for branch in range(leaves.start // BRANCH_LEAVES, -(-leaves.stop // BRANCH_LEAVES)):
             merged = neutral
-            for leaf in range(branch * BRANCH_LEAVES, (branch + 1) * BRANCH_LEAVES):
-                if leaf in leaves:
-                    merged = merged.merged(self._leaf(start, range(leaf * spacing, (leaf + 1) * spacing)))
+            for twig in range(branch * TWIGS, (branch + 1) * TWIGS):
+                of_twig = [leaf for leaf in range(twig * TWIG_LEAVES, (twig + 1) * TWIG_LEAVES) if leaf in leaves]
+                state = neutral
+                for leaf in of_twig:
+                    state = state.merged(self._leaf(start, range(leaf * spacing, (leaf + 1) * spacing)))
+                merged = merged.merged(state) if of_twig else merged
             result = result.merged(merged)
         self._store(result)
 

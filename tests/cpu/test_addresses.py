@@ -11,10 +11,10 @@ from skimattn._call.validate import check_addresses, validate
 from skimattn._cuda.device import device
 from skimattn._launch.buffers import make_buffers
 from skimattn._launch.loader import Loaded
-from skimattn._launch.plan import Planner
+from skimattn._launch.planner import Planner
 from skimattn._launch.prepared import Prepared
 from skimattn._select import kernels
-from skimattn._select.dispatch import spec_of
+from skimattn._select.dispatch import specs_of
 
 from tests.helpers.fake_driver import install, on_gpu, scan_of
 
@@ -64,10 +64,10 @@ def test_quick_checks_agree_with_those_that_explain(monkeypatch: pytest.MonkeyPa
     memory = memory[-memory.data_ptr() % 16 :]
     params = call_at(apart(), memory)
     problem = validate(params)
-    spec = spec_of(problem, "sm90")
-    prepared, loaded = Prepared(), Loaded(kernels.unbuilt_row(spec), 1)
+    (spec,) = specs_of(problem, "sm90").values()
+    prepared, loaded = Prepared(), {spec.phase: Loaded(kernels.unbuilt_row(spec), 1)}
     scan = scan_of(params)
-    buffers, planner = make_buffers(params, problem.out_shape), Planner(loaded.kernel, 132)
+    buffers, planner = make_buffers(params, problem.out_shape), Planner({spec.phase: loaded[spec.phase].kernel}, 132)
     prepared.fill(scan.outline.names, problem, buffers, planner, device(0), loaded)
     assert prepared.accepts(scan.addresses)
     choose = random.Random(0)

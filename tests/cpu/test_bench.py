@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ import skimattn
 import torch
 from skimattn._launch.prepared import MAX_PREPARED
 
-from bench import cases, checks, host_shapes, inputs, peers, prefill, results, table, timing
+from bench import cases, checks, host_decode, host_shapes, inputs, peers, prefill, results, table, timing
 from bench.cases import Case, Session
 from bench.contender import Contender
 from bench.names import DENSE, SKIP_NOTHING
@@ -292,6 +294,49 @@ def test_options_become_cases() -> None:
     for wrong in (["--no-dense", "--no-skip"], ["--seqlens", "1000"], ["--heads-kv", "3"]):
         with pytest.raises(SystemExit):
             prefill.main(wrong)
+
+
+def test_host_decode_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[object, ...]] = []
+
+    def record(params: skimattn.Params) -> None:
+        assert params.page_table is not None and params.seqused_k is not None
+        seen.append((len(params.q), tuple(params.page_table.shape), params.max_seqlen_k))
+        plain(params)
+
+    plain = skimattn.launch
+    monkeypatch.delenv("FA3_LIBRARY", raising=False)
+    monkeypatch.setattr(host_decode.skimattn, "launch", record)
+    for name, call in host_decode.decode_rows("cpu", 9).items():
+        seen.clear()
+        for _ in range(11):
+            call()
+        assert len(set(seen)) == (9 if "new batch" in name or "new lengths" in name else 1) and seen[9:] == seen[:2]
+        assert all(batch == table[0] and table[1] * 16 == longest for batch, table, longest in seen)
+
+
+def test_host_decode_rows_beside_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told the same sizes."""
+    seen: list[tuple[Any, ...]] = []
+
+    def fwd(*given: Any) -> list[Any]:
+        seen.append((given[0].shape, given[7].shape, given[11].shape, given[12], given[13], given[14].shape))
+        assert len(given) == 37
+        return [given[0]]
+
+    operators = SimpleNamespace(load_library=lambda _path: None, _vllm_fa3_C=SimpleNamespace(fwd=fwd))
+    monkeypatch.setenv("FA3_LIBRARY", "there")
+    monkeypatch.setattr(host_decode.torch, "ops", operators)
+    rows = host_decode.decode_rows("cpu", 9)
+    theirs = {name: call for name, call in rows.items() if name.startswith("fa3")}
+    assert len(theirs) == 3 and len(rows) == 7
+    for call in theirs.values():
+        for _ in range(3):
+            call()
+    heads = (4, 128)
+    assert seen[:3] == [((8, *heads), (9,), (8,), 1, 1024, (8, 64))] * 3
+    assert seen[4] == ((2, *heads), (3,), (2,), 1, 1024, (2, 64))
+    assert seen[8] == ((8, *heads), (9,), (8,), 1, 1056, (8, 66))
 
 
 def test_host_shapes_are_never_the_same_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,8 +142,11 @@ def test_list_keeps_what_only_names(tmp_path: Path) -> None:
     result = invoke(
         "--list", "--json", "--only", "dtype=bf16,fp16", "head_dim=128", "skip=stat", "--out", str(tmp_path)
     )
-    assert {(row["head_dim"], row["skip"]) for row in json.loads(result.output)} == {(128, "stat")}
-    assert {row["dtype"] for row in json.loads(result.output)} == {"bf16", "fp16"}
+    rows = json.loads(result.output)
+    assert {(row["head_dim"], row["skip"]) for row in rows if row["phase"] != "combine"} == {(128, "stat")}
+    assert {row["dtype"] for row in rows} == {"bf16", "fp16"}
+    combining = [row["name"] for row in rows if row["phase"] == "combine"]  # which no skip=stat names
+    assert combining == ["skim_sm90_combine_bf16_d128_full_dense", "skim_sm90_combine_fp16_d128_full_dense"]
 
 
 def test_explain_accepted() -> None:
@@ -153,9 +156,22 @@ def test_explain_accepted() -> None:
         "accepted: skim_sm90_prefill_bf16_d128_causal_stat_softcap",
         "in sets: full",
         "verified: run on an H200",
-        "build it: python build.py --sm 90 --set full --only dtype=bf16 out_dtype=bf16 head_dim=128 head_dim_v=128 "
-        "mask=causal paged=false skip=stat softcap=true alibi=false",
+        "build it: python build.py --sm 90 --set full --only phase=prefill dtype=bf16 out_dtype=bf16 head_dim=128 "
+        "head_dim_v=128 mask=causal paged=false skip=stat softcap=true alibi=false",
     ]
+
+
+def test_explain_kernels_of_decode() -> None:
+    result = invoke("--explain", "phase=decode", "mask=causal", "paged=true")
+    assert result.output.splitlines()[:2] == [
+        "accepted: skim_sm90_decode_bf16_d128_causal_dense_paged",
+        "in sets: smoke, default, full",
+    ]
+    assert "build it: python build.py --sm 90 --only phase=decode dtype=bf16" in result.output
+    result = invoke("--explain", "phase=decode", "arch=sm100")
+    assert result.exit_code == 1 and result.output.startswith("rejected by rule decode-arch: SM100 computes requests")
+    result = invoke("--explain", "phase=combine", "mask=causal")
+    assert result.exit_code == 1 and result.output.startswith("rejected by rule combine-options: partial results are")
 
 
 def test_explain_rejected() -> None:

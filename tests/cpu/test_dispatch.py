@@ -10,7 +10,15 @@ import pytest
 import torch
 from skimattn import ArgumentError, NoKernelError, Params, explain
 from skimattn._call.validate import validate
-from skimattn._select.dispatch import REFERENCE_VARIABLE, arch_of, head_dims, reference_arch, spec_of
+from skimattn._select.dispatch import (
+    REFERENCE_VARIABLE,
+    arch_of,
+    fewest_prefill_rows,
+    head_dims,
+    phases_of,
+    reference_arch,
+    spec_of,
+)
 from skimattn._select.kernels import FOLDER_VARIABLE
 from skimattn._select.nearest import describe_nearest, differences, not_built
 from skimattn.codegen import matrix
@@ -91,6 +99,28 @@ def test_the_output_given_selects_what_8_bit_kernels_write(out_dtype: torch.dtyp
     given = spec(dtype=torch.float8_e4m3fn, arch="sm100", out=torch.zeros(1, 8, 2, 128, dtype=out_dtype))
     assert (given.dtype, given.out_dtype) == ("e4m3", {torch.bfloat16: "bf16", torch.float16: "fp16"}[out_dtype])
     assert spec(dtype=torch.float8_e4m3fn, arch="sm100").out_dtype == "bf16"
+
+
+def test_rows_from_which_on_all_is_prefill() -> None:
+    """Short ways of a launch ask no more, so no such call may be decoded, whatever its keys."""
+    for heads_q, dim, arch in (
+        (1, 128, "sm90"),
+        (3, 64, "sm90"),
+        (8, 256, "sm90"),
+        (300, 128, "sm90"),
+        (4, 64, "sm100"),
+    ):
+        one = torch.zeros(1, 1, 1, dim).bfloat16()
+
+        def phases(rows: int, keys: int, one: torch.Tensor = one, heads: int = heads_q, arch: str = arch) -> list[str]:
+            kv = one.expand(1, keys, 1, -1)
+            return list(phases_of(validate(Params(one.expand(1, rows, heads, -1), kv, kv)), arch))
+
+        kv = one.expand(1, 9, 1, -1)
+        least = fewest_prefill_rows(validate(Params(one.expand(1, 5, heads_q, -1), kv, kv)), arch)
+        assert all(phases(max(least, 1) + more, 1 << 20) == ["prefill"] for more in (0, 1, 500))
+        assert least == (0 if arch == "sm100" else 256 // heads_q + 1)
+        assert least <= 1 or phases(least - 1, 1 << 20) == ["decode"]
 
 
 def test_8_bit_input_on_sm90_is_refused_with_the_reason() -> None:

@@ -50,7 +50,10 @@ def test_every_kernel_renders_to_its_own_short_source() -> None:
 def test_a_source_states_its_spec() -> None:
     for spec in specs("smoke"):
         text, tile = emit.render_kernel(spec), tile_of(spec)
-        assert f'extern "C" __global__ void __launch_bounds__({tile.threads}, 1)\n    {spec.name}(' in text
+        assert (
+            f'extern "C" __global__ void __launch_bounds__({tile.threads}, {tile.ctas_per_sm})\n    {spec.name}('
+            in text
+        )
         assert f"kHeadDim = {spec.head_dim};" in text
         assert f"kTileN = {tile.tile_n};" in text
         assert f"Mask::k{spec.mask.capitalize()};" in text
@@ -58,14 +61,18 @@ def test_a_source_states_its_spec() -> None:
 
 
 def test_a_tile_adds_traits_of_its_own() -> None:
-    """What only one architecture has comes from its tiles: the template does not ask for one."""
+    """What only one architecture or phase has comes from its tiles: the template does not ask for one."""
     assert not re.search(r"sm\d", (emit.templates_root() / "kernel.cu.j2").read_text())
+    split = {"kLeafShift", "kMaxLeaves", "kTwigLeaves", "kBranchLeaves"}
     own = {
-        "sm90": {"kProducerRegs", "kConsumerRegs", "kQRegisterSteps"},
-        "sm100": {"kSoftmaxRegs", "kCorrectionRegs", "kOtherRegs", "kTmemColumns", "kOrderedProducts"},
+        ("sm90", "prefill"): {"kProducerRegs", "kConsumerRegs", "kQRegisterSteps"},
+        ("sm90", "decode"): {"kProducerRegs", "kConsumerRegs", "kQInRegisters", *split},
+        ("sm90", "combine"): {"kMaxBranches", *split},
+        ("sm100", "prefill"): {"kSoftmaxRegs", "kCorrectionRegs", "kOtherRegs", "kTmemColumns", "kOrderedProducts"},
     }
-    for arch, names in own.items():
-        for spec in specs("smoke", archs=[arch]):
+    assert {(spec.arch, spec.phase) for spec in specs("smoke")} == own.keys()
+    for (arch, phase), names in own.items():
+        for spec in specs("smoke", {"phase": [phase]}, [arch]):
             constants = dict(re.findall(r"constexpr (?:int|bool) (k\w+) = (\w+);", emit.render_kernel(spec)))
             assert names <= constants.keys() and not constants.keys() & (set().union(*own.values()) - names)
             traits = tile_of(spec).traits(spec)

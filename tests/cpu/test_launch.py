@@ -84,7 +84,7 @@ def test_every_launch_gets_its_own_output(fake: FakeDriver) -> None:
 def test_a_new_call_of_the_same_kind_is_not_chosen_again(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second, third = call(), call(), call()
     launch(first)
-    for name in ("validate", "check_form", "spec_of"):
+    for name in ("validate", "check_form", "specs_of"):
         monkeypatch.setattr(launcher, name, lambda *_: pytest.fail("looked at again"))
     launch(second)
     assert fake.launches[1].map_address("tma_k") == second.k.data_ptr() != first.k.data_ptr()
@@ -203,7 +203,7 @@ def test_a_known_form_with_new_sizes_is_not_chosen_again(
     fake: FakeDriver, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     launch(call())
-    for name in ("check_form", "spec_of", "validate"):
+    for name in ("check_form", "specs_of", "validate"):
         monkeypatch.setattr(launcher, name, lambda *_: pytest.fail("looked at again"))
     q = on_gpu(torch.zeros(2, rows, 8, 128, dtype=torch.bfloat16))
     k, v = (on_gpu(torch.zeros(2, 10 * rows, 2, 128, dtype=torch.bfloat16)) for _ in "kv")

@@ -14,13 +14,14 @@ from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.features import BY_NAME, FEATURES, Value
 from skimattn.codegen.matrix import Accepted, Rejected, all_specs, judge_values, specs
 from skimattn.codegen.spec import KernelSpec
+from skimattn.codegen.tiles import split
 from skimattn.codegen.tiles.common import ELEMENT_BYTES
 
 GOLDEN = Path(__file__).parent / "golden" / "kernels.txt"
 
 
 def golden_text() -> str:
-    """What a skip means, how many kernels each set has, and the smoke set.
+    """What a skip means, how decoded requests are split, how many kernels each set has, and the smoke set.
 
     A tile, a row group or an order that depended on anything else than what its line names would give two lines.
     """
@@ -31,6 +32,7 @@ def golden_text() -> str:
         kind = f"{spec.arch} {spec.phase} {bits}-bit d{spec.head_dim}v{spec.head_dim_v}: {tile}:"
         masks.setdefault(kind, {})[spec.mask] = None
     lines = [f"{kind} {' '.join(those)}" for kind, those in masks.items()]
+    lines += [f"{name} {value}" for name, value in vars(split).items() if name.isupper()]
     for name in matrix.SETS:
         lines += [f"{name} {arch}: {len(specs(name, archs=[arch]))} kernels" for arch in ARCHS]
     return "\n".join([*lines, *(f"smoke {spec.name}" for spec in specs("smoke"))]) + "\n"
@@ -45,7 +47,11 @@ TYPES = {
     "sm90": (("bf16", "bf16"), ("fp16", "fp16")),
     "sm100": (("bf16", "bf16"), ("fp16", "fp16"), ("e4m3", "bf16"), ("e4m3", "fp16")),
 }
-HEAD_DIMS = ((64, 64), (128, 128), (192, 128), (256, 256))
+PHASES = {"sm90": ("prefill", "decode"), "sm100": ("prefill",)}  # that attend; what SM90 decodes is combined besides
+HEAD_DIMS = {
+    "prefill": ((64, 64), (128, 128), (192, 128), (256, 256)),
+    "decode": ((64, 64), (128, 128), (256, 256)),
+}
 LAYOUTS = {mask: (False, True) for mask in BY_NAME["mask"].values}  # paged or not
 
 
@@ -53,11 +59,16 @@ def products(
     types: Mapping[str, Collection[tuple[str, str]]], layouts: Mapping[Value, Collection[bool]], flags: Collection[bool]
 ) -> set[KernelSpec]:
     """Every kernel of these types, masks with their layouts, and values of the flags softcap and alibi."""
-    return {
-        KernelSpec(arch, "prefill", dtype, out, dim, dim_v, str(mask), paged, skip, softcap, alibi)
+    attending = {
+        KernelSpec(arch, phase, dtype, out, dim, dim_v, str(mask), paged, skip, softcap, alibi)
         for arch, pairs in types.items()
-        for (dtype, out), (dim, dim_v), mask in product(pairs, HEAD_DIMS, layouts)
+        for phase in PHASES[arch]
+        for (dtype, out), (dim, dim_v), mask in product(pairs, HEAD_DIMS[phase], layouts)
         for paged, skip, softcap, alibi in product(layouts[mask], ("dense", "skip", "stat"), flags, flags)
+    }
+    return attending | {
+        KernelSpec("sm90", "combine", dtype, dtype, dim, dim, "full", False, "dense", False, False)
+        for dtype, dim in product(("bf16", "fp16"), (64, 128, 256))
     }
 
 
@@ -84,7 +95,7 @@ def test_sets_are_nested() -> None:
 
 
 def test_smoke_meets_every_value_of_the_main_features() -> None:
-    for name in ("arch", "dtype", "head_dim", "skip", "paged"):
+    for name in ("arch", "phase", "dtype", "head_dim", "skip", "paged"):
         assert {getattr(spec, name) for spec in specs("smoke")} == set(BY_NAME[name].values), name
     for arch in ARCHS:
         assert {spec.head_dim for spec in specs("smoke", archs=[arch])} == set(BY_NAME["head_dim"].values), arch
@@ -96,12 +107,22 @@ def test_every_architecture_of_the_table_is_described() -> None:
     assert len({arch.capability for arch in ARCHS.values()}) == len(ARCHS)
 
 
-def test_sm100_has_what_sm90_has_and_8_bit_input_besides() -> None:
+def test_what_smoke_decodes_it_combines() -> None:
+    assert set(matrix.with_combine(specs("smoke"))) == set(specs("smoke"))
+    decoding = specs("smoke", {"phase": ["decode"]})
+    assert {(spec.mask, spec.paged, spec.skip) for spec in decoding} == {
+        ("causal", True, "dense"),
+        ("causal", True, "skip"),
+    }
+
+
+def test_sm100_prefills_what_sm90_does_and_8_bit_input_besides() -> None:
     def without_arch(spec: KernelSpec) -> KernelSpec:
         return replace(spec, arch="sm90")
 
     for name in ("default", "full"):
-        hopper, blackwell = (specs(name, archs=[arch]) for arch in ARCHS)
+        hopper, blackwell = (specs(name, {"phase": ["prefill"]}, [arch]) for arch in ARCHS)
+        assert blackwell == specs(name, archs=["sm100"])
         assert {without_arch(spec) for spec in blackwell if spec.dtype != "e4m3"} == set(hopper)
     fp8 = specs("full", {"dtype": ["e4m3"]})
     assert {spec.arch for spec in fp8} == {"sm100"}
@@ -112,11 +133,29 @@ def test_sm100_has_what_sm90_has_and_8_bit_input_besides() -> None:
 
 
 def test_only_filters_by_every_field() -> None:
-    chosen = specs("default", {"dtype": ("bf16", "fp16"), "head_dim": (128,), "skip": ("stat",)})
+    only = {"dtype": ("bf16", "fp16"), "head_dim": (128,), "skip": ("stat",), "phase": ("prefill", "decode", "combine")}
+    chosen = specs("default", only)
     assert chosen
     assert {(spec.head_dim, spec.skip) for spec in chosen} == {(128, "stat")}
     of_both = [spec for spec in specs("default") if (spec.head_dim, spec.skip) == (128, "stat")]
     assert chosen == tuple(spec for spec in of_both if spec.dtype != "e4m3") != tuple(of_both)
+    assert specs("default", {**only, "phase": ("decode",)}) == tuple(spec for spec in chosen if spec.phase == "decode")
+
+
+def test_kernels_that_combine_are_chosen_with_the_decode_kernels_that_need_them() -> None:
+    """Whatever mask or option those are chosen by, of which combining knows nothing."""
+    chosen = specs("full", {"mask": ["window"], "alibi": [True], "head_dim": [64, 192], "dtype": ["fp16"]})
+    assert {spec.phase for spec in chosen} == {"prefill", "decode", "combine"}
+    assert [spec.name for spec in chosen if spec.phase == "combine"] == ["skim_sm90_combine_fp16_d64_full_dense"]
+    plain = specs("full", {"mask": ["full"], "head_dim": [192]})
+    assert {spec.phase for spec in plain} == {"prefill"}  # of 192 columns nothing is decoded
+    assert not [spec for spec in specs("full", {"mask": ["full"]}, ["sm100"]) if spec.phase == "combine"]
+    for spec in specs("full", {"phase": ["decode"]}):
+        combine = matrix.combine_spec(spec)
+        assert combine in all_specs() and (combine.head_dim, combine.dtype) == (spec.head_dim_v, spec.out_dtype)
+    everything = specs("full")
+    for name in matrix.SETS:
+        assert set(matrix.with_combine(specs(name))) == set(specs(name)) <= set(everything)
 
 
 def test_only_and_architectures_both_hold() -> None:
@@ -147,7 +186,17 @@ def test_the_values_of_every_kernel_are_accepted() -> None:
         ({"head_dim": 64, "head_dim_v": 128}, "head-dims", "(192, 128)"),
         ({"head_dim": 96}, "head_dim-values", "next larger kernel"),
         ({"head_dim_v": 80}, "head_dim_v-values", "next larger kernel"),
-        ({"phase": "decode"}, "phase-values", "phase: expected one of prefill (got 'decode')"),
+        ({"phase": "append"}, "phase-values", "phase: expected one of prefill, decode, combine (got 'append')"),
+        ({"phase": "decode", "arch": "sm100"}, "decode-arch", "SM100 computes requests of few rows with its prefill"),
+        ({"phase": "combine", "arch": "sm100"}, "decode-arch", "SM100 computes requests of few rows with its prefill"),
+        ({"phase": "decode", "dtype": "e4m3"}, "decode-arch", "SM100 computes requests of few rows with its prefill"),
+        ({"phase": "combine", "mask": "causal"}, "combine-options", "merged in one way, whatever mask and options"),
+        ({"phase": "combine", "skip": "stat"}, "combine-options", "merged in one way"),
+        ({"phase": "combine", "paged": True}, "combine-options", "merged in one way"),
+        ({"phase": "combine", "softcap": True}, "combine-options", "merged in one way"),
+        ({"phase": "combine", "alibi": True}, "combine-options", "merged in one way"),
+        ({"phase": "decode", "head_dim": 192}, "head-dims", "(64, 64), (128, 128), (256, 256) of decode;"),
+        ({"phase": "decode", "out_dtype": "fp16"}, "out-dtype", "16-bit kernels write the type they read"),
         ({"arch": "sm120"}, "arch-values", "sm120 has no kernel specs yet (specs exist for sm90, sm100)"),
         ({"dtype": "fp8"}, "dtype-values", "expected one of bf16, fp16, e4m3 (got 'fp8')"),
         ({"dtype": "e4m3", "arch": "sm90"}, "fp8-arch", "V is transposed first"),

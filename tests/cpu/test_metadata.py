@@ -69,7 +69,7 @@ def test_every_flipped_digit_is_refused(path: Path) -> None:
     ("change", "words"),
     [
         (lambda document: document.update(package="other"), "not a skimattn metadata file"),
-        (lambda document: document.update(format=1), "format: expected 2 \\(got 1\\)"),
+        (lambda document: document.update(format=2), "format: expected 3 \\(got 2\\)"),
         (lambda document: document.update(params_layout_sha256="0"), "params_layout_sha256: expected"),
         (lambda document: document.update(kernels={}), "kernels: expected a list \\(got dict\\)"),
         (lambda document: document.pop("kernels"), "kernels: expected a list"),
@@ -126,6 +126,7 @@ def test_other_json_is_refused(path: Path) -> None:
         ("params_size", 64, "params_size: expected \\d+ \\(got 64\\)"),
         ("group_rows", 128, "group_rows: expected 64 \\(got 128\\)"),
         ("tmem_columns", 512, "tmem_columns: expected 0 \\(got 512\\)"),
+        ("ctas_per_sm", 2, "ctas_per_sm: expected 1 \\(got 2\\)"),
         ("verified", "certainly", "verified: expected 'run on an H200'"),
         ("tile_n", 96, "tile_n: expected \\d+ \\(got 96\\)"),
         ("smem_bytes", 1, "smem_bytes: expected"),
@@ -196,6 +197,15 @@ def test_rows_say_how_far_their_architecture_was_tried() -> None:
     ]
     assert [(row.group_rows, row.tmem_columns) for row in rows] == [(64, 0), (128, 512)]
     assert all(f'"verified": "{row.verified}"' in metadata.dump(rows) for row in rows)
+
+
+def test_rows_say_how_many_ctas_share_a_multiprocessor() -> None:
+    """Which grids are made by, and without which kernels would run half as fast."""
+    wanted = {("prefill", 64): 1, ("decode", 64): 2, ("decode", 128): 2, ("decode", 256): 1, ("combine", 256): 2}
+    for (phase, dim), ctas in wanted.items():
+        spec = specs("default", {"phase": [phase], "head_dim": [dim]}, ["sm90"])[0]
+        assert metadata.kernel_of(spec, REPORT, "x.cubin").ctas_per_sm == ctas, (phase, dim)
+        assert metadata.listing(spec, None)["ctas_per_sm"] == ctas
 
 
 def test_refusals_are_build_errors() -> None:

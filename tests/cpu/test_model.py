@@ -73,12 +73,16 @@ DEEPSEEK = {
     "v_head_dim": 128,
 }
 
+DECODED = {"d192v128": "d256"}  # by kernels of more columns
+
 
 def names(dtypes: str, dims: str, masks: str, more: str = "") -> set[str]:
-    """The names of kernels of both architectures, in every layout and kind."""
-    archs, kinds, paged = ("sm90", "sm100"), ("dense", "skip", "stat"), ("", "_paged")
-    parts = product(archs, dtypes.split(), masks.split(), kinds, paged)
-    return {f"skim_{a}_prefill_{t}_{dims}_{m}_{kind}{p}{more}" for a, t, m, kind, p in parts}
+    """The names of kernels of both architectures, in every layout and kind, with those that SM90 decodes by."""
+    phases = (("sm90", "prefill", dims), ("sm100", "prefill", dims), ("sm90", "decode", DECODED.get(dims, dims)))
+    kinds, paged = ("dense", "skip", "stat"), ("", "_paged")
+    parts = product(phases, dtypes.split(), masks.split(), kinds, paged)
+    attending = {f"skim_{arch}_{phase}_{t}_{d}_{m}_{kind}{p}{more}" for (arch, phase, d), t, m, kind, p in parts}
+    return attending | {f"skim_sm90_combine_{t}_{DECODED.get(dims, dims)}_full_dense" for t in dtypes.split()}
 
 
 @pytest.mark.parametrize(
@@ -165,6 +169,12 @@ def test_what_decides(more: dict[str, Any], wanted: set[str], reason: str) -> No
     assert any(line.startswith(reason) for line in need.reasons), need.reasons
 
 
+def test_the_reasons_say_that_decode_is_among_them() -> None:
+    assert any(
+        line.startswith("prefill, and decode with what combines its parts, wh") for line in model.needed(LLAMA).reasons
+    )
+
+
 def test_older_names_of_sizes() -> None:
     bloom = {"model_type": "bloom", "n_head": 32, "n_embd": 2048, "torch_dtype": "float16"}
     assert {spec.name for spec in model.needed(bloom).specs} == names("fp16", "d64", "causal", "_alibi")
@@ -226,7 +236,7 @@ def test_the_command_says_what_was_chosen_and_why(given: str, config: Path, tmp_
     assert "mask causal, window: layer_types has sliding_attention, full_attention" in lines
     wanted = {name for name in names("bf16", "d256", "causal window") if "_sm90_" in name}
     assert {line.removesuffix(": not built") for line in lines if line.startswith("skim_")} == wanted
-    assert lines[-1].startswith("12 of 12 kernels would be compiled") and not (tmp_path / "out").exists()
+    assert lines[-1].startswith("25 of 25 kernels would be compiled") and not (tmp_path / "out").exists()
 
 
 def test_the_command_lists_and_narrows(config: Path, tmp_path: Path) -> None:
@@ -245,7 +255,7 @@ def test_the_command_lists_and_narrows(config: Path, tmp_path: Path) -> None:
         tmp_path / "out",
     )
     listed = {row["name"] for row in json.loads(done.stdout)}
-    assert listed == {name for name in names("bf16", "d256", "window") if "_stat" in name}
+    assert listed == {name for name in names("bf16", "d256", "window") if "_stat" in name or "_combine_" in name}
     assert "dtype bf16: dtype\n" in done.stderr
     done = invoke("--model", config, "--sm", "90", "--only", "dtype=fp16")
     assert done.exit_code == 2 and "nothing that the model needs matches --sm 90 --only dtype=fp16" in done.output

@@ -11,9 +11,10 @@ import torch
 from skimattn import Params
 from skimattn._call.validate import validate
 from skimattn._launch.buffers import Buffers, make_buffers
-from skimattn._launch.plan import KernelLaunch, make_plan, page_box_rows
+from skimattn._launch.plan import KernelLaunch, page_box_rows
+from skimattn._launch.planner import Planner, make_plan
 from skimattn._select import kernels
-from skimattn._select.dispatch import spec_of
+from skimattn._select.dispatch import spec_of, specs_of
 from skimattn.codegen.parameter_block import FIELDS
 
 COUNTER = 0xC0FFEE0
@@ -22,15 +23,25 @@ MAPS = ("tma_q", "tma_k", "tma_v", "tma_o")
 
 
 def plan_of(sm_count: int = 132, arch: str = "sm90", **arguments: Any) -> tuple[KernelLaunch, Buffers, Params]:
-    """The one kernel of the plan, in whose numbers what was left out stands as the zero that it is."""
+    """The plan of prefill, had it the whole call; what its numbers leave out stands there as the zero that it is."""
     params = Params(**arguments)
     problem = validate(params)
     buffers = make_buffers(params, problem.out_shape)
-    kernel = kernels.unbuilt_row(spec_of(problem, arch))
-    (plan,) = make_plan(problem, kernel, buffers, sm_count=sm_count, work_counter_address=COUNTER).kernels
+    rows = {"prefill": kernels.unbuilt_row(spec_of(problem, arch, "prefill"))}
+    (plan,) = make_plan(problem, rows, buffers, sm_count=sm_count, work_counter_address=COUNTER).kernels
     named.update(plan.scalars)
     zeros = {field.name: 0 for field in FIELDS if field.kind != "tensor_map"}
     return replace(plan, scalars=zeros | plan.scalars), buffers, params
+
+
+def name_what_is_planned_for_both_phases(**arguments: Any) -> None:
+    problem = validate(Params(**arguments))
+    rows = {phase: kernels.unbuilt_row(spec) for phase, spec in specs_of(problem, "sm90").items()}
+    buffers = make_buffers(problem.params, problem.out_shape, Planner(rows, 132).workspace_floats(problem))
+    plan = make_plan(problem, rows, buffers, sm_count=132, work_counter_address=COUNTER)
+    assert [launch.kernel.phase for launch in plan.kernels] == ["prefill", "decode", "combine"]
+    for launch in plan.kernels:
+        named.update(launch.scalars)
 
 
 def bf16(*shape: int) -> torch.Tensor:
@@ -69,6 +80,9 @@ def test_every_field_of_the_block_is_planned() -> None:
     plan_of(**paged)
     plan_of(**ragged(seqused_q=ints(1, 2)))
     plan_of(arch="sm100", **eight, **descales)
+    assert {field.name for field in FIELDS} - named - set(MAPS) >= {"partial", "parts", "mask", "decode_most_rows"}
+    keys = {"k": bf16(4000, 2, 128), "v": bf16(4000, 2, 128), "cu_seqlens_k": ints(0, 2000, 4000)}
+    name_what_is_planned_for_both_phases(**{**ragged(), **keys})
     assert named == {field.name for field in FIELDS if field.kind != "tensor_map"}
     assert {field.name for field in FIELDS if field.kind == "tensor_map"} == set(plan.maps)
 

@@ -13,6 +13,7 @@ from skimattn._launch.buffers import make_buffers
 from skimattn._select import kernels
 from skimattn._select.dispatch import phases_of, spec_of
 from skimattn.reference import attention as module
+from skimattn.reference import decode
 
 from tests.helpers.bodies import run_and_check, run_planted
 from tests.helpers.cases import Case, contents
@@ -150,7 +151,7 @@ MIXED = Case(
     mask="causal",
     heads_q=4,
     heads_kv=2,
-    lens=((1, 700), (150, 400), (8, 1100), (40, 1279), (40, 1280), (1, 1), (2, 0), (128, 4096)),
+    lens=((1, 700), (140, 300), (8, 1100), (40, 1279), (40, 1280), (1, 1), (2, 0)),
     q_layout="ragged",
     kv_layout="ragged",
     pattern="random",
@@ -174,7 +175,7 @@ def test_a_request_alone_has_its_bits_in_any_batch(mask: str, sinks: bool) -> No
             replace(alone, q_layout="batched", kv_layout="hnd", page_size=128),
             replace(alone, q_layout="batched", kv_layout="batched", seqused=True, seqused_q=True),
         )
-        for layout in layouts[: 5 if sinks else 2]:
+        for layout in layouts[: 5 if sinks else 1]:
             single, _ = run_case(layout, "reference", [held[index]])
             assert_same_bits(f"request {index}, {layout.q_layout} {layout.kv_layout}", single, together, [(0, index)])
             here, there = single.tensors["skip_map"][0], together.tensors["skip_map"][index]
@@ -192,24 +193,28 @@ def fold(states: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor,
     return m, total
 
 
-def test_leaves_are_merged_into_branches_and_branches_into_the_result() -> None:
-    """Every leaf's state is known exactly, so the order in which they are merged shows in the last bits of the LSE."""
+def test_leaves_are_merged_into_branches_and_branches_into_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every leaf's state is known exactly, so the order in which they are merged shows in the last bits of the sum."""
+    merged: list[decode._State] = []
+    monkeypatch.setattr(decode._Group, "_store", lambda _, state: merged.append(state))
     generator = torch.Generator().manual_seed(3)
-    differing = 0
-    for leaves in (5, 17, 33, 100):
+    flat, backwards = 0, 0
+    for leaves in (5, 17, 33, 50, 100, 128):
         scores = (torch.randn(leaves, generator=generator) * 2).bfloat16()
-        q, k = torch.zeros(1, 1, 1, 64).bfloat16(), torch.zeros(1, leaves * 256, 1, 64).bfloat16()
+        q, k = torch.zeros(1, 1, 1, 64).bfloat16(), torch.zeros(1, leaves * 1024, 1, 64).bfloat16()
         q[..., 0] = 1
-        k[0, :, 0, 0] = scores.repeat_interleave(256)
-        _, lse = launch(Params(q, k, torch.zeros_like(k), softmax_scale=1.0, return_lse=True))
+        k[0, :, 0, 0] = scores.repeat_interleave(1024)
+        launch(Params(q, k, torch.ones_like(k), softmax_scale=1.0))
         unit = torch.tensor(math.log2(math.e), dtype=torch.float32)
-        states = [(score.float() * unit, torch.tensor(256.0)) for score in scores]
-        branches = [fold(states[first : first + 16]) for first in range(0, leaves, 16)]
-        m, total = fold(branches)
-        assert lse.item() == (m * LN2 + total.log()).item()
-        flat, backwards = fold(states), fold([fold(states[first : first + 16][::-1]) for first in range(0, leaves, 16)])
-        differing += int(flat[1].item() != total.item()) + int(backwards[1].item() != total.item())
-    assert differing >= 3  # of what the test could tell apart
+        states = [(score.float() * unit, torch.tensor(1024.0)) for score in scores]
+        twigs = [fold(states[first : first + 4]) for first in range(0, leaves, 4)]
+        m, total = fold([fold(twigs[first : first + 2]) for first in range(0, len(twigs), 2)])
+        state = merged.pop()
+        assert (state.m.item(), state.sum.item()) == (m.item(), total.item())
+        assert (state.o == total).all()
+        flat += fold(twigs)[1].item() != total.item()
+        backwards += fold([fold(states[first : first + 4][::-1]) for first in range(0, leaves, 4)])[1] != total
+    assert flat and backwards  # other orders would be told apart
 
 
 def test_one_kernel_can_be_made_to_take_all_requests() -> None:

@@ -36,8 +36,13 @@ SPEC = KernelSpec("sm90", "prefill", "bf16", "bf16", 64, 64, "causal", False, "d
 
 
 def call(**arguments: object) -> Params:
-    q = torch.zeros(1, 8, 2, 64).bfloat16()
-    return Params(q, q.clone(), q.clone(), **{"mask": "causal", **arguments})  # type: ignore[arg-type]
+    """Of more rows than are decoded."""
+    return call_of(80, 80, **arguments)
+
+
+def call_of(rows: int, keys: int, **arguments: object) -> Params:
+    q, kv = torch.zeros(1, rows, 2, 64).bfloat16(), torch.zeros(1, keys, 2, 64).bfloat16()
+    return Params(q, kv, kv.clone(), **{"mask": "causal", **arguments})  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -173,6 +178,33 @@ def test_explain_a_call_on_the_cpu(folder: Path) -> None:
     assert "reference" in text and "skip, since skip_softmax_threshold is given" in text
 
 
+# Rows, keys and arguments of calls with 2 heads on 2, and their phases.
+PHASES = [
+    (80, 80, {}, {"prefill"}),
+    (8, 80, {}, {"decode"}),
+    (80, 80 * 16, {}, {"decode"}),
+    (80, 80 * 16 - 1, {}, {"prefill"}),
+    (80, 80 * 16, {"seqused_k": torch.tensor([700], dtype=torch.int32)}, {"prefill", "decode"}),
+    (80, 80, {"seqused_q": torch.tensor([3], dtype=torch.int32)}, {"prefill", "decode"}),
+]
+
+
+@pytest.mark.parametrize(("rows", "keys", "arguments", "phases"), PHASES)
+def test_explain_names_the_kernel_of_every_phase(
+    rows: int, keys: int, arguments: dict[str, object], phases: set[str], folder: Path
+) -> None:
+    explanation = explain(call_of(rows, keys, **arguments))
+    (phase,) = [line for line in explanation.trace if line.startswith("phase: ")]
+    words = {frozenset(["prefill"]): "phase: prefill, by the", frozenset(["decode"]): "phase: decode, by the rows"}
+    assert phase.startswith(words.get(frozenset(phases), "phase: decode or prefill, by the rows and keys of each requ"))
+    lines = [line for line in explanation.trace if line.startswith("kernel: ")]
+    tiles = {"prefill": "128x128, groups of 64, sink_first order", "decode": "64x128, groups of 64, reverse order"}
+    wanted = [name for name in tiles if name in phases]
+    assert lines == [f"kernel: skim_sm90_{name}_bf16_d64_causal_dense, tile {tiles[name]}" for name in wanted]
+    assert explanation.kernel == f"skim_sm90_{wanted[0]}_bf16_d64_causal_dense"
+    assert explanation.order == tiles[wanted[0]].split()[-2] and str(explanation).count("path: ") == len(wanted)
+
+
 def test_explain_a_refusal() -> None:
     explanation = explain(call(softmax_scale=-1.0))
     assert not explanation.accepted and explanation.path == "none"
@@ -247,7 +279,7 @@ def test_damaged_metadata_is_refused_by_name(folder: Path, text: str) -> None:
 def test_truncated_and_changed_metadata_is_refused(folder: Path) -> None:
     put(folder)
     whole = (folder / "metadata.json").read_text()
-    for text in (whole[:-10], whole.replace("168", "167"), whole.replace('"format": 2', '"format": 9')):
+    for text in (whole[:-10], whole.replace("168", "167"), whole.replace('"format": 3', '"format": 9')):
         assert text != whole
         (folder / "metadata.json").write_text(text)
         with pytest.raises(BuildError, match=r"metadata.json"):

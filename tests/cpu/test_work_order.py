@@ -45,6 +45,9 @@ class Batch:
     used_k: tuple[int, ...] = ()
     most_q: int = BIG
     most_k: int = BIG
+    # Packed rows up to which requests are left to decode kernels, those to which they are if they have keys enough, and
+    # how many keys for each row that is.
+    decoded: tuple[int, int, int] = (0, 0, 0)
     seed: int = field(default=0, compare=False)
 
     @property
@@ -79,6 +82,7 @@ def hand_out(batch: Batch) -> NDArray[np.int32]:
     block.heads_in_l2, block.requests_in_l2 = batch.section, batch.requests
     block.len_q = batch.most_q if batch.ragged_q else batch.lens_q[0]
     block.len_k = batch.most_k
+    block.decode_always_rows, block.decode_most_rows, block.decode_keys_per_row = batch.decoded
     ranges = [(tensor.data_ptr(), 4 * tensor.numel()) for tensor in (*tensors.values(), out, counter)]
     kernel().launch(block, batch.grid, 128, 0, seed=batch.seed, ranges=ranges)
     del owner
@@ -89,11 +93,19 @@ def hand_out(batch: Batch) -> NDArray[np.int32]:
     return items
 
 
+def is_decoded(batch: Batch, rows: int, keys: int) -> bool:
+    always, most, keys_per_row = batch.decoded
+    packed = rows * batch.heads_q // batch.heads_kv
+    return always > 0 and (packed <= always or (packed <= most and keys >= packed * keys_per_row))
+
+
 def wanted(batch: Batch) -> Counter[tuple[int, int, int]]:
     """(request, head, first row) of every tile."""
+    lengths = zip(batch.true_q, batch.true_k, strict=True)
     return Counter(
         (request, head, row)
-        for request, length in enumerate(batch.true_q)
+        for request, (length, keys) in enumerate(lengths)
+        if not is_decoded(batch, length, keys)
         for head in range(batch.heads_q)
         for row in range(0, length, TILE_M)
     )
@@ -138,6 +150,7 @@ def batches(draw: st.DrawFn) -> Batch:
         else (),
         most_q=draw(st.sampled_from((BIG, 700, 200, 128, 1, 0))),
         most_k=draw(st.sampled_from((BIG, 100))),
+        decoded=draw(st.sampled_from(((0, 0, 0), (0, 0, 0), (64, 256, 16), (150, 400, 1)))),
         seed=draw(st.integers(0, 3)),
     )
 
@@ -149,6 +162,8 @@ def batches(draw: st.DrawFn) -> Batch:
 @example(Batch((1,), (0,), grid=40))
 @example(Batch((0, 0, 129), (1, 1, 1), heads_q=4, heads_kv=4, requests=1))
 @example(Batch((50, -20, 300), (50, -20, 300), used_q=(60, 10, -5)))
+@example(Batch((32, 33, 33, 128, 129), (0, 1055, 1056, 4096, 9999), decoded=(64, 256, 16)))
+@example(Batch((32, 32), (0, 1), grid=40, decoded=(64, 256, 16)))
 def test_every_tile_is_handed_out_once(batch: Batch) -> None:
     check(batch)
 
@@ -167,6 +182,14 @@ def test_requests_of_one_length(used: tuple[int, ...]) -> None:
     assert Counter(map(tuple, items[:, [BATCH, HEAD, ROW0]].tolist())) == wanted(batch)
     assert not items[:, Q_OFFSET].any()
     assert np.array_equal(items[:, LEN_Q], np.asarray(batch.true_q)[items[:, BATCH]])
+
+
+def test_requests_of_one_length_of_which_some_are_decoded() -> None:
+    """By keys enough for 2 x 100 packed rows: those are no tiles of prefill."""
+    batch = Batch((100,) * 4, (3200, 3199, 9000, 5), ragged_q=False, decoded=(64, 256, 16), grid=2)
+    items = hand_out(batch)
+    assert Counter(map(tuple, items[:, [BATCH, HEAD, ROW0]].tolist())) == wanted(batch)
+    assert set(items[:, BATCH].tolist()) == {1, 3}
 
 
 def test_longest_tiles_come_first_among_heads_and_requests_that_share_l2() -> None:

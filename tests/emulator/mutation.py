@@ -10,7 +10,7 @@ RESULT = "result"
 CONSUMER, PRODUCER = "skimattn/sm90/prefill/consumer.cuh", "skimattn/core/producer.cuh"
 EPILOGUE, STORAGE = "skimattn/sm90/prefill/epilogue.cuh", "skimattn/sm90/prefill/storage.cuh"
 DESCRIPTOR, SKIP = "skimattn/sm90/descriptor.cuh", "skimattn/core/skip.cuh"
-MASK, SOFTMAX, SCHEDULER = "skimattn/core/mask.cuh", "skimattn/sm90/prefill/softmax.cuh", "skimattn/core/scheduler.cuh"
+MASK, SOFTMAX, SCHEDULER = "skimattn/core/mask.cuh", "skimattn/sm90/softmax.cuh", "skimattn/core/scheduler.cuh"
 TILES = "skimattn/core/tile_range.cuh"
 SKIP_STATS = "skimattn/core/skip_stats.cuh"
 

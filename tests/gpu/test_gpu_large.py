@@ -13,7 +13,7 @@ from tests.helpers.large import run_large
 
 _BASE = Case(name="", arch=gpu_arch(), head_dim=128, head_dim_v=128, lens=((8192, 8192),), pattern="random")
 _RAGGED = replace(
-    _BASE, q_layout="ragged", lens=((4096, 4096), (1, 8192), (0, 300), (777, 5000), (2048, 2048)), kv_layout="ragged"
+    _BASE, q_layout="ragged", lens=((4096, 4096), (130, 8192), (0, 300), (777, 5000), (2048, 2048)), kv_layout="ragged"
 )
 CASES = (
     replace(_BASE, name="causal-16k-random", lens=((16384, 16384),), heads_q=1),

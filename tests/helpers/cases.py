@@ -26,7 +26,6 @@ KERNEL_DIMS = {
     "mla": ((576, 512),),
 }
 PHASES = Phases(split.GROUP_ROWS, split.MAX_GROUPS * split.GROUP_ROWS, split.KEYS_PER_ROW)
-LEAVES = Leaves(split.MIN_LEAF_KEYS, split.MAX_LEAVES)
 # Values of low tiles: what is kept or dropped by mistake shows in the output. With e4m3 it shows in maps only.
 LOUD = {"bf16": 2.0**20, "fp16": 2.0**13, "e4m3": 2.0**6}
 F64 = NDArray[np.float64]
@@ -311,8 +310,9 @@ def answers(case: Case, held: list[Content]) -> list[Answer]:
 
 def _answer(case: Case, one: Content) -> Answer:
     if case.decodes(len(one.q), len(one.k)):
-        decoded = case if case.phase == "mla" else replace(case, phase="decode")
-        return attend_decoded(rules_of(decoded, one), leaves_of(decoded), _request(one))
+        decoding = case if case.phase == "mla" else replace(case, phase="decode")
+        leaves = Leaves(split.MIN_LEAF_KEYS[decoding.spec.head_dim], split.MAX_LEAVES)
+        return attend_decoded(rules_of(decoding, one), leaves, _request(one))
     return attend(rules_of(replace(case, phase=""), one), _request(one))
 
 

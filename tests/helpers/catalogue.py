@@ -242,6 +242,13 @@ def _window(mask: str, index: int) -> tuple[int, int]:
     return WINDOWS[index % len(WINDOWS)] if used else (-1, -1)
 
 
+# Of batched and of ragged calls of one decode kernel, with up to three query heads to a kv head.
+DECODED_LENS = (
+    ((2, 300), (2, 0), (2, 37), (2, 1290)),
+    ((0, 50), (3, 1600), (1, 200), (4, 0), (7, 1), (20, 513)),
+)
+
+
 def spec_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
     """Two calls of one kernel, for the exhaustive run: a ragged one and a batched one, options dealt out by index."""
     found = []
@@ -265,8 +272,11 @@ def spec_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
             "sinks": number % 4 == 1,
             "give": 2,
         }
-        assert fits(row)
-        found.append(replace(case_of(row, number, spec.arch), name=f"{spec.name}-{'ragged' if ragged else 'batched'}"))
+        lens = DECODED_LENS[ragged] if spec.phase == "decode" else LENS[row["lens"]]
+        assert fits(row, lens)
+        case = replace(case_of(row, number, spec.arch, lens=lens), phase="decode" if spec.phase == "decode" else "")
+        assert case.spec == spec
+        found.append(replace(case, name=f"{spec.name}-{'ragged' if ragged else 'batched'}"))
     return tuple(found)
 
 
@@ -278,6 +288,6 @@ def kind_cases(arch: str = "sm90") -> tuple[Case, ...]:
 
 
 def default_set_cases(arch: str = "sm90") -> tuple[Case, ...]:
-    """Two calls of every kernel of the default set."""
-    specs = matrix.specs("default", archs=[arch])
+    """Two calls of every kernel of the default set; those that combine run with the decode kernels."""
+    specs = [spec for spec in matrix.specs("default", archs=[arch]) if spec.phase != "combine"]
     return tuple(case for index, spec in enumerate(specs) for case in spec_cases(spec, index))

@@ -65,6 +65,7 @@ class Launch:
     function: int
     context: int
     block: ParamsBlock
+    starts_early: bool  # as a kernel may that waits itself for the end of the one before it
 
     def map_address(self, name: str) -> int:
         return struct.unpack_from("<Q", bytes(getattr(self.block, name)))[0]
@@ -233,7 +234,7 @@ class FakeLibrary:
     def _cuLaunchKernelEx(self, config: Any, function: Any, argv: Any, extra: None) -> None:
         assert extra is None
         sent = LaunchConfig.from_buffer_copy(ctypes.string_at(_address(config), ctypes.sizeof(LaunchConfig)))
-        assert (sent.gridDimY, sent.gridDimZ, sent.blockDimY, sent.blockDimZ, sent.numAttrs) == (1, 1, 1, 1, 0)
+        assert (sent.gridDimY, sent.gridDimZ, sent.blockDimY, sent.blockDimZ) == (1, 1, 1, 1)
         start = ctypes.c_void_p.from_address(_address(argv)).value
         assert start is not None and start % 64 == 0
         block = ParamsBlock.from_buffer_copy(ctypes.string_at(start, SIZE))
@@ -247,8 +248,20 @@ class FakeLibrary:
                 _address(function),
                 fake.contexts[-1],
                 block,
+                _starts_early(sent),
             )
         )
+
+
+def _starts_early(sent: LaunchConfig) -> bool:
+    """Whether the one attribute that launches may have is there, in the driver's own layout."""
+    if not sent.numAttrs:
+        return False
+    assert sent.numAttrs == 1
+    name, _, value = struct.unpack_from("<IIi", ctypes.string_at(sent.attrs, 72))
+    wanted = real.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    assert (name, value) == (int(wanted), 1)
+    return True
 
 
 def _empty(sizes: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, ordinal: int) -> torch.Tensor:

@@ -107,7 +107,7 @@ def run_on_emulator(
     from skimattn._launch.buffers import make_buffers
     from skimattn._launch.planner import Planner, make_plan
     from skimattn._select import kernels
-    from skimattn._select.dispatch import combine_spec
+    from skimattn.codegen.matrix import combine_spec
 
     from tests.emulator import run_plan
 
@@ -115,7 +115,9 @@ def run_on_emulator(
     counter = torch.zeros(4, dtype=torch.int32)
     with _readable_values(built):
         problem = validate(params_of(built))
-        specs = {spec.phase: spec} | ({"combine": combine_spec(spec)} if spec.phase == "decode" else {})
+        specs = {spec.phase: spec}
+        if spec.phase in ("decode", "mla"):
+            specs = {"decode": spec, "combine": combine_spec(spec)}
         rows = {phase: kernels.unbuilt_row(one) for phase, one in specs.items()}
         buffers = make_buffers(problem.params, problem.out_shape, Planner(rows, sms).workspace_floats(problem))
         for tensor, value in ((buffers.out, 0x7E5A), (buffers.lse, 0x7FC00BAD)):

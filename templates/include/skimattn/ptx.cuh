@@ -37,7 +37,8 @@ SKIM_DEVICE void setmaxnreg_dec() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
 }
 
-// ---- programmatic dependent launch: what lies before the wait runs while the kernel before this one in the stream ends
+// ---- programmatic dependent launch: what lies before the wait runs while the kernel before this one in the stream
+// ends
 SKIM_DEVICE void griddepcontrol_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 // Once all CTAs have said so or ended, the next kernel's may start; they too wait for this one's end.
 SKIM_DEVICE void griddepcontrol_launch_dependents() { asm volatile("griddepcontrol.launch_dependents;"); }
@@ -216,22 +217,16 @@ SKIM_DEVICE Pair ld_global_pair(const float* address) {
   asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "l"(address) : "memory");
   return pair;
 }
-// Likewise four, at a multiple of 16 bytes.
-struct Quad {
-  float x, y, z, w;
-};
-SKIM_DEVICE void st_global_quad(float* address, const Quad& quad) {
-  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "f"(quad.x), "f"(quad.y), "f"(quad.z),
-               "f"(quad.w)
-               : "memory");
-}
-SKIM_DEVICE Quad ld_global_quad(const float* address) {
-  Quad quad;
+// Four at a multiple of 16 bytes.
+SKIM_DEVICE void ld_global_quad(const float* address, float* x) {
   asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(quad.x), "=f"(quad.y), "=f"(quad.z), "=f"(quad.w)
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
                : "l"(address)
                : "memory");
-  return quad;
+}
+SKIM_DEVICE void st_global_quad(float* address, const float (&x)[4]) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
+               : "memory");
 }
 // What this kernel only reads.
 template <class T>

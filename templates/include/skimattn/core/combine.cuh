@@ -10,18 +10,12 @@ template <class Tr, Mask kMask_>
 struct WithMask : Tr {
   static constexpr Mask kMask = kMask_;
 };
-template <class Tr>
+template <class Tr, int kMask_ = 0>
 SKIM_DEVICE Leaves leaves_by_mask(int len_q, int len_k, const Params& p) {
-  switch (static_cast<Mask>(p.mask)) {
-    case Mask::kCausal:
-      return leaves_of<WithMask<Tr, Mask::kCausal>>(len_q, len_k, p);
-    case Mask::kWindow:
-      return leaves_of<WithMask<Tr, Mask::kWindow>>(len_q, len_k, p);
-    case Mask::kChunked:
-      return leaves_of<WithMask<Tr, Mask::kChunked>>(len_q, len_k, p);
-    default:
-      return leaves_of<WithMask<Tr, Mask::kFull>>(len_q, len_k, p);
+  if constexpr (kMask_ + 1 < kMasks) {
+    if (p.mask != kMask_) return leaves_by_mask<Tr, kMask_ + 1>(len_q, len_k, p);
   }
+  return leaves_of<WithMask<Tr, static_cast<Mask>(kMask_)>>(len_q, len_k, p);
 }
 
 template <class Tr>
@@ -32,6 +26,7 @@ class Combine {
   static_assert(!kMlaColumns<Tr> || kColumns == kMlaBlock);
   // Of each branch: its columns, maximum and sum.
   static constexpr int kBranchFloats = Tr::kHeadDimV + 2;
+  static_assert(kColumns == 2 || kColumns % 4 == 0);
   static_assert(kBranchFloats * Tr::kMaxBranches * 4 <= Tr::kSmemBytes);
 
   // What one row of a part holds of this lane's columns.
@@ -47,34 +42,31 @@ class Combine {
   };
 
   SKIM_DEVICE explicit Combine(const Params& p)
-      : p_(p),
-        smem_(reinterpret_cast<float*>(ptx::dynamic_smem())),
-        lane_(ptx::thread_index() % kWarpThreads) {}
+      : p_(p), smem_(reinterpret_cast<float*>(ptx::dynamic_smem())), lane_(ptx::thread_index() % kWarpThreads) {}
 
   SKIM_DEVICE void run() {
     ptx::griddepcontrol_wait();
-    const int most = imin(p_.len_q * (p_.heads_q / p_.heads_kv), p_.decode_most_rows);
+    const int most = imin(p_.len_q * (p_.qheads_per_kv), p_.decode_most_rows);
     const int rows = imin(p_.round_requests, p_.batch - p_.first_request) * p_.heads_kv * most;
     const int warp = ptx::thread_index() / kWarpThreads;
-    if (p_.whole_branches != 0) {  // few parts: a warp merges them
+    if (p_.warp_rows != 0) {
       for (int i = ptx::block_index() * kWarps + warp; i < rows; i += ptx::grid_size() * kWarps) {
         const Row row = find_row(i / most, i % most);
-        if (row.parts > 1) store(merge_parts(row, 0, row.parts), row);
+        if (row.parts > 1) merge_in_warp(row);
       }
-    } else {  // a warp for each branch
+    } else {
       for (int i = ptx::block_index(); i < rows; i += ptx::grid_size()) {
         const Row row = find_row(i / most, i % most);
-        if (row.parts > 1) merge_branches(row, warp);
+        if (row.parts > 1) merge_in_cta(row, warp);
       }
     }
   }
 
  private:
-  // A packed row and its parts, the first of which is leaf or branch number `first`. Without parts there is no such row,
-  // or it is not decode's.
+  // A packed row, its leaves [first, end) and their parts. Without parts there is no such row, or it is not decode's.
   struct Row {
     int row, head, batch, q_offset;
-    int parts, first;
+    int parts, first, end;
     const float* state;  // of the first part
     // As output.cuh wants to be told.
     SKIM_DEVICE int row_of(int) const { return row; }
@@ -84,42 +76,90 @@ class Combine {
   SKIM_DEVICE Row find_row(int pair, int packed) const {
     const int batch = p_.first_request + pair / p_.heads_kv, kv_head = pair % p_.heads_kv;
     const WorkItem item = make_item(p_, batch, kv_head, 0);
-    const int qheads_per_kv = p_.heads_q / p_.heads_kv, row = packed / qheads_per_kv;
-    Row found = {row, kv_head * qheads_per_kv + packed % qheads_per_kv, batch, item.q_offset, 0, 0, nullptr};
+    const int qheads_per_kv = p_.qheads_per_kv, row = packed / qheads_per_kv;
+    Row found = {row, kv_head * qheads_per_kv + packed % qheads_per_kv, batch, item.q_offset, 0, 0, 0, nullptr};
     if (row >= item.len_q || !decodes(p_, item.len_q, item.len_k)) return found;
     const Leaves leaves = leaves_by_mask<Tr>(item.len_q, item.len_k, p_);
-    found.parts = parts_of<Tr>(leaves, p_);
+    found.parts = parts_of(leaves, p_);
     found.first = leaves.first;
-    found.state =
-        part_row<Tr>(batch, kv_head, packed / Tr::kGroupRows, 0, packed % Tr::kGroupRows, p_);
+    found.end = leaves.last;
+    found.state = part_row<Tr>(batch, kv_head, packed / Tr::kGroupRows, 0, packed % Tr::kGroupRows, p_);
     return found;
   }
 
-  // Parts [lo, hi), one after the other.
-  SKIM_DEVICE State merge_parts(const Row& row, int lo, int hi) const {
-    constexpr int kAhead = imin(8, 32 / kColumns);  // loads in flight: as many as registers hold
-    const int64_t step = static_cast<int64_t>(p_.part_rows) * kPartRowFloats<Tr>;
-    State merged, next[kAhead];
-    for (int part = lo; part < hi; part += kAhead) {
+  // Parts [lo, hi) of the row, one after the other.
+  template <int kAhead>
+  SKIM_DEVICE void merge_parts(State& merged, const Row& row, int lo, int hi) const {
+    State next[kAhead];
+    for (; lo < hi; lo += kAhead) {
+      load_parts(next, row, lo, hi);
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
-        if (part + i < hi) next[i] = load(row.state + (part + i) * step);
+        if (lo + i < hi) merged.merge(next[i]);
       }
+    }
+  }
+  template <int kCount>
+  SKIM_DEVICE void load_parts(State (&next)[kCount], const Row& row, int lo, int hi) const {
+    const int64_t step = static_cast<int64_t>(p_.part_rows) * kPartRowFloats<Tr>;
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        if (part + i < hi) merged.merge(next[i]);
+    for (int i = 0; i < kCount; ++i) {
+      if (lo + i >= 0 && lo + i < hi) next[i] = load(row.state + (lo + i) * step);
+    }
+  }
+
+  // One branch, of leaves or twigs.
+  SKIM_DEVICE State merge_branch(const Row& row, int branch) const {
+    State merged;
+    if (p_.part_shift != 0) {
+      const int origin = row.first / Tr::kTwigLeaves, end = ceil_div(row.end, Tr::kTwigLeaves);
+      const int first = branch * kTwigs;
+      merge_parts<kTwigs>(merged, row, imax(first - origin, 0), imin(first + kTwigs, end) - origin);
+      return merged;
+    }
+    const int end = row.end - row.first;
+#pragma unroll 1
+    for (int i = 0; i < Tr::kBranchLeaves; i += kAhead) {
+      const int lo = branch * Tr::kBranchLeaves + i - row.first;
+      State next[kAhead];
+      load_parts(next, row, lo, end);
+#pragma unroll
+      for (int twig = 0; twig < kAhead; twig += Tr::kTwigLeaves) {
+        State of_twig;
+#pragma unroll
+        for (int leaf = twig; leaf < twig + Tr::kTwigLeaves; ++leaf) {
+          if (lo + leaf >= 0 && lo + leaf < end) of_twig.merge(next[leaf]);
+        }
+        if (lo + twig + Tr::kTwigLeaves > 0 && lo + twig < end) merged.merge(of_twig);
       }
     }
     return merged;
   }
+  static constexpr int kTwigs = Tr::kBranchLeaves / Tr::kTwigLeaves;
+  static constexpr int kAhead = kColumns > 4 ? 4 : 8;  // loads in flight: as many as registers hold
 
-  SKIM_DEVICE void merge_branches(const Row& row, int warp) const {
-    const int end = row.first + row.parts, first = row.first / Tr::kBranchLeaves;
-    const int branches = ceil_div(end, Tr::kBranchLeaves) - first;
-    for (int i = warp; i < branches; i += kWarps) {
-      const int leaf = (first + i) * Tr::kBranchLeaves;
-      keep(i, merge_parts(row, imax(leaf - row.first, 0), imin(leaf + Tr::kBranchLeaves, end) - row.first));
+  SKIM_DEVICE int branches_of(const Row& row) const {
+    return ceil_div(row.end, Tr::kBranchLeaves) - row.first / Tr::kBranchLeaves;
+  }
+
+  SKIM_DEVICE void merge_in_warp(const Row& row) const {
+    State all;
+    if (1 << p_.part_shift == Tr::kBranchLeaves) {
+      merge_parts<kAhead>(all, row, 0, row.parts);
+    } else {
+      const int first = row.first / Tr::kBranchLeaves, branches = branches_of(row);
+      for (int i = 0; i < branches; ++i) all.merge(merge_branch(row, first + i));
     }
+    store(all, row);
+  }
+
+  SKIM_DEVICE void merge_in_cta(const Row& row, int warp) const {
+    const int first = row.first / Tr::kBranchLeaves, branches = branches_of(row);
+    if (1 << p_.part_shift == Tr::kBranchLeaves) {
+      if (warp == 0) merge_in_warp(row);
+      return;
+    }
+    for (int i = warp; i < branches; i += kWarps) keep(i, merge_branch(row, first + i));
     ptx::cta_sync();
     if (warp == 0) {
       State all;
@@ -131,11 +171,13 @@ class Combine {
 
   SKIM_DEVICE State load(const float* part) const {
     State state;
+    if constexpr (kColumns % 4 == 0) {
 #pragma unroll
-    for (int i = 0; i < kColumns; i += 2) {
-      const ptx::Pair pair = ptx::ld_global_pair(part + lane_ * kColumns + i);
-      state.o[i] = pair.x;
-      state.o[i + 1] = pair.y;
+      for (int i = 0; i < kColumns; i += 4) ptx::ld_global_quad(part + lane_ * kColumns + i, state.o + i);
+    } else {
+      const ptx::Pair pair = ptx::ld_global_pair(part + lane_ * kColumns);
+      state.o[0] = pair.x;
+      state.o[1] = pair.y;
     }
     const ptx::Pair scale = ptx::ld_global_pair(part + Tr::kHeadDimV);
     state.scale = {scale.x, scale.y};

@@ -6,19 +6,19 @@
 
 namespace skimattn {
 
-// `base.head` is the kv head, `base.row0` the group's first packed row. What follows from these is computed once, by the
-// warp that draws the work, since integers cost the others more than they look.
+// `base.head` is the kv head, `base.row0` the group's first packed row. What follows from these is computed once, by
+// the warp that draws the work, since integers cost the others more than they look.
 struct DecodeItem {
   WorkItem base;
-  int part, only;            // which part of the request's, and whether it is the only one
-  int leaf_tiles, lo, hi;    // tiles of a leaf, and the part's leaves
-  TileRange range;           // the tiles that the group's rows may see
-  Span start;                // the tiles that leaves' maxima start from, visited from the last one down
-  int first_key;             // that some row of the request may see
-  SKIM_DEVICE int packed_rows(const Params& p) const { return base.len_q * (p.heads_q / p.heads_kv); }
+  int part, only;          // which part of the request's, and whether it is the only one
+  int leaf_shift, lo, hi;  // log2 of the tiles of a leaf, and the part's leaves
+  TileRange range;         // the tiles that the group's rows may see
+  Span start;              // the tiles that leaves' maxima start from, visited from the last one down
+  int first_key;           // that some row of the request may see
+  SKIM_DEVICE int packed_rows(const Params& p) const { return base.len_q * (p.qheads_per_kv); }
   // The group's tiles [lo, hi) of one leaf.
   SKIM_DEVICE Span tiles_of(int leaf) const {
-    return {imax(leaf * leaf_tiles, range.first), imin((leaf + 1) * leaf_tiles, range.last)};
+    return {imax(leaf << leaf_shift, range.first), imin((leaf + 1) << leaf_shift, range.last)};
   }
 };
 constexpr int kDecodeWords = sizeof(DecodeItem) / 4;
@@ -26,7 +26,7 @@ constexpr int kDecodeWords = sizeof(DecodeItem) / 4;
 // Query rows [lo, hi) that have a packed row in the item's group.
 template <class Tr>
 SKIM_DEVICE Span group_rows(const DecodeItem& item, const Params& p) {
-  const int qheads_per_kv = p.heads_q / p.heads_kv;
+  const int qheads_per_kv = p.qheads_per_kv;
   const int end = imin(item.base.row0 + Tr::kGroupRows, item.packed_rows(p));
   return {item.base.row0 / qheads_per_kv, ceil_div(end, qheads_per_kv)};
 }
@@ -56,7 +56,7 @@ SKIM_DEVICE Span start_tiles(const DecodeItem& item, const Params& p) {
 // By a whole warp: whether the thresholds of all heads of the item's group are above 0.
 template <class Tr>
 SKIM_DEVICE bool thresholds_are_above_zero(const DecodeItem& item, int lane, const Params& p) {
-  const int qheads_per_kv = p.heads_q / p.heads_kv, rows = item.packed_rows(p);
+  const int qheads_per_kv = p.qheads_per_kv, rows = item.packed_rows(p);
   bool above = true;
   for (int i = lane; i < Tr::kGroupRows && item.base.row0 + i < rows; i += kWarpThreads) {
     const int head = item.base.head * qheads_per_kv + (item.base.row0 + i) % qheads_per_kv;
@@ -70,9 +70,9 @@ template <class Tr>
 SKIM_DEVICE void complete(DecodeItem& item, int lane, const Params& p) {
   const int len_q = item.base.len_q, len_k = item.base.len_k;
   const Leaves leaves = leaves_of<Tr>(len_q, len_k, p);
-  const Span own = leaves_of_part<Tr>(leaves, item.part, p), rows = group_rows<Tr>(item, p);
-  item.only = parts_of<Tr>(leaves, p) == 1 ? 1 : 0;
-  item.leaf_tiles = leaves.tiles;
+  const Span own = leaves_of_part(leaves, item.part, p), rows = group_rows<Tr>(item, p);
+  item.only = parts_of(leaves, p) == 1 ? 1 : 0;
+  item.leaf_shift = leaves.shift;
   item.lo = own.lo;
   item.hi = own.hi;
   item.range = tile_range<Tr::kMask, Tr::kTileN>(rows.lo, rows.hi, len_q, len_k, p);
@@ -84,8 +84,15 @@ SKIM_DEVICE void complete(DecodeItem& item, int lane, const Params& p) {
 }
 
 SKIM_DEVICE DecodeItem item_of_words(const int (&w)[kDecodeWords]) {
-  return {{w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]}, w[8],           w[9],  w[10], w[11], w[12],
-          {w[13], w[14], w[15], w[16]},                     {w[17], w[18]}, w[19]};
+  return {{w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]},
+          w[8],
+          w[9],
+          w[10],
+          w[11],
+          w[12],
+          {w[13], w[14], w[15], w[16]},
+          {w[17], w[18]},
+          w[19]};
 }
 template <class Storage>
 SKIM_DEVICE DecodeItem read_decode_item(const Storage& smem, int slot) {
@@ -97,11 +104,26 @@ SKIM_DEVICE DecodeItem read_decode_item(const Storage& smem, int slot) {
 template <class Storage>
 SKIM_DEVICE void write_decode_item(Storage& smem, int slot, const DecodeItem& item) {
   const WorkItem& base = item.base;
-  const int words[kDecodeWords] = {
-      base.valid,       base.batch,    base.head,      base.row0,        base.len_q,
-      base.len_k,       base.q_offset, base.k_offset,  item.part,        item.only,
-      item.leaf_tiles,  item.lo,       item.hi,        item.range.first, item.range.last,
-      item.range.clean_first, item.range.clean_last, item.start.lo, item.start.hi, item.first_key};
+  const int words[kDecodeWords] = {base.valid,
+                                   base.batch,
+                                   base.head,
+                                   base.row0,
+                                   base.len_q,
+                                   base.len_k,
+                                   base.q_offset,
+                                   base.k_offset,
+                                   item.part,
+                                   item.only,
+                                   item.leaf_shift,
+                                   item.lo,
+                                   item.hi,
+                                   item.range.first,
+                                   item.range.last,
+                                   item.range.clean_first,
+                                   item.range.clean_last,
+                                   item.start.lo,
+                                   item.start.hi,
+                                   item.first_key};
 #pragma unroll
   for (int i = 0; i < kDecodeWords; ++i) ptx::st_shared(&smem.work[slot][i], words[i]);
 }
@@ -114,7 +136,7 @@ struct DecodeUnits {
   SKIM_DEVICE static int of_request(const Params& p, int request) {
     const int rows = request_rows(p, request), keys = request_keys(p, request);
     if (rows == 0 || !decodes(p, rows, keys)) return 0;
-    return ceil_div(rows * (p.heads_q / p.heads_kv), Tr::kGroupRows) * parts_of<Tr>(leaves_of<Tr>(rows, keys, p), p);
+    return ceil_div(rows * (p.qheads_per_kv), Tr::kGroupRows) * parts_of(leaves_of<Tr>(rows, keys, p), p);
   }
 };
 

@@ -113,7 +113,9 @@ class LevelScheduler {
 
  private:
   SKIM_DEVICE static int lane() { return ptx::thread_index() % kWarpThreads; }
-  SKIM_DEVICE int section_heads(const Params& p) const { return imin(Units::heads_step(p), Units::heads(p) - first_head_); }
+  SKIM_DEVICE int section_heads(const Params& p) const {
+    return imin(Units::heads_step(p), Units::heads(p) - first_head_);
+  }
   SKIM_DEVICE uint32_t reaching() const { return ptx::ballot(units_ > level_); }
   SKIM_DEVICE int level_items(const Params& p) const { return ptx::popcount(reaching()) * section_heads(p); }
 

@@ -5,32 +5,30 @@
 
 namespace skimattn {
 
-// Tiles of a leaf, and the request's leaves [first, last), counted from key 0 on; at least one, which may see no key.
+// log2 of the tiles of a leaf, and the request's leaves [first, last), counted from key 0 on; at least one, which may
+// see no key.
 struct Leaves {
-  int tiles, first, last;
+  int shift, first, last;
 };
 
 template <class Tr>
 SKIM_DEVICE Leaves leaves_of(int len_q, int len_k, const Params& p) {
   const TileRange range = tile_range<Tr::kMask, Tr::kTileN>(0, len_q, len_q, len_k, p);
-  Leaves leaves = {Tr::kMinLeafTiles, 0, 1};
-  while (range.last - range.first > leaves.tiles * Tr::kMaxLeaves) leaves.tiles *= 2;
-  leaves.first = range.first / leaves.tiles;
-  leaves.last = imax(ceil_div(range.last, leaves.tiles), leaves.first + 1);
+  Leaves leaves = {Tr::kLeafShift, 0, 1};
+  while (range.last - range.first > Tr::kMaxLeaves << leaves.shift) ++leaves.shift;
+  leaves.first = range.first >> leaves.shift;
+  leaves.last = imax((range.last + (1 << leaves.shift) - 1) >> leaves.shift, leaves.first + 1);
   return leaves;
 }
 
-// What one work item computes: a branch where `p.whole_branches`, else a leaf. Parts count from the request's first.
-template <class Tr>
+// What one work item computes: 2^part_shift leaves, counted from key 0 on. Parts count from the request's first.
 SKIM_DEVICE int parts_of(const Leaves& leaves, const Params& p) {
-  const int step = p.whole_branches != 0 ? Tr::kBranchLeaves : 1;
-  return (leaves.last - 1) / step - leaves.first / step + 1;
+  return ((leaves.last - 1) >> p.part_shift) - (leaves.first >> p.part_shift) + 1;
 }
 // The leaves of one part.
-template <class Tr>
 SKIM_DEVICE Span leaves_of_part(const Leaves& leaves, int part, const Params& p) {
-  const int step = p.whole_branches != 0 ? Tr::kBranchLeaves : 1, first = (leaves.first / step + part) * step;
-  return {imax(leaves.first, first), imin(leaves.last, first + step)};
+  const int first = ((leaves.first >> p.part_shift) + part) << p.part_shift;
+  return {imax(leaves.first, first), imin(leaves.last, first + (1 << p.part_shift))};
 }
 
 // The state of a row over some of its keys: what its exponentials are measured from (in log2), their sum, and the
@@ -48,9 +46,7 @@ SKIM_DEVICE Merge merge_of(const RowScale& a, const RowScale& b) {
   const float first = ptx::ex2(a.max - base), second = ptx::ex2(b.max - base);
   return {{max, fmaf(a.sum, first, b.sum * second)}, first, second};
 }
-SKIM_DEVICE float merge_column(const Merge& merge, float a, float b) {
-  return fmaf(a, merge.first, b * merge.second);
-}
+SKIM_DEVICE float merge_column(const Merge& merge, float a, float b) { return fmaf(a, merge.first, b * merge.second); }
 
 // A part's row in the workspace: the columns, then the scale, padded to whole 16 bytes. MLA's columns lie in blocks of
 // 16, in the order in which a thread of wgmma has them: 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15.

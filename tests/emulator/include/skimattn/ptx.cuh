@@ -142,17 +142,17 @@ struct Pair {
   float x, y;
 };
 inline void st_global_pair(float* address, const Pair& pair) { host_store(address, pair); }
-struct Quad {
-  float x, y, z, w;
-};
-inline void st_global_quad(float* address, const Quad& quad) { host_store(address, quad); }
-inline Quad ld_global_quad(const float* address) {
-  emu::global_access(address, sizeof(Quad), false);
-  return {address[0], address[1], address[2], address[3]};
-}
 inline Pair ld_global_pair(const float* address) {
   emu::global_access(address, sizeof(Pair), false);
   return {address[0], address[1]};
+}
+inline void st_global_quad(float* address, const float (&x)[4]) {
+  emu::global_access(address, 16, true);
+  std::memcpy(address, x, 16);
+}
+inline void ld_global_quad(const float* address, float* x) {
+  emu::global_access(address, 16, false);
+  std::memcpy(x, address, 16);
 }
 template <class T>
 inline T ld_global(const T* address) {

@@ -6,7 +6,6 @@
 #pragma once
 #include <skimattn/core/score_mod.cuh>
 #include <skimattn/sm90/decode/epilogue.cuh>
-#include <skimattn/sm90/decode/place.cuh>
 #include <skimattn/sm90/descriptor.cuh>
 
 namespace skimattn::sm90 {
@@ -28,7 +27,7 @@ class DecodeConsumer {
     while (load_work()) {
       for (int leaf = lo_; leaf < hi_; ++leaf) {
         compute_leaf(leaf);
-        epilogue_.add(o_, rows_, leaf == lo_, leaf == hi_ - 1, at_, smem_, p_);
+        epilogue_.add(o_, rows_, leaf, leaf == hi_ - 1, at_, smem_, p_);
       }
       finish_work();
     }
@@ -51,7 +50,7 @@ class DecodeConsumer {
     lo_ = uniform(item.lo);
     hi_ = uniform(item.hi);
     first_key_ = uniform(item.first_key);
-    at_ = packed_place<Tr>(item, thread_, p_);
+    at_ = place_of(item);
     if constexpr (kSkips) {
 #pragma unroll
       for (int r = 0; r < kThreadRows; ++r) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
@@ -75,6 +74,26 @@ class DecodeConsumer {
     release(&smem_.work_empty[work_.slot]);
     q_state_.advance();
     work_.advance();
+  }
+
+  SKIM_DEVICE Place place_of(const DecodeItem& item) const {
+    const int qheads_per_kv = p_.qheads_per_kv, lane = thread_ % kWarpThreads;
+    const int first = item.base.row0 + thread_ / kWarpThreads * 16 + lane / 4;
+    Place at;
+    at.column = lane % 4 * 2;
+    at.batch = item.base.batch;
+    at.len_q = item.base.len_q;
+    at.len_k = item.base.len_k;
+    at.q_offset = item.base.q_offset;
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      const int packed = first + Layout::kRowStep * r;
+      at.row[r] = packed / qheads_per_kv;
+      at.head[r] = item.base.head * qheads_per_kv + packed % qheads_per_kv;
+      at.alibi[r] = 0.0f;
+      if constexpr (Tr::kAlibi) at.alibi[r] = alibi_slope(at.batch, at.head[r], p_) * p_.bias_scale;
+    }
+    return at;
   }
 
   // What every leaf's maxima start from.

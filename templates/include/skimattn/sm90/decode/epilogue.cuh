@@ -20,43 +20,71 @@ class DecodeEpilogue {
     only_ = item.only != 0;
     thread_ = thread;
 #pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) merged_[r] = {-kInf, 0.0f};
+    for (int r = 0; r < kThreadRows; ++r) twig_[r] = branch_[r] = {-kInf, 0.0f};
+    starts_twig_ = starts_branch_ = true;
   }
 
-  // A leaf is done. O of those before waits in shared memory: there are no registers for two of it.
-  SKIM_DEVICE void add(float (&o)[kOut], const RowState& rows, bool is_first, bool is_last, const Place& at,
-                       Storage& smem, const Params& p) {
+  // A leaf is done. O of the twig's leaves before it waits in shared memory: there are no registers for two of it.
+  SKIM_DEVICE void add(float (&o)[kOut], const RowState& rows, int leaf, bool is_last, const Place& at, Storage& smem,
+                       const Params& p) {
     Merge merge[kThreadRows];
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       const float max = rows.max[r] == -kInf ? -kInf : rows.max[r] * p.scale_log2;
-      merge[r] = merge_of(merged_[r], {max, quad_sum(rows.sum[r])});
-      merged_[r] = merge[r].merged;
+      merge[r] = merge_of(twig_[r], {max, quad_sum(rows.sum[r])});
+      twig_[r] = merge[r].merged;
     }
+    const bool ends_twig = is_last || (leaf + 1) % Tr::kTwigLeaves == 0;
 #pragma unroll
     for (int chunk = 0; chunk < kOut / 4; ++chunk) {
       float before[4] = {};
-      if (!is_first) ptx::ld_shared16(smem.merged(chunk, thread_), before);
+      if (!starts_twig_) ptx::ld_shared16(smem.merged(chunk, thread_), before);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float& x = o[4 * chunk + i];
         x = merge_column(merge[Layout::row(i)], before[i], x);
       }
-      if (!is_last) ptx::st_shared16(smem.merged(chunk, thread_), o + 4 * chunk);
+      if (!ends_twig) ptx::st_shared16(smem.merged(chunk, thread_), o + 4 * chunk);
     }
-    if (!is_last) return;
-#pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) {
-      if (!at.valid(r)) continue;
-      if (only_) {
-        store_row(o, r, merged_[r], at, p);
-      } else {
-        store_state(o, r, merged_[r], at, part_ + r * Layout::kRowStep * kPartRowFloats<Tr>);
-      }
-    }
+    starts_twig_ = ends_twig;
+    if (ends_twig) end_twig(o, is_last, at, p);
   }
 
  private:
+  // Twigs are merged in the part's place in the workspace, of which each thread reads what it wrote.
+  SKIM_DEVICE void end_twig(float (&o)[kOut], bool is_last, const Place& at, const Params& p) {
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      float* part = part_ + r * Layout::kRowStep * kPartRowFloats<Tr>;
+      if (1 << p.part_shift > Tr::kTwigLeaves) {
+        const Merge merge = merge_of(branch_[r], twig_[r]);
+        branch_[r] = merge.merged;
+        if (at.valid(r)) merge_twig(o, r, merge, starts_branch_ ? nullptr : part);
+      } else {
+        branch_[r] = twig_[r];
+      }
+      twig_[r] = {-kInf, 0.0f};
+      if (!at.valid(r)) continue;
+      if (is_last && only_) {
+        store_row(o, r, branch_[r], at, p);
+      } else {
+        store_state(o, r, branch_[r], at, part);
+      }
+    }
+    starts_branch_ = false;
+  }
+
+  SKIM_DEVICE static void merge_twig(float (&o)[kOut], int r, const Merge& merge, const float* before) {
+#pragma unroll
+    for (int i = 0; i < kOut; i += 2) {
+      if (Layout::row(i) != r) continue;
+      ptx::Pair pair = {0.0f, 0.0f};
+      if (before != nullptr) pair = ptx::ld_global_pair(before + Layout::column(i));
+      o[i] = merge_column(merge, pair.x, o[i]);
+      o[i + 1] = merge_column(merge, pair.y, o[i + 1]);
+    }
+  }
+
   SKIM_DEVICE static void store_state(const float (&o)[kOut], int r, const RowScale& scale, const Place& at,
                                       float* to) {
 #pragma unroll
@@ -82,7 +110,8 @@ class DecodeEpilogue {
   float* part_;  // this thread's first row and column
   bool only_;    // whether the part is all of the request
   int thread_;
-  RowScale merged_[kThreadRows];  // of the leaves so far
+  bool starts_twig_, starts_branch_;  // whether the next leaf, or twig, is the first
+  RowScale twig_[kThreadRows], branch_[kThreadRows];
 };
 
 }  // namespace skimattn::sm90

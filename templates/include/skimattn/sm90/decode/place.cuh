@@ -9,7 +9,7 @@ namespace skimattn::sm90 {
 // By thread number `thread` of the warpgroup that has the item's rows.
 template <class Tr>
 SKIM_DEVICE PackedPlace<Layout> packed_place(const DecodeItem& item, int thread, const Params& p) {
-  const int qheads_per_kv = p.heads_q / p.heads_kv, lane = thread % kWarpThreads;
+  const int qheads_per_kv = p.qheads_per_kv, lane = thread % kWarpThreads;
   const int first = item.base.row0 + thread / kWarpThreads * 16 + lane / 4;
   PackedPlace<Layout> at;
   at.column = lane % 4 * 2;

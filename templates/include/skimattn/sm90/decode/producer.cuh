@@ -1,7 +1,6 @@
 // The warps that feed a decode CTA: one draws work, tells everybody, and loads K; one loads V, one Q. All lanes of a
 // warp load, each its boxes, since pages may be small.
 #pragma once
-#include <skimattn/sm90/decode/stats.cuh>
 #include <skimattn/sm90/decode/storage.cuh>
 
 namespace skimattn::sm90 {
@@ -41,7 +40,7 @@ class DecodeProducer {
           skipped += kept ? 0 : 1;
         }
       }
-      if constexpr (kCounts) DecodeStats<Tr>::add(item, visited, skipped, lane_, kWarpThreads, p_);
+      if constexpr (kCounts) add_stats(item, visited, skipped);
       release_item();
     }
   }
@@ -88,8 +87,8 @@ class DecodeProducer {
 
   // Start tiles are read again by the request's other parts; the rest by nobody but other row groups.
   SKIM_DEVICE void load_k(const DecodeItem& item, int n, uint64_t policy) {
-    load_tile<Storage::kPanels>(smem_.k[k_.slot], p_.tma_k, smem_.k_full[k_.slot], smem_.k_empty[k_.slot],
-                                k_.phase ^ 1, item, n, policy);
+    load_tile<Storage::kPanels>(smem_.k[k_.slot], p_.tma_k, smem_.k_full[k_.slot], smem_.k_empty[k_.slot], k_.phase ^ 1,
+                                item, n, policy);
     k_.advance();
   }
   SKIM_DEVICE void load_v(const DecodeItem& item, int n) {
@@ -116,15 +115,50 @@ class DecodeProducer {
       ++votes_;
       run_.add(kept);
       if (kept && !early) load_v(item, n);
-      if constexpr (kCounts) DecodeStats<Tr>::record(item, n, kept, lane_, kWarpThreads, p_);
+      if constexpr (kCounts) record(item, n, kept);
       return kept;
+    }
+  }
+
+  // Query heads [0, count) of the kv head that have a row in the item's group, from `first` on, modulo their number.
+  struct Heads {
+    int first, count;
+  };
+  SKIM_DEVICE Heads heads_of(const DecodeItem& item) const {
+    const int qheads_per_kv = p_.qheads_per_kv;
+    const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0);
+    return {item.base.row0 % qheads_per_kv, imin(rows, qheads_per_kv)};
+  }
+  SKIM_DEVICE int head_at(const DecodeItem& item, const Heads& heads, int i) const {
+    const int qheads_per_kv = p_.qheads_per_kv;
+    return item.base.head * qheads_per_kv + (heads.first + i) % qheads_per_kv;
+  }
+
+  SKIM_DEVICE void record(const DecodeItem& item, int n, bool kept) const {
+    if (p_.skip_map == nullptr) return;
+    const Heads heads = heads_of(item);
+    for (int i = lane_; i < heads.count; i += kWarpThreads) {
+      uint8_t* row = p_.skip_map + item.base.batch * p_.skip_map_stride_batch +
+                     head_at(item, heads, i) * p_.skip_map_stride_head +
+                     item.base.row0 / Tr::kGroupRows * p_.skip_map_stride_group;
+      ptx::st_global(row + n, static_cast<uint8_t>(kept ? 1 : 2));
+    }
+  }
+
+  SKIM_DEVICE void add_stats(const DecodeItem& item, int visited, int skipped) const {
+    const Heads heads = heads_of(item);
+    for (int i = lane_; i < heads.count; i += kWarpThreads) {
+      const int64_t pair = static_cast<int64_t>(item.base.batch) * p_.stats_stride_batch +
+                           head_at(item, heads, i) * p_.stats_stride_head;
+      ptx::atomic_add(p_.stats + 2 * pair, static_cast<unsigned long long>(visited));
+      ptx::atomic_add(p_.stats + 2 * pair + 1, static_cast<unsigned long long>(skipped));
     }
   }
 
   // Q's rows in packed order, a box of heads x rows after the other.
   SKIM_DEVICE void load_q(const DecodeItem& item) {
     const uint64_t policy = ptx::createpolicy_evict_first();
-    const int qheads_per_kv = p_.heads_q / p_.heads_kv, box_rows = p_.q_box_heads * p_.q_box_rows;
+    const int qheads_per_kv = p_.qheads_per_kv, box_rows = p_.q_box_heads * p_.q_box_rows;
     const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0), boxes = ceil_div(rows, box_rows);
     const int outer = p_.cu_seqlens_q == nullptr ? item.base.batch : 0;
     if (lane_ == 0) {

@@ -36,12 +36,12 @@ struct DecodeStats {
     int first, count;
   };
   SKIM_DEVICE static Heads heads_of(const DecodeItem& item, const Params& p) {
-    const int qheads_per_kv = p.heads_q / p.heads_kv;
+    const int qheads_per_kv = p.qheads_per_kv;
     const int rows = imin(Tr::kGroupRows, item.packed_rows(p) - item.base.row0);
     return {item.base.row0 % qheads_per_kv, imin(rows, qheads_per_kv)};
   }
   SKIM_DEVICE static int head_at(const DecodeItem& item, const Heads& heads, int i, const Params& p) {
-    const int qheads_per_kv = p.heads_q / p.heads_kv;
+    const int qheads_per_kv = p.qheads_per_kv;
     return item.base.head * qheads_per_kv + (heads.first + i) % qheads_per_kv;
   }
 };

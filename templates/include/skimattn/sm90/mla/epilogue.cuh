@@ -19,7 +19,7 @@ struct MlaEpilogue {
   static constexpr int kOut = Tr::kHeadDimV / 4;
 
   // Note: O of the leaves before waits in the part's place in the workspace, which is in L2: neither registers nor shared
-  // memory have room for two of it.
+  // memory have room for two of it. A part is a leaf or a twig, since there is one place.
   SKIM_DEVICE static void add(float (&o)[kOut], const RowMerge (&merge)[kThreadRows], bool is_first, bool is_result,
                               int thread, const Place& at, const DecodeItem& item, const Params& p) {
 #pragma unroll
@@ -27,9 +27,10 @@ struct MlaEpilogue {
       if (!at.valid(r)) continue;
       float* columns = part(r, thread, item, p) + kFirst + at.column / 2 * 4;
       if (is_first) {
-        merge_columns(o, r, merge[r], [](int) { return ptx::Quad{}; });
+        merge_columns(o, r, merge[r], [](int, float (&x)[4]) { x[0] = x[1] = x[2] = x[3] = 0.0f; });
       } else {
-        merge_columns(o, r, merge[r], [&](int block) { return ptx::ld_global_quad(columns + block * kMlaBlock); });
+        merge_columns(o, r, merge[r],
+                      [&](int block, float (&x)[4]) { ptx::ld_global_quad(columns + block * kMlaBlock, x); });
       }
       if (is_result) {
         store_result(o, r, merge[r].inverse, at, p);
@@ -51,23 +52,23 @@ struct MlaEpilogue {
   static constexpr int kBlocks = kOut / 8;
   SKIM_DEVICE static constexpr int element(int block, int r) { return 8 * block + 2 * r; }
 
-  // `load(block)` is what the leaves before left.
+  // `load(block, x)`: what the leaves before left.
   template <class Load>
   SKIM_DEVICE static void merge_columns(float (&o)[kOut], int r, const RowMerge& merge, Load load) {
     constexpr int kAhead = 4;  // loads in flight
     const Merge both = {{}, merge.before, merge.now};
 #pragma unroll
     for (int first = 0; first < kBlocks; first += kAhead) {
-      ptx::Quad earlier[kAhead];
+      float before[kAhead][4];
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) earlier[i] = load(first + i);
+      for (int i = 0; i < kAhead; ++i) load(first + i, before[i]);
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         float* low = o + element(first + i, r);
-        low[0] = merge_column(both, earlier[i].x, low[0]);
-        low[1] = merge_column(both, earlier[i].y, low[1]);
-        low[4] = merge_column(both, earlier[i].z, low[4]);
-        low[5] = merge_column(both, earlier[i].w, low[5]);
+        low[0] = merge_column(both, before[i][0], low[0]);
+        low[1] = merge_column(both, before[i][1], low[1]);
+        low[4] = merge_column(both, before[i][2], low[4]);
+        low[5] = merge_column(both, before[i][3], low[5]);
       }
     }
   }
@@ -76,7 +77,8 @@ struct MlaEpilogue {
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       const float* low = o + element(block, r);
-      ptx::st_global_quad(to + block * kMlaBlock, {low[0], low[1], low[4], low[5]});
+      const float quad[4] = {low[0], low[1], low[4], low[5]};
+      ptx::st_global_quad(to + block * kMlaBlock, quad);
     }
   }
 

@@ -153,7 +153,7 @@ class MlaProducer {
   // Q's rows in packed order, a box of heads x rows after the other.
   SKIM_DEVICE void load_q(const DecodeItem& item) {
     const uint64_t policy = ptx::createpolicy_evict_first();
-    const int qheads_per_kv = p_.heads_q / p_.heads_kv, box_rows = p_.q_box_heads * p_.q_box_rows;
+    const int qheads_per_kv = p_.qheads_per_kv, box_rows = p_.q_box_heads * p_.q_box_rows;
     const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0), boxes = ceil_div(rows, box_rows);
     const int outer = p_.cu_seqlens_q == nullptr ? item.base.batch : 0;
     if (lane_ == 0) {

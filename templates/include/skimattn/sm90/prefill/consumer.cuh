@@ -8,8 +8,8 @@
 #include <skimattn/core/skip.cuh>
 #include <skimattn/sm90/descriptor.cuh>
 #include <skimattn/sm90/prefill/epilogue.cuh>
-#include <skimattn/sm90/softmax.cuh>
 #include <skimattn/sm90/prefill/storage.cuh>
+#include <skimattn/sm90/softmax.cuh>
 
 namespace skimattn::sm90 {
 

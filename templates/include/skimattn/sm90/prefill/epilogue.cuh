@@ -3,8 +3,8 @@
 #pragma once
 #include <skimattn/core/output.cuh>
 #include <skimattn/sm90/descriptor.cuh>
-#include <skimattn/sm90/softmax.cuh>
 #include <skimattn/sm90/prefill/storage.cuh>
+#include <skimattn/sm90/softmax.cuh>
 
 namespace skimattn::sm90 {
 
