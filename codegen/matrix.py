@@ -128,7 +128,7 @@ def complete(values: Mapping[str, object]) -> dict[str, object]:
         **values,
     }
     full.setdefault("out_dtype", "bf16" if is_fp8 else full["dtype"])
-    of_its_own = dict(HEAD_DIMS["prefill"] + HEAD_DIMS["mla"])
+    of_its_own: dict[object, int] = dict(HEAD_DIMS["prefill"] + HEAD_DIMS["mla"])
     full.setdefault("head_dim_v", of_its_own.get(full["head_dim"], full["head_dim"]))
     return full
 

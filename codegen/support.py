@@ -93,7 +93,11 @@ def _cell(specs: Iterable[KernelSpec]) -> str:
     return " and ".join(sorted(found)) or "no"
 
 
-_ROWS = {"prefill": "queries", "decode": "packed queries", "mla": "packed queries"}  # packed: those of all query heads of a kv head
+_ROWS = {
+    "prefill": "queries",
+    "decode": "packed queries",
+    "mla": "packed queries",
+}  # packed: those of all query heads of a kv head
 
 
 def _head_dim_table(specs: Iterable[KernelSpec]) -> list[str]:

@@ -88,8 +88,8 @@ class Params:
     v: torch.Tensor | None = field(
         metadata=_argument(
             Role.INPUT,
-            "as ``k`` with Dv columns. MLA decode in latent form (``q`` and ``k`` with 576 columns, one kv head): None, or "
-            "``k[..., :512]``.",
+            "as ``k`` with Dv columns. Of MLA decode in latent form (``q`` and ``k`` with 576 columns, one kv head): "
+            "None, or ``k[..., :512]``.",
             tensor_map="tma_v",
         )
     )

@@ -53,6 +53,4 @@ def tile_of(spec: KernelSpec) -> CombineTile:
     merged = sm90_mla.TILE if latent else sm90_decode.tile_of(spec)
     # Note: of 512 columns a lane has so many that one CTA takes all registers.
     ctas_per_sm = 1 if latent else 2
-    return CombineTile(
-        tile_m=1, tile_n=merged.tile_n, stages=0, stages_v=0, separate_o=False, ctas_per_sm=ctas_per_sm
-    )
+    return CombineTile(tile_m=1, tile_n=merged.tile_n, stages=0, stages_v=0, separate_o=False, ctas_per_sm=ctas_per_sm)

@@ -63,7 +63,8 @@ def check_sizes(form: Form, params: Params) -> Problem:
         latent.check_sizes(params, heads_kv, len_q * heads_q)
     for name, columns in () if is_latent else (("q", head_dim), ("v", head_dim_v)):
         if columns % step or not step <= columns <= _MAX_HEAD_DIM:
-            wanted = f"a head_dim (last dimension) that is a multiple of {step} from {step} to {_MAX_HEAD_DIM}, or {latent.HEAD_DIM}"
+            multiples = f"a multiple of {step} from {step} to {_MAX_HEAD_DIM}"
+            wanted = f"a head_dim (last dimension) that is {multiples}, or {latent.HEAD_DIM} (MLA in latent form)"
             raise expected(name, wanted, columns)
     if shape_k[-1] != head_dim:
         raise expected("k", f"head_dim {head_dim}, like q", shape_k[-1])

@@ -7,12 +7,13 @@ import pytest
 from tests.emulator import SCHEDULES, EmulatorError, compile_kernel
 from tests.emulator.mutation import RESULT, Mutation
 from tests.emulator.mutations import MUTATIONS as MUTATIONS_SM90
+from tests.emulator.mutations_mla import MUTATIONS_MLA
 from tests.emulator.mutations_sm100 import MUTATIONS_SM100
 from tests.helpers.cases import Case
 from tests.helpers.check import check
 from tests.helpers.run import run_case
 
-MUTATIONS = (*MUTATIONS_SM90, *MUTATIONS_SM100)
+MUTATIONS = (*MUTATIONS_SM90, *MUTATIONS_MLA, *MUTATIONS_SM100)
 CASES = {mutation.case.name: mutation.case for mutation in MUTATIONS}
 
 

@@ -40,8 +40,8 @@ class Case:
 
     name: str
     arch: str = "sm90"
-    # Of its requests: "" prefill, "decode", "mla", whose values are columns of its keys, or "mixed", which is prefill or
-    # decode for each by its own lengths.
+    # Of its requests: "" prefill, "decode", "mla", whose values are columns of its keys, or "mixed", which is prefill
+    # or decode for each by its own lengths.
     phase: str = ""
     gives_v: bool = True  # of mla: whether the call names its values
     dtype: str = "bf16"

@@ -25,7 +25,7 @@ DEFAULT_SMS = 3  # of the emulated device: few, so that CTAs take several work i
 
 def params_of(built: Built) -> Params:
     """The call as a caller writes it."""
-    arguments: dict[str, Any] = {**built.tensors, **built.values}
+    arguments: dict[str, Any] = {"v": None, **built.tensors, **built.values}
     return Params(**arguments)
 
 

@@ -20,8 +20,8 @@ SKIM_DEVICE int redux_max(int value) { return __reduce_max_sync(~0u, value); }
 SKIM_DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(~0u, predicate); }
 SKIM_DEVICE int popcount(uint32_t bits) { return __popc(bits); }
 SKIM_DEVICE int lowest_bit(uint32_t bits) { return __ffs(bits) - 1; }
-// The same value. What follows from it is computed after this, not before a loop: addresses that are needed now and then
-// would take registers all the time.
+// The same value. What follows from it is computed after this, not before a loop: addresses that are needed now and
+// then would take registers all the time.
 SKIM_DEVICE int late(int value) {
   asm volatile("" : "+r"(value));
   return value;

@@ -66,9 +66,7 @@ inline void st_shared16(void* pointer, uint32_t w0, uint32_t w1, uint32_t w2, ui
 }
 inline void st_shared16(void* pointer, const float* x) { emu::shared_write(pointer, x, 16); }
 inline void ld_shared16(const void* pointer, float (&x)[4]) { emu::shared_read(x, pointer, 16); }
-inline void ld_shared16(const void* pointer, int (&x)[4]) {
-  emu::shared_read(x, pointer, 16);
-}
+inline void ld_shared16(const void* pointer, int (&x)[4]) { emu::shared_read(x, pointer, 16); }
 inline uint32_t ld_shared(const void* pointer) {
   uint32_t value;
   emu::shared_read(&value, pointer, 4);

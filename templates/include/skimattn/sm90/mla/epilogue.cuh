@@ -1,5 +1,5 @@
-// What a warpgroup does with its half of the output's columns once a leaf is done: it merges them with those of the leaves
-// before, and the result of a request that is one part goes to the output at once.
+// What a warpgroup does with its half of the output's columns once a leaf is done: it merges them with those of the
+// leaves before, and the result of a request that is one part goes to the output at once.
 #pragma once
 #include <skimattn/core/output.cuh>
 #include <skimattn/sm90/decode/place.cuh>
@@ -18,8 +18,8 @@ struct MlaEpilogue {
   using Place = PackedPlace<Layout>;
   static constexpr int kOut = Tr::kHeadDimV / 4;
 
-  // Note: O of the leaves before waits in the part's place in the workspace, which is in L2: neither registers nor shared
-  // memory have room for two of it. A part is a leaf or a twig, since there is one place.
+  // Note: O of the leaves before waits in the part's place in the workspace, which is in L2: neither registers nor
+  // shared memory have room for two of it. A part is a leaf or a twig, since there is one place.
   SKIM_DEVICE static void add(float (&o)[kOut], const RowMerge (&merge)[kThreadRows], bool is_first, bool is_result,
                               int thread, const Place& at, const DecodeItem& item, const Params& p) {
 #pragma unroll
@@ -82,8 +82,7 @@ struct MlaEpilogue {
     }
   }
 
-  SKIM_DEVICE static void store_result(const float (&o)[kOut], int r, float inverse, const Place& at,
-                                       const Params& p) {
+  SKIM_DEVICE static void store_result(const float (&o)[kOut], int r, float inverse, const Place& at, const Params& p) {
     uint16_t* to = output_row(at, r, p) + kFirst + at.column;
 #pragma unroll
     for (int i = 0; i < kOut; i += 2) {

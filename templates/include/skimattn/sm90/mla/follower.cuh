@@ -26,14 +26,14 @@ class MlaFollower : public MlaGroup<Tr, false> {
   }
 
  private:
+  using Base::kv_;
   using Base::o_;
   using Base::p_;
   using Base::smem_;
   using Base::thread_;
-  using Base::kv_;
+  using Base::told_;
   using Base::vote_;
   using Base::votes_;
-  using Base::told_;
 
   SKIM_DEVICE void pass_start_tiles(const Span& tiles) {
     if constexpr (kSkips) {

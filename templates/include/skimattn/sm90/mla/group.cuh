@@ -28,9 +28,7 @@ class MlaGroup {
     if (thread_ % kWarpThreads == 0) ptx::mbarrier_arrive(barrier);
   }
   SKIM_DEVICE void release(int part) const { signal(&smem_.kv_empty[kv_.slot][part]); }
-  SKIM_DEVICE void wait_for(int part) const {
-    ptx::mbarrier_wait_parity(&smem_.kv_full[kv_.slot][part], kv_.phase);
-  }
+  SKIM_DEVICE void wait_for(int part) const { ptx::mbarrier_wait_parity(&smem_.kv_full[kv_.slot][part], kv_.phase); }
 
   // Shuffled, so that the compiler knows it to be the same in the whole warp: branches depend on it.
   SKIM_DEVICE static int uniform(int value) { return ptx::shfl(value, 0); }

@@ -1,5 +1,5 @@
-// The warpgroup of an MLA decode CTA that leads: it computes the scores of every tile, decides whether the tile is kept,
-// makes its probabilities, tells the follower, and multiplies them by the left half of V's columns.
+// The warpgroup of an MLA decode CTA that leads: it computes the scores of every tile, decides whether the tile is
+// kept, makes its probabilities, tells the follower, and multiplies them by the left half of V's columns.
 #pragma once
 #include <skimattn/sm90/mla/group.cuh>
 
@@ -31,15 +31,15 @@ class MlaLeader : public MlaGroup<Tr, true> {
 
  private:
   using Base::hi_;
+  using Base::kv_;
   using Base::lo_;
   using Base::o_;
   using Base::p_;
   using Base::smem_;
   using Base::thread_;
-  using Base::kv_;
+  using Base::told_;
   using Base::vote_;
   using Base::votes_;
-  using Base::told_;
 
   SKIM_DEVICE void start_work(const DecodeItem& item) {
     if constexpr (kSkips) {
@@ -199,7 +199,7 @@ class MlaLeader : public MlaGroup<Tr, true> {
   }
 
   // Scales of the leaves so far wait in shared memory, as do the maxima that leaves start from, to save registers. All
-  // lanes of a row read, and one of them writes.
+  // lanes of a row read, and one of them writes, before the warp tells the follower.
   SKIM_DEVICE RowScale merged(int row, int r) const {
     const float* from = smem_.rows[row + Layout::kRowStep * r];
     return {ptx::ld_shared_float(from), ptx::ld_shared_float(from + 1)};
@@ -212,7 +212,6 @@ class MlaLeader : public MlaGroup<Tr, true> {
       ptx::st_shared_float(to, merge.merged.max);
       ptx::st_shared_float(to + 1, merge.merged.sum);
     }
-    ptx::warp_sync();
     return {merge.first, merge.second, inverse_of(merge.merged.sum, merge.merged.max, 1.0f, at.head[r], p_)};
   }
   SKIM_DEVICE void tell_leaf(const RowMerge (&merge)[kThreadRows], int row) {

@@ -1,5 +1,5 @@
-// The warps that feed an MLA decode CTA: one draws work, tells everybody, and loads tiles of the latent cache; one loads
-// Q; in stat kernels, one counts. All lanes of a warp load, each its boxes, since pages may be small.
+// The warps that feed an MLA decode CTA: one draws work, tells everybody, and loads tiles of the latent cache; one
+// loads Q; in stat kernels, one counts. All lanes of a warp load, each its boxes, since pages may be small.
 #pragma once
 #include <skimattn/sm90/decode/stats.cuh>
 #include <skimattn/sm90/mla/storage.cuh>

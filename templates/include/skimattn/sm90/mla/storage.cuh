@@ -13,10 +13,10 @@ struct MlaStorage {
   static constexpr int kPanels = Tr::kHeadDim / kColumns, kPanelsV = Tr::kHeadDimV / kColumns;
   static constexpr int kQPanelBytes = Tr::kGroupRows * kPanelRowBytes;
   static constexpr int kKvPanelBytes = Tr::kTileN * kPanelRowBytes;
-  static constexpr int kKvBytes = kPanels * kKvPanelBytes;  // of one tile
+  static constexpr int kKvBytes = kPanels * kKvPanelBytes;            // of one tile
   static constexpr int kParts = 3, kRest = 0, kLeft = 1, kRight = 2;  // in the order in which they are loaded
   static constexpr int kCounters = Tr::kSkip == Skip::kStat ? 1 : 0;  // warps that count
-  static constexpr int kVoteSlots = Tr::kStages + 1;  // see DecodeStorage
+  static constexpr int kVoteSlots = Tr::kStages + 1;                  // see DecodeStorage
   static_assert(kPanelsV % 2 == 0);
 
   SKIM_DEVICE static constexpr int first_panel(int part) {
