@@ -102,8 +102,10 @@ def judge(spec: KernelSpec) -> Accepted | Rejected:
 def head_dims(phase: str, head_dim: int, head_dim_v: int) -> tuple[int, int] | None:
     """The (head_dim, head_dim_v) of the phase's kernel with the fewest columns that holds these; None if none does.
 
-    TMA zero-fills the rest.
+    TMA zero-fills the rest; but MLA's columns are what they are, or a call of fewer would be taken for one of it.
     """
+    if phase == "mla":
+        return next((dims for dims in HEAD_DIMS[phase] if dims == (head_dim, head_dim_v)), None)
     fitting = [dims for dims in HEAD_DIMS[phase] if dims[0] >= head_dim and dims[1] >= head_dim_v]
     return min(fitting, key=sum, default=None)
 
@@ -234,6 +236,7 @@ def in_default(spec: KernelSpec) -> bool:
 
 
 _BASE = KernelSpec("sm90", "prefill", "bf16", "bf16", 128, 128, "causal", False, "dense", False, False)
+_MLA = replace(_BASE, phase="mla", head_dim=576, head_dim_v=512, paged=True, skip="stat")
 _DECODE = replace(_BASE, phase="decode", paged=True)
 _BASE100 = replace(_BASE, arch="sm100")
 SMOKE = (
@@ -246,6 +249,8 @@ SMOKE = (
     _DECODE,
     replace(_DECODE, skip="skip"),
     combine_spec(_DECODE),
+    _MLA,
+    combine_spec(_MLA),
     _BASE100,
     replace(_BASE100, skip="stat"),
     replace(_BASE100, dtype="fp16", out_dtype="fp16", head_dim=64, head_dim_v=64, mask="full", skip="skip"),

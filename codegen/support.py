@@ -24,7 +24,8 @@ def table() -> str:
     kinds = ", ".join(_values(specs, "skip"))
     lines = [
         f"Kernels: {sizes}. Every architecture, phase and type has every combination below, each as {kinds}. `combine` "
-        "merges what `decode` left of requests that several CTAs computed: one kernel for each type and head_dim of v.",
+        "merges what `decode` left of requests that several CTAs computed: one kernel for each type and head_dim of v. "
+        "`mla` is decode in latent form: masks `full` and `causal`, batched, ragged and paged, with softcap but no alibi.",
         "",
     ]
     return "\n".join([*lines, *_arch_table(), "", *_mask_table(specs), "", *_head_dim_table(specs)])
@@ -79,7 +80,8 @@ _COLUMNS: Mapping[str, Callable[[KernelSpec], bool]] = {
 def _mask_table(specs: Iterable[KernelSpec]) -> list[str]:
     """Masks against layouts and score options: the sets that hold the kernels."""
     lines = ["| mask | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
-    common = [spec for spec in specs if spec.dtype not in matrix.FP8]  # in which set those are, their output says too
+    # In which set those of 8 bits are, their output says too.
+    common = [spec for spec in specs if spec.dtype not in matrix.FP8 and spec.phase != "mla"]
     for mask in BY_NAME["mask"].values:
         mine = [spec for spec in common if spec.mask == mask]
         cells = [_cell(spec for spec in mine if belongs(spec)) for belongs in _COLUMNS.values()]

@@ -26,7 +26,7 @@ class CombineTile(Tile):
     @property
     def registers(self) -> tuple[int, ...]:
         """Two warpgroups, with what they get at launch."""
-        return (128, 128)
+        return (256 // self.ctas_per_sm,) * 2
 
     @property
     def o_rows(self) -> int:

@@ -68,12 +68,21 @@ def products(
     }
     return attending | {
         KernelSpec("sm90", "combine", dtype, dtype, dim, dim, "full", False, "dense", False, False)
-        for dtype, dim in product(("bf16", "fp16"), (64, 128, 256))
+        for dtype, dim in product(("bf16", "fp16"), (64, 128, 256, 512))
+    }
+
+
+def latent(flags: Collection[bool]) -> set[KernelSpec]:
+    """MLA's: masks full and causal, paged or not; no alibi."""
+    kinds = product(("bf16", "fp16"), ("full", "causal"), (False, True), ("dense", "skip", "stat"), flags)
+    return {
+        KernelSpec("sm90", "mla", dtype, dtype, 576, 512, mask, paged, skip, softcap, False)
+        for dtype, mask, paged, skip, softcap in kinds
     }
 
 
 def test_the_full_set_is_a_product() -> None:
-    assert set(all_specs()) == products(TYPES, LAYOUTS, (False, True))
+    assert set(all_specs()) == products(TYPES, LAYOUTS, (False, True)) | latent((False, True))
     assert len(all_specs()) == len(set(all_specs()))
 
 
@@ -81,7 +90,7 @@ def test_the_default_set_is_a_product() -> None:
     common = {arch: [pair for pair in pairs if pair != ("e4m3", "fp16")] for arch, pairs in TYPES.items()}
     paged = ("causal", "window", "chunked")
     layouts = {mask: (False, True) if mask in paged else (False,) for mask in LAYOUTS}
-    assert set(specs("default")) == products(common, layouts, (False,))
+    assert set(specs("default")) == products(common, layouts, (False,)) | latent((False,))
 
 
 def test_names_are_unique() -> None:
@@ -98,7 +107,8 @@ def test_smoke_meets_every_value_of_the_main_features() -> None:
     for name in ("arch", "phase", "dtype", "head_dim", "skip", "paged"):
         assert {getattr(spec, name) for spec in specs("smoke")} == set(BY_NAME[name].values), name
     for arch in ARCHS:
-        assert {spec.head_dim for spec in specs("smoke", archs=[arch])} == set(BY_NAME["head_dim"].values), arch
+        found = {spec.head_dim for spec in specs("smoke", archs=[arch])}
+        assert found == set(BY_NAME["head_dim"].values) - ({512, 576} if arch == "sm100" else set()), arch
 
 
 def test_every_architecture_of_the_table_is_described() -> None:
@@ -186,7 +196,7 @@ def test_the_values_of_every_kernel_are_accepted() -> None:
         ({"head_dim": 64, "head_dim_v": 128}, "head-dims", "(192, 128)"),
         ({"head_dim": 96}, "head_dim-values", "next larger kernel"),
         ({"head_dim_v": 80}, "head_dim_v-values", "next larger kernel"),
-        ({"phase": "append"}, "phase-values", "phase: expected one of prefill, decode, combine (got 'append')"),
+        ({"phase": "append"}, "phase-values", "phase: expected one of prefill, decode, combine, mla (got 'append')"),
         ({"phase": "decode", "arch": "sm100"}, "decode-arch", "SM100 computes requests of few rows with its prefill"),
         ({"phase": "combine", "arch": "sm100"}, "decode-arch", "SM100 computes requests of few rows with its prefill"),
         ({"phase": "decode", "dtype": "e4m3"}, "decode-arch", "SM100 computes requests of few rows with its prefill"),
