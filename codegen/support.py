@@ -25,7 +25,7 @@ def table() -> str:
     lines = [
         f"Kernels: {sizes}. Every architecture, phase and type has every combination below, each as {kinds}. `combine` "
         "merges what `decode` left of requests that several CTAs computed: one kernel for each type and head_dim of v. "
-        "`mla` is decode in latent form: masks `full` and `causal`, batched, ragged and paged, with softcap but no alibi.",
+        "`mla` is decode in latent form: masks `full` and `causal`, batched, ragged, paged, with softcap, no alibi.",
         "",
     ]
     return "\n".join([*lines, *_arch_table(), "", *_mask_table(specs), "", *_head_dim_table(specs)])
