@@ -7,7 +7,9 @@ does not hold; ours and the peers alike.
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +32,10 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench decode", description=__doc__)
     made.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="of rows")
     made.add_argument("--only", nargs="+", default=[""], help="rows whose label holds one of these texts")
+    made.add_argument("--exactly", help="the row with this label")
+    made.add_argument(
+        "--apart", action="store_true", help="each row in a process of its own, for peers that break others"
+    )
     made.add_argument("--repeats", type=int, default=_REPEATS, help="rounds")
     names = list(decode_calls.LOADERS)
     made.add_argument("--peers", nargs="*", choices=names, default=names, metavar="PEER")
@@ -40,7 +46,8 @@ def parser() -> argparse.ArgumentParser:
 
 def chosen(options: argparse.Namespace) -> list[Work]:
     """The rows that the options ask for."""
-    return [w for w in WORKS if w.group in options.groups and any(text in w.label for text in options.only)]
+    works = [w for w in WORKS if w.group in options.groups and any(text in w.label for text in options.only)]
+    return [w for w in works if options.exactly in (None, w.label)]
 
 
 def listing(works: Sequence[Work]) -> str:
@@ -69,6 +76,35 @@ def run(works: Sequence[Work], bench: Bench, document: dict[str, Any], save: Cal
     return all(item["passed"] for case in document["cases"] for item in case["checks"])
 
 
+def run_apart(works: Sequence[Work], options: argparse.Namespace, document: dict[str, Any]) -> bool:
+    """As :func:`run`, each row in a process of its own, whose results are added to ``document``."""
+    document["cases"], document["not_run"], passed = [], [], True
+    for work in works:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "bench", "decode", "--groups", work.group, "--exactly", work.label]
+            command += ["--repeats", str(options.repeats), "--out", folder, "--peers", *options.peers]
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+            found = [results.load(path) for path in Path(folder).glob("*.json")]
+        rows = [case for one in found for case in one.get("cases", ())]
+        if not rows:
+            print(f"{work.label}: exit status {done.returncode}\n{done.stderr[-2000:]}", file=sys.stderr)
+            passed = False
+        document["cases"] += rows
+        document["not_run"] += [item for one in found for item in one.get("not_run", ())]
+        passed &= done.returncode == 0
+        for case in rows:
+            print(case_table(case), flush=True)
+    return passed
+
+
+def _run_here(works: Sequence[Work], options: argparse.Namespace, document: dict[str, Any], path: Path) -> bool:
+    makers, missing = decode_calls.load(options.peers)
+    memory = torch.randn(_READ_ELEMENTS, device="cuda")
+    read_bytes = memory.numel() * memory.element_size()
+    bench = Bench("cuda", CudaTimer(), options.repeats, graphed, makers, memory.amax, read_bytes, not_run=missing)
+    return run(works, bench, document, lambda: results.save(document, path))
+
+
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, and write JSON and PNG. Exit status 1 if an output was wrong or there is no GPU."""
     options = parser().parse_args(arguments)
@@ -81,16 +117,12 @@ def main(arguments: Sequence[str]) -> int:
     if not torch.cuda.is_available():
         print("bench decode: expected an NVIDIA GPU (torch sees none)", file=sys.stderr)
         return 1
-    makers, missing = decode_calls.load(options.peers)
-    memory = torch.randn(_READ_ELEMENTS, device="cuda")
-    read_bytes = memory.numel() * memory.element_size()
-    bench = Bench("cuda", CudaTimer(), options.repeats, graphed, makers, memory.amax, read_bytes, not_run=missing)
     document = results.new_document("decode", arguments)
     name = torch.cuda.get_device_name()
     document |= {"gpu": name, "commit": machine.commit(), "versions": machine.versions(), "before": machine.gpu_state()}
     path = results.place(options.out, document, name)
     print(f"{name}; {table.state_line(document['before'])}; commit {document['commit']}", flush=True)
-    passed = run(works, bench, document, lambda: results.save(document, path))
+    passed = run_apart(works, options, document) if options.apart else _run_here(works, options, document, path)
     document["after"] = machine.gpu_state()
     results.finish(document)
     results.save(document, path)

@@ -41,6 +41,7 @@ FEATURES: tuple[Feature, ...] = (
     Feature("skip", ("dense", "skip", "stat"), 3),
     Feature("softcap", (False, True), 2),
     Feature("alibi", (False, True), 2),
+    Feature("kv_dtype", ("same", "e4m3"), 3),  # "same": as dtype, which is q's
 )
 BY_NAME: Mapping[str, Feature] = {feature.name: feature for feature in FEATURES}
 KEY_BITS = sum(feature.width for feature in FEATURES)

@@ -19,6 +19,7 @@ HEAD_DIMS: Mapping[str, tuple[tuple[int, int], ...]] = {
     "combine": ((64, 64), (128, 128), (256, 256), (512, 512)),
     "mla": ((576, 512),),
 }
+_MLA_DIMS = HEAD_DIMS["mla"][0]
 FP8 = ("e4m3",)  # dtypes of 8 bits, whose output is 16-bit
 SETS = ("smoke", "default", "full")
 
@@ -52,15 +53,41 @@ RULES = (
     ),
     Rule(
         "fp8-arch",
-        lambda spec: spec.dtype in FP8 and spec.arch == "sm90",
-        "SM90 multiplies 8-bit values only if V is transposed first, which no kernel here does; e4m3 needs sm100",
+        lambda spec: spec.dtype in FP8 and spec.arch == "sm90" and spec.phase == "prefill",
+        "SM90 multiplies 8-bit values only if V is transposed first, which no prefill kernel here does; e4m3 prefill "
+        "needs sm100",
     ),
     Rule(
-        "decode-arch",
-        lambda spec: spec.phase in ("decode", "combine") and spec.arch != "sm90",
-        "SM100 computes requests of few rows with its prefill kernels",
+        "kv-dtype-twice",
+        lambda spec: spec.kv_dtype == spec.dtype,
+        "keys and values of q's type are kv_dtype=same",
     ),
-    Rule("mla-arch", lambda spec: spec.phase == "mla" and spec.arch != "sm90", "MLA decode exists on SM90 alone"),
+    Rule(
+        "kv-dtype-arch",
+        lambda spec: spec.kv_dtype != "same" and spec.arch == "sm100",
+        "SM100 kernels convert nothing: they multiply keys and values in the type that they and the queries have",
+    ),
+    Rule(
+        "kv-dtype-phase",
+        lambda spec: spec.kv_dtype != "same" and spec.phase == "prefill",
+        "only decode reads keys and values of another type than q's, as it converts them; prefill would convert each "
+        "of them once for every tile of queries",
+    ),
+    Rule(
+        "combine-dtype",
+        lambda spec: spec.phase == "combine" and (spec.kv_dtype != "same" or spec.dtype != spec.out_dtype),
+        "partial results are float32, whatever they were computed from; a combine kernel's types are its output's",
+    ),
+    Rule(
+        "mla-arch",
+        lambda spec: spec.arch != "sm90" and (spec.phase == "mla" or spec.head_dim_v == _MLA_DIMS[1]),
+        "MLA decode exists on SM90 alone",
+    ),
+    Rule(
+        "mla-dtype",
+        lambda spec: spec.phase == "mla" and (spec.dtype in FP8 or spec.kv_dtype != "same"),
+        "MLA decode reads nothing but 16 bits",
+    ),
     Rule(
         "mla-mask",
         lambda spec: spec.phase == "mla" and spec.mask not in ("full", "causal"),
@@ -113,20 +140,22 @@ def head_dims(phase: str, head_dim: int, head_dim_v: int) -> tuple[int, int] | N
 def complete(values: Mapping[str, object]) -> dict[str, object]:
     """Fill in what ``values`` leaves open: a bf16, head_dim 128, unmasked, dense SM90 prefill kernel.
 
-    e4m3 means SM100, which alone has it, and bf16 output.
+    e4m3 means bf16 output and, but for decode, SM100, which alone has it.
     """
     is_fp8 = values.get("dtype") in FP8
-    latent = values.get("phase") == "mla" or values.get("head_dim") == HEAD_DIMS["mla"][0][0]
+    is_decode = values.get("phase") == "decode"
+    latent = values.get("phase") == "mla" or values.get("head_dim") == _MLA_DIMS[0]
     full: dict[str, object] = {
-        "arch": "sm100" if is_fp8 else "sm90",
+        "arch": "sm100" if is_fp8 and not is_decode else "sm90",
         "phase": "mla" if latent else "prefill",
         "dtype": "bf16",
-        "head_dim": HEAD_DIMS["mla"][0][0] if latent else 128,
+        "head_dim": _MLA_DIMS[0] if latent else 128,
         "mask": "full",
         "paged": False,
         "skip": "dense",
         "softcap": False,
         "alibi": False,
+        "kv_dtype": "same",
         **values,
     }
     full.setdefault("out_dtype", "bf16" if is_fp8 else full["dtype"])
@@ -207,6 +236,7 @@ def combine_spec(decode: KernelSpec) -> KernelSpec:
         skip="dense",
         softcap=False,
         alibi=False,
+        kv_dtype="same",
     )
 
 
@@ -228,17 +258,21 @@ def _candidates() -> Iterator[KernelSpec]:
 def in_default(spec: KernelSpec) -> bool:
     """What LLM and diffusion inference calls.
 
-    No softcap, no alibi, paged caches only with causal kinds of masks (but MLA's with all), bf16 output of 8-bit input.
+    No softcap, no alibi, paged caches only with causal kinds of masks (but MLA's with all), bf16 output of 8-bit input,
+    bf16 queries over 8-bit caches; no 8-bit queries in decode of SM90, which converts them too.
     """
     paged_with = ("causal", "window", "chunked")
-    is_common = spec.out_dtype == ("bf16" if spec.dtype in FP8 else spec.dtype) and not spec.softcap and not spec.alibi
+    has_8_bits = spec.keys_dtype in FP8
+    is_common = spec.out_dtype == ("bf16" if has_8_bits else spec.dtype) and not spec.softcap and not spec.alibi
+    if spec.dtype in FP8 and spec.phase == "decode" and spec.arch == "sm90":
+        return False
     return is_common and (not spec.paged or spec.mask in paged_with or spec.phase == "mla")
 
 
 _BASE = KernelSpec("sm90", "prefill", "bf16", "bf16", 128, 128, "causal", False, "dense", False, False)
 _MLA = replace(_BASE, phase="mla", head_dim=576, head_dim_v=512, paged=True, skip="stat")
 _DECODE = replace(_BASE, phase="decode", paged=True)
-_BASE100 = replace(_BASE, arch="sm100")
+_BASE100, _DECODE100 = replace(_BASE, arch="sm100"), replace(_DECODE, arch="sm100")
 SMOKE = (
     _BASE,
     replace(_BASE, skip="skip"),
@@ -257,6 +291,9 @@ SMOKE = (
     replace(_BASE100, head_dim=192, mask="chunked", paged=True),
     replace(_BASE100, head_dim=256, head_dim_v=256, mask="window", skip="skip"),
     replace(_BASE100, dtype="e4m3", skip="skip"),
+    _DECODE100,
+    replace(_DECODE100, skip="skip"),
+    combine_spec(_DECODE100),
 )
 
 _BELONGS: Mapping[str, Callable[[KernelSpec], bool]] = {

@@ -16,7 +16,7 @@ from .report import Report
 from .spec import KernelSpec
 from .tiles import order_of, tile_of
 
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Kernel:
     skip: str
     softcap: bool
     alibi: bool
+    kv_dtype: str
     name: str
     key: int
     entry: str
@@ -63,6 +64,11 @@ class Kernel:
     def spec(self) -> KernelSpec:
         """The spec this kernel was rendered from."""
         return KernelSpec(*(getattr(self, field.name) for field in fields(KernelSpec)))
+
+    @property
+    def keys_dtype(self) -> str:
+        """What keys and values are stored in."""
+        return self.dtype if self.kv_dtype == "same" else self.kv_dtype
 
 
 _TYPES = {field.name: {"str": str, "int": int, "bool": bool}[str(field.type)] for field in fields(Kernel)}

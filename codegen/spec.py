@@ -22,6 +22,7 @@ class KernelSpec:
     skip: str
     softcap: bool
     alibi: bool
+    kv_dtype: str = "same"
 
     @property
     def values(self) -> dict[str, Value]:
@@ -34,11 +35,23 @@ class KernelSpec:
         return pack(self.values)
 
     @property
+    def keys_dtype(self) -> str:
+        """What keys and values are stored in."""
+        return self.dtype if self.kv_dtype == "same" else self.kv_dtype
+
+    @property
+    def products_dtype(self) -> str:
+        """What products multiply. SM90's decode converts keys and values of 8 bits, and such queries, to 16 bits."""
+        return self.out_dtype if self.phase == "decode" and self.arch == "sm90" else self.dtype
+
+    @property
     def name(self) -> str:
         """A readable, unique symbol and file name. Never parsed: metadata carries the fields."""
         dims = f"d{self.head_dim}" if self.head_dim == self.head_dim_v else f"d{self.head_dim}v{self.head_dim_v}"
         parts = [self.arch, self.phase, self.dtype, dims, self.mask, self.skip]
         if self.out_dtype != self.dtype:
             parts.insert(3, f"out_{self.out_dtype}")
+        if self.kv_dtype != "same":
+            parts.insert(3, f"kv_{self.kv_dtype}")
         parts += [flag for flag in ("paged", "softcap", "alibi") if getattr(self, flag)]
         return "skim_" + "_".join(parts)

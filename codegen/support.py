@@ -25,10 +25,12 @@ def table() -> str:
     lines = [
         f"Kernels: {sizes}. Every architecture, phase and type has every combination below, each as {kinds}. `combine` "
         "merges what `decode` left of requests that several CTAs computed: one kernel for each type and head_dim of v. "
-        "`mla` is decode in latent form: masks `full` and `causal`, batched, ragged, paged, with softcap, no alibi.",
+        + _caches(specs)
+        + " `mla` is decode in latent form: masks `full` and `causal`, batched, ragged, paged, with softcap, no alibi.",
         "",
     ]
-    return "\n".join([*lines, *_arch_table(), "", *_mask_table(specs), "", *_head_dim_table(specs)])
+    lines += [*_arch_table(), "", *_mask_table(specs), "", *_head_dim_table(specs)]
+    return "\n".join(lines)
 
 
 def _arch_table() -> list[str]:
@@ -50,6 +52,16 @@ def _count(arch: str, phase: str) -> str:
     """How many kernels of a phase are in ``default`` and in ``full``."""
     default, full = (len(matrix.specs(name, {"phase": [phase]}, [arch])) for name in ("default", "full"))
     return f"`{phase}` {default}, {full}"
+
+
+def _caches(specs: Iterable[KernelSpec]) -> str:
+    """Which types of queries go with caches of another type."""
+    mixed = [spec for spec in specs if spec.kv_dtype != "same"]
+    common = _values((spec for spec in mixed if matrix.in_default(spec)), "dtype")
+    rare = [f"{name} (in `full`)" for name in _values(mixed, "dtype") if name not in common]
+    caches, phases = ", ".join(_values(mixed, "kv_dtype")), ", ".join(_values(mixed, "phase"))
+    archs = ", ".join(_values(mixed, "arch"))
+    return f"Caches of {caches} under queries of {', '.join([*common, *rare])}: {phases} on {archs}."
 
 
 def _outputs(specs: Iterable[KernelSpec]) -> str:
@@ -80,8 +92,8 @@ _COLUMNS: Mapping[str, Callable[[KernelSpec], bool]] = {
 def _mask_table(specs: Iterable[KernelSpec]) -> list[str]:
     """Masks against layouts and score options: the sets that hold the kernels."""
     lines = ["| mask | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
-    # In which set those of 8 bits are, their output says too.
-    common = [spec for spec in specs if spec.dtype not in matrix.FP8 and spec.phase != "mla"]
+    # In which set those of 8 bits are, other words say.
+    common = [spec for spec in specs if spec.keys_dtype not in matrix.FP8 and spec.phase != "mla"]
     for mask in BY_NAME["mask"].values:
         mine = [spec for spec in common if spec.mask == mask]
         cells = [_cell(spec for spec in mine if belongs(spec)) for belongs in _COLUMNS.values()]

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..spec import KernelSpec
-from . import sm90_decode, sm90_mla
+from . import sm90_decode, sm90_mla, sm100_decode
 from .common import Tile
-from .sm90_decode import split_traits
-from .split import BRANCH_LEAVES, GROUP_ROWS, MAX_LEAVES
+from .split import BRANCH_LEAVES, GROUP_ROWS, MAX_LEAVES, split_traits
 
+_DECODE_TILES = {"sm90": sm90_decode.tile_of, "sm100": sm100_decode.tile_of}
 _MAX_BRANCHES = MAX_LEAVES // BRANCH_LEAVES + 1  # neither the first leaf nor the first branch need start at a border
 
 
@@ -50,7 +50,7 @@ class CombineTile(Tile):
 def tile_of(spec: KernelSpec) -> CombineTile:
     """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
     latent = spec.head_dim == 512
-    merged = sm90_mla.TILE if latent else sm90_decode.tile_of(spec)
+    merged = sm90_mla.TILE if latent else _DECODE_TILES[spec.arch](spec)
     # Note: of 512 columns a lane has so many that one CTA takes all registers.
     ctas_per_sm = 1 if latent else 2
     return CombineTile(tile_m=1, tile_n=merged.tile_n, stages=0, stages_v=0, separate_o=False, ctas_per_sm=ctas_per_sm)

@@ -87,13 +87,22 @@ class Tile:
         del spec
         return 0
 
+    def converted_bytes(self, spec: KernelSpec) -> int:
+        """Of tiles that what copies bring is converted to."""
+        del spec
+        return 0
+
     def smem_bytes(self, spec: KernelSpec) -> int:
         """Dynamic shared memory of a kernel; ``kernel.cuh`` asserts that the size of its storage agrees."""
-        q_row, v_row = row_bytes(spec.head_dim, spec.dtype), row_bytes(spec.head_dim_v, spec.dtype)
+        q_row = row_bytes(spec.head_dim, spec.dtype)
+        k_row, v_row = row_bytes(spec.head_dim, spec.keys_dtype), row_bytes(spec.head_dim_v, spec.keys_dtype)
         o_row = row_bytes(spec.head_dim_v, spec.out_dtype)
-        assert self.separate_o or o_row <= q_row, (spec.name, "O does not fit the memory that it shares with Q")
+        assert self.separate_o or not self.o_rows or o_row <= q_row, (
+            spec.name,
+            "O does not fit the memory that it shares with Q",
+        )
         q = self.stages_q * self.tile_m * q_row
-        kv = self.tile_n * (self.stages * q_row + self.stages_v * v_row)
+        kv = self.tile_n * (self.stages * k_row + self.stages_v * v_row) + self.converted_bytes(spec)
         o = self.o_rows * o_row if self.separate_o else 0
         total = q + kv + o + self.barrier_bytes
         assert total % _ALIGN == 0 and total <= MAX_SMEM_BYTES, (spec.name, total)

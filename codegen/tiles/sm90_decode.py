@@ -11,15 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..spec import KernelSpec
-from .common import MAX_SMEM_BYTES, Tile, row_bytes
-from .split import BRANCH_LEAVES, GROUP_ROWS, MAX_LEAVES, MIN_LEAF_KEYS, TWIG_LEAVES
+from .common import ELEMENT_BYTES, MAX_SMEM_BYTES, Tile, row_bytes
+from .split import GROUP_ROWS, split_traits
 
 _BARRIER_BYTES = 1024  # barriers, votes and the two work items
 
 
 @dataclass(frozen=True)
 class Sm90DecodeTile(Tile):
-    """A decode tile of SM90. ``q_in_registers``: Q is an operand from registers, and its slot free at once."""
+    """A decode tile of SM90. ``q_in_registers``: Q is an operand from registers, and its slot free at once.
+
+    Of 8-bit elements ``stages`` and ``stages_v`` count the slots that copies fill; they are converted to one tile of
+    16 bits for each of K, V and (where it is no operand from registers) Q.
+    """
 
     # Note: setmaxnreg.inc cannot lower, so a CTA alone on its SM, which has 256 at launch, keeps them.
     q_in_registers: bool = True
@@ -47,12 +51,20 @@ class Sm90DecodeTile(Tile):
         return _BARRIER_BYTES
 
     def smem_bytes(self, spec: KernelSpec) -> int:
-        """As for all tiles, and O of the leaves before in float32, which takes Q's place where registers hold Q."""
+        """As for all tiles, and O of the leaves before in float32, which takes Q's place where Q is read at once."""
         q, merged = self.tile_m * row_bytes(spec.head_dim, spec.dtype), self.tile_m * spec.head_dim_v * 4
-        shared = min(q, merged) if self.q_in_registers else 0
+        shared = min(q, merged) if self.q_in_registers or ELEMENT_BYTES[spec.dtype] == 1 else 0
         total = super().smem_bytes(spec) + merged - shared
         assert self.ctas_per_sm * total <= MAX_SMEM_BYTES, (spec.name, total)
         return total
+
+    def converted_bytes(self, spec: KernelSpec) -> int:
+        """Of the tiles that 8-bit elements are converted to."""
+        if ELEMENT_BYTES[spec.keys_dtype] > 1:
+            return 0
+        k_row, v_row = (row_bytes(columns, spec.products_dtype) for columns in (spec.head_dim, spec.head_dim_v))
+        q_rows = self.tile_m if ELEMENT_BYTES[spec.dtype] == 1 and not self.q_in_registers else 0
+        return self.tile_n * (k_row + v_row) + q_rows * k_row
 
     def traits(self, spec: KernelSpec) -> Mapping[str, int | bool]:
         """Registers per thread of both roles, where Q is, and the constants of the split rule."""
@@ -64,26 +76,26 @@ class Sm90DecodeTile(Tile):
         }
 
 
-def split_traits(tile_n: int, head_dim: int) -> Mapping[str, int | bool]:
-    """The split rule as C++ constants."""
-    return {
-        "kLeafShift": (MIN_LEAF_KEYS[head_dim] // tile_n).bit_length() - 1,
-        "kMaxLeaves": MAX_LEAVES,
-        "kTwigLeaves": TWIG_LEAVES,
-        "kBranchLeaves": BRANCH_LEAVES,
-    }
-
-
-# head_dim -> tile. 16 KB of keys to a slot, or 32 KB where 256 columns leave one CTA to an SM anyway.
+_ALONE = Sm90DecodeTile(
+    tile_m=64, tile_n=64, stages=2, stages_v=2, separate_o=False, q_in_registers=False, consumer_regs=256
+)
+# head_dim -> tile, by bytes of a key's element. In 16 bits 16 KB of keys to a slot, or 32 KB where 256 columns leave
+# one CTA to an SM anyway. In 8 bits half of that (but with 64 columns, where half of a panel stays empty), and as many
+# slots as there is room for beside the converted tiles.
 _TILES = {
-    64: Sm90DecodeTile(tile_m=64, tile_n=128, stages=3, stages_v=3, separate_o=False, ctas_per_sm=2),
-    128: Sm90DecodeTile(tile_m=64, tile_n=64, stages=3, stages_v=2, separate_o=False, ctas_per_sm=2),
-    256: Sm90DecodeTile(
-        tile_m=64, tile_n=64, stages=2, stages_v=2, separate_o=False, q_in_registers=False, consumer_regs=256
-    ),
+    2: {
+        64: Sm90DecodeTile(tile_m=64, tile_n=128, stages=3, stages_v=3, separate_o=False, ctas_per_sm=2),
+        128: Sm90DecodeTile(tile_m=64, tile_n=64, stages=3, stages_v=2, separate_o=False, ctas_per_sm=2),
+        256: _ALONE,
+    },
+    1: {
+        64: Sm90DecodeTile(tile_m=64, tile_n=128, stages=2, stages_v=2, separate_o=False, ctas_per_sm=2),
+        128: Sm90DecodeTile(tile_m=64, tile_n=64, stages=3, stages_v=3, separate_o=False, ctas_per_sm=2),
+        256: _ALONE,
+    },
 }
 
 
 def tile_of(spec: KernelSpec) -> Sm90DecodeTile:
     """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
-    return _TILES[spec.head_dim]
+    return _TILES[ELEMENT_BYTES[spec.keys_dtype]][spec.head_dim]

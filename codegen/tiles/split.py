@@ -8,9 +8,9 @@ happens: a CTA may compute a leaf, a twig or a branch.
 
 from __future__ import annotations
 
-GROUP_ROWS = (
-    64  # packed rows, in (query row, query head) order, that one wgmma tile (m64) holds and that decide together
-)
+from collections.abc import Mapping
+
+GROUP_ROWS = 64  # packed rows, in (query row, query head) order, that one product (m64) holds and that decide together
 MAX_GROUPS = 4  # of one (request, kv head)
 KEYS_PER_ROW = 16  # a request of more than one group is decoded if it has as many keys for each packed row
 # By head_dim: 256 KB of 16-bit keys and values, or more. A group of MLA (576, and 512 where it is merged) has a state
@@ -42,3 +42,13 @@ def leaf_tiles(tiles: int, tile_n: int, head_dim: int) -> int:
     while tiles > spacing * MAX_LEAVES:
         spacing *= 2
     return spacing
+
+
+def split_traits(tile_n: int, head_dim: int) -> Mapping[str, int | bool]:
+    """The split rule as C++ constants."""
+    return {
+        "kLeafShift": (MIN_LEAF_KEYS[head_dim] // tile_n).bit_length() - 1,
+        "kMaxLeaves": MAX_LEAVES,
+        "kTwigLeaves": TWIG_LEAVES,
+        "kBranchLeaves": BRANCH_LEAVES,
+    }

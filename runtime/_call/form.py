@@ -15,7 +15,7 @@ from ..params import Params
 from . import options, outputs
 from .arguments import ARGUMENTS, TENSORS
 from .checks import one_of, require_device, require_dtype, require_tensor
-from .dtypes import DTYPES, default_out_dtype, out_dtypes
+from .dtypes import DTYPES, default_out_dtype, keys_dtypes, out_dtypes
 from .problem import Form, Problem
 
 
@@ -30,11 +30,12 @@ def check_form(params: Params) -> Form:
     _check_ranks(params, k, v)
     window, chunk_size = options.check_mask(params)
     skip = options.skip_kind(params)
-    _check_options_of_tensors(params, DTYPES[q.dtype], skip)
+    _check_options_of_tensors(params, skip)
     _check_tensors(params, q)
     return Form(
         device=q.device,
         dtype=DTYPES[q.dtype],
+        kv_dtype="same" if k.dtype == q.dtype else DTYPES[k.dtype],
         out_dtype=DTYPES[default_out_dtype(q.dtype) if params.out is None else params.out.dtype],
         ragged=ragged,
         paged=params.page_table is not None,
@@ -54,9 +55,12 @@ def _check_types(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     if q.device.type not in ("cpu", "cuda"):
         raise expected("q", "a tensor on cuda or cpu", q.device)
     require_dtype("q", q, *DTYPES)
+    if k.dtype not in keys_dtypes(q.dtype):
+        caches = [f", or a cache of {dtype}" for dtype in keys_dtypes(q.dtype)[1:]]
+        raise expected("k", f"dtype {q.dtype}, like q{''.join(caches)}", k.dtype)
+    if v.dtype != k.dtype:
+        raise expected("v", f"dtype {k.dtype}, like k", v.dtype)
     for name, tensor in (("k", k), ("v", v)):
-        if tensor.dtype != q.dtype:
-            raise expected(name, f"dtype {q.dtype}, like q", tensor.dtype)
         require_device(name, tensor, q.device)
 
 
@@ -89,9 +93,9 @@ def _check_ranks(params: Params, k: torch.Tensor, v: torch.Tensor) -> None:
         raise expected("v", f"rank {k.dim()}, like k", list(v.shape))
 
 
-def _check_options_of_tensors(params: Params, dtype: str, skip: str) -> None:
+def _check_options_of_tensors(params: Params, skip: str) -> None:
     """Tensors that other arguments forbid."""
-    options.check_no_descales(params, dtype)
+    options.check_no_descales(params)
     outputs.check_wanted(params, skip)
 
 

@@ -24,6 +24,7 @@ from .checks import (
     require_near,
     require_shape,
 )
+from .dtypes import DTYPES
 from .masks import WORD_BYTES, mask_bytes
 from .problem import Problem
 
@@ -124,11 +125,12 @@ def check_head_vectors(problem: Problem) -> None:
         require_near("alibi_slopes", params.alibi_slopes)
 
 
-def check_no_descales(params: Params, dtype: str) -> None:
+def check_no_descales(params: Params) -> None:
     """Only 8-bit tensors are multiplied by something."""
-    for name in DESCALES:
+    for name, tensor in zip(DESCALES, (params.q, params.k, params.v), strict=True):
+        dtype = DTYPES[tensor.dtype]
         if getattr(params, name) is not None and dtype not in FP8:
-            raise expected(name, f"None with {dtype} tensors (8-bit ones use it)", "a tensor")
+            raise expected(name, f"None with {name[0]} of {dtype} (8-bit tensors use it)", "a tensor")
 
 
 def check_descales(problem: Problem) -> None:

@@ -21,6 +21,7 @@ class Form:
 
     device: torch.device
     dtype: str
+    kv_dtype: str
     out_dtype: str
     ragged: bool
     paged: bool
@@ -66,8 +67,13 @@ class Problem:
 
     @property
     def dtype(self) -> str:
-        """Of q, k and v, as kernel specs call it."""
+        """Of q, as kernel specs call it."""
         return self.form.dtype
+
+    @property
+    def keys_dtype(self) -> str:
+        """Of k and v."""
+        return self.form.dtype if self.form.kv_dtype == "same" else self.form.kv_dtype
 
     @property
     def ragged(self) -> bool:

@@ -58,7 +58,7 @@ def check_sizes(form: Form, params: Params) -> Problem:
         len_k = _hint("max_seqlen_k", params.max_seqlen_k, len_k, known=not given)
     if heads_q < 1 or heads_kv < 1 or heads_q % heads_kv:
         _refuse_heads(heads_q, heads_kv)
-    head_dim_v, step = shape_v[-1], _COLUMN_STEPS[form.dtype]
+    head_dim_v, step = shape_v[-1], max(_COLUMN_STEPS[form.dtype], _COLUMN_STEPS.get(form.kv_dtype, 0))
     if is_latent:
         latent.check_sizes(params, heads_kv, len_q * heads_q)
     for name, columns in () if is_latent else (("q", head_dim), ("v", head_dim_v)):

@@ -31,6 +31,7 @@ from .extent import extent_of
 from .plan import WARP_THREADS, TensorMapSpec, Value
 
 WORKSPACE_BYTES = 256 << 20  # at most, whatever the batch; what does not fit is computed in rounds
+PART_LEAVES = (BRANCH_LEAVES, TWIG_LEAVES, 1)  # that a CTA may compute
 _MOST_ROWS = MAX_GROUPS * GROUP_ROWS  # packed rows of a request
 _COMBINE_CTAS = 8  # per multiprocessor at most, each of which merges rows in turn
 _PADDING = 4  # floats of a part's row beyond its columns: maximum, sum, and up to whole 16 bytes
@@ -41,13 +42,15 @@ _BUSY, _ITEM = 0.35, 0.12
 _FEW_PARTS = 8  # of a row, which one warp merges
 _NEVER = float("inf")
 _KEPT = 1024  # cuts
-# What both phases are told about whose a request is.
+# What both phases are told about whose a request is; where no prefill kernel exists, all are decode's.
 RULE: dict[str, Value] = {
     "decode_always_rows": GROUP_ROWS,
     "decode_most_rows": _MOST_ROWS,
     "decode_keys_per_row": KEYS_PER_ROW,
 }
-_RULE_OF_LATENT = RULE | {"decode_always_rows": MLA_MOST_ROWS, "decode_most_rows": MLA_MOST_ROWS}
+ALL_REQUESTS: dict[str, Value] = {"decode_always_rows": _MOST_ROWS}
+# The same of MLA, whose requests have more.
+ALL_LATENT: dict[str, Value] = {"decode_always_rows": MLA_MOST_ROWS, "decode_most_rows": MLA_MOST_ROWS}
 
 
 class Cut(NamedTuple):
@@ -81,7 +84,7 @@ class Cutter:
         self._heads_kv, self._per_kv = problem.heads_kv, problem.heads_q // problem.heads_kv
         self._most_rows = MLA_MOST_ROWS if problem.latent else _MOST_ROWS
         # MLA merges leaves in the workspace, where a part has one place.
-        self._part_leaves = (TWIG_LEAVES, 1) if problem.latent else (BRANCH_LEAVES, TWIG_LEAVES, 1)
+        self._part_leaves = [of for of in PART_LEAVES if of <= TWIG_LEAVES] if problem.latent else PART_LEAVES
         self._all_rows = -(-self._most_rows // self._per_kv)  # query rows, of which more make no difference
         self._tile_n, self._leaf_keys = kernel.tile_n, MIN_LEAF_KEYS[kernel.head_dim]
         self._leaf_tiles, self._least_of_long = self._leaf_keys // kernel.tile_n, self._leaf_keys * MAX_LEAVES
@@ -182,14 +185,14 @@ def plan_decode(
         problem: the call.
         kernel: computes parts.
         combine: merges them.
-        scalars: what prefill would be told of the same call.
+        scalars: what prefill would be told of the same call, and another rule than ``RULE``.
         maps: those of K and V.
         cut: of the call.
         sm_count: multiprocessors of the device.
     """
     common: dict[str, Value] = {
+        **RULE,
         **scalars,
-        **(_RULE_OF_LATENT if problem.latent else RULE),
         "heads_in_l2": problem.heads_kv,  # no two CTAs read the same keys at any time
         "requests_in_l2": min(WARP_THREADS, problem.batch),
         "part_shift": cut.part_leaves.bit_length() - 1,

@@ -101,7 +101,7 @@ def shared_in_l2(problem: Problem, varlen_q: bool) -> tuple[int, int]:
     if problem.form.paged:
         keys = min(keys, problem.params.k.shape[0] * problem.page_size)
     columns = problem.head_dim + (0 if problem.latent else problem.head_dim_v)
-    bytes_per_key = columns * ELEMENT_BYTES[problem.dtype]
+    bytes_per_key = columns * ELEMENT_BYTES[problem.keys_dtype]
     return l2_sections(batch, problem.heads_kv, keys * bytes_per_key, varlen_q)
 
 

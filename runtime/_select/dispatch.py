@@ -59,6 +59,9 @@ def phase_rule(problem: Problem, arch: str) -> Callable[[int, int], tuple[str, .
     per_kv, varlen_q, varlen_k = problem.heads_q // problem.heads_kv, problem.varlen_q, problem.varlen_k
 
     most_rows = split.MAX_GROUPS * split.GROUP_ROWS // per_kv
+    if isinstance(matrix.judge(_spec(problem, arch, "prefill")), matrix.Rejected):
+        # Decode takes what it can, whatever the keys; of longer requests it is prefill's kernel that is missing.
+        return lambda len_q, _len_k: ("decode",) if len_q <= most_rows else ("prefill",)
     of_long: tuple[str, ...] = ("prefill", "decode") if varlen_q else ("prefill",)
 
     def phases(len_q: int, len_k: int) -> tuple[str, ...]:
@@ -97,8 +100,19 @@ def spec_of(problem: Problem, arch: str, phase: str = "prefill") -> KernelSpec:
     verdict = matrix.judge(spec)
     if isinstance(verdict, matrix.Rejected):
         nearest = describe_nearest(spec, matrix.all_specs())
-        raise NoKernelError(f"{spec.name}: rejected by rule {verdict.rule}: {verdict.reason}; {nearest}")
+        why = _why_prefill(problem) if phase == "prefill" and _has_decode(problem, arch) else ""
+        raise NoKernelError(f"{spec.name}: rejected by rule {verdict.rule}: {verdict.reason}; {why}{nearest}")
     return spec
+
+
+def _why_prefill(problem: Problem) -> str:
+    """Why a call that decode kernels exist for needs more than those."""
+    per_kv = problem.heads_q // problem.heads_kv
+    return (
+        f"decode kernels take such tensors, but q has up to {problem.len_q} rows a request, which with the {per_kv} "
+        f"query heads of a kv head are {problem.len_q * per_kv}, and they take up to "
+        f"{split.MAX_GROUPS * split.GROUP_ROWS} (max_seqlen_q bounds the rows of a ragged q); "
+    )
 
 
 def _spec(problem: Problem, arch: str, phase: str) -> KernelSpec:
@@ -117,4 +131,5 @@ def _spec(problem: Problem, arch: str, phase: str) -> KernelSpec:
         skip=problem.skip,
         softcap=problem.softcap > 0,
         alibi=problem.form.alibi,
+        kv_dtype=problem.form.kv_dtype,
     )

@@ -19,6 +19,7 @@ from .._call.checks import (
     require_tensor,
     require_tma_strides,
 )
+from .._call.dtypes import keys_dtypes
 from .._call.values import check_offsets
 from ..errors import expected
 from ._append import Rotary, rows_of, writable
@@ -139,7 +140,8 @@ def _table(value: torch.Tensor | None, q: torch.Tensor, batch: int | None) -> to
 def _check_caches(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: int | None) -> None:
     """That kernels can read the caches, since no copy is made of them, and that they go with ``q``."""
     for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        _like_q(name, cache, q, q.dtype)
+        like = keys_dtypes(q.dtype) if name == "k_cache" else (k_cache.dtype,)
+        _like_q(name, cache, q, *like)
         outer: int | str = "outer" if batch is None else batch
         if name == "k_cache":
             require_shape(name, cache, [outer, "keys", "Hkv", q.shape[-1]])
@@ -238,6 +240,6 @@ def _check_numbers(name: str, value: torch.Tensor, most: int | torch.Tensor) -> 
         raise expected(name, f"numbers from 0 to {limit}", value.tolist())
 
 
-def _like_q(name: str, value: object, q: torch.Tensor, dtype: torch.dtype) -> None:
-    require_dtype(name, tensor := require_tensor(name, value), dtype)
+def _like_q(name: str, value: object, q: torch.Tensor, *dtypes: torch.dtype) -> None:
+    require_dtype(name, tensor := require_tensor(name, value), *dtypes)
     require_device(name, tensor, q.device)

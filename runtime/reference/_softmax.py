@@ -18,7 +18,7 @@ FP8_GAIN = 256.0  # of probabilities that are rounded to e4m3, whose largest val
 class Units:
     """A raw score times ``natural`` is a logit; times ``log2`` it is one in base 2, which is what kernels compare.
 
-    Both are float32 [Hq or 1, 1]; so is ``cap``, the factor inside the tanh (None without softcap).
+    Both are float32 [heads or 1, 1]; so is ``cap``, the factor inside the tanh (None without softcap).
     """
 
     natural: torch.Tensor
@@ -26,9 +26,10 @@ class Units:
     cap: torch.Tensor | None
 
     @staticmethod
-    def of(problem: Problem, index: int) -> Units:
+    def of(problem: Problem, index: int, heads: int) -> Units:
+        """Those of request ``index``, where scores are computed for each of ``heads`` (Hq or Hkv)."""
         params = problem.params
-        unit_of_qk = descale(problem, params.q_descale, index) * descale(problem, params.k_descale, index)
+        unit_of_qk = descale(params.q_descale, index, heads) * descale(params.k_descale, index, heads)
         if problem.softcap > 0:
             unit, of_unit = problem.softcap, _float([[1.0]])
             cap = _float(problem.softmax_scale / problem.softcap) * unit_of_qk
@@ -42,13 +43,13 @@ def _float(value: float | list[list[float]]) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.float32)
 
 
-def descale(problem: Problem, value: torch.Tensor | None, index: int) -> torch.Tensor:
-    """What stands for one in an 8-bit tensor, for every query head of request ``index``: float32 [Hq or 1, 1]."""
+def descale(value: torch.Tensor | None, index: int, heads: int) -> torch.Tensor:
+    """What stands for one in an 8-bit tensor, for Hq or Hkv heads of request ``index``: float32 [heads or 1, 1]."""
     if value is None:
         return _float([[1.0]])
     if value.dim() < 2:
         return value.reshape(1, 1)
-    return value[index].repeat_interleave(problem.heads_q // problem.heads_kv).unsqueeze(1)
+    return value[index].repeat_interleave(heads // value.shape[1]).unsqueeze(1)
 
 
 class Softmax:

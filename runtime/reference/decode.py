@@ -15,7 +15,7 @@ from skimattn.codegen.tiles.split import BRANCH_LEAVES, TWIG_LEAVES, leaf_tiles
 
 from .._call.problem import Problem
 from ._requests import Request, seen_by_request, tile_range, visible
-from ._softmax import KEPT, LOG2E, SKIPPED, Softmax, Units, count, log2_threshold, scores
+from ._softmax import KEPT, LOG2E, SKIPPED, Softmax, Units, count, descale, log2_threshold, scores
 
 _LN2 = math.log(2.0)
 
@@ -70,7 +70,7 @@ class _Group:
         self.per_kv = problem.heads_q // problem.heads_kv
         self.index = int(packed[0]) // kernel.group_rows
         self.rows, self.heads = packed // self.per_kv, packed % self.per_kv
-        self.units = Units.of(problem, request.index)
+        self.units = Units.of(problem, request.index, problem.heads_kv)
         self.q = self._of_heads(request.q)
         self.seen = self._of_heads(visible(problem, request, torch.arange(request.len_q)))
         self.limit = self._of_heads(log2_threshold(problem, request.index))
@@ -137,7 +137,9 @@ class _Group:
 
     def _leaf(self, start: torch.Tensor, own: range) -> _State:
         problem, units = self.problem, self.units
-        softmax = Softmax(start, problem.head_dim_v, units, self.request.v.dtype)
+        # SM90 multiplies probabilities of 16 bits whatever it reads.
+        dtype = self.request.v.dtype if self.kernel.arch == "sm100" else self.request.out.dtype
+        softmax = Softmax(start, problem.head_dim_v, units, dtype)
         for tile in reversed(own):
             if tile not in self.tiles:
                 continue
@@ -162,7 +164,8 @@ class _Group:
 
     def _store(self, state: _State) -> None:
         total = state.sum if self.sinks is None else state.sum + torch.exp2(self.sinks * LOG2E - state.m)
-        out = torch.where((state.sum == 0).unsqueeze(-1), 0.0, state.o / total.unsqueeze(-1))
+        unit = descale(self.problem.params.v_descale, self.request.index, self.problem.heads_kv)
+        out = torch.where((state.sum == 0).unsqueeze(-1), 0.0, state.o / total.unsqueeze(-1) * unit.unsqueeze(-1))
         lse = torch.where(state.sum == 0, -math.inf, state.m * _LN2 + state.sum.log())
         for kv_head in range(self.problem.heads_kv):
             heads = kv_head * self.per_kv + self.heads

@@ -28,7 +28,7 @@ def _compute_group(problem: Problem, kernel: Kernel, request: Request, first_row
     last_row = min(first_row + kernel.group_rows, request.len_q)
     rows = torch.arange(first_row, last_row)
     seen = visible(problem, request, rows)
-    units = Units.of(problem, request.index)
+    units = Units.of(problem, request.index, heads)
     start = torch.full((heads, len(rows)), -math.inf, dtype=torch.float32)
     softmax = Softmax(start, problem.head_dim_v, units, request.v.dtype)
     limit = log2_threshold(problem, request.index)
@@ -43,7 +43,7 @@ def _compute_group(problem: Problem, kernel: Kernel, request: Request, first_row
             marks = torch.where(skipped, SKIPPED, KEPT).to(torch.uint8)
             params.skip_map[request.index, :, first_row // kernel.group_rows, tile] = marks
     sinks = None if request.sinks is None else request.sinks.unsqueeze(1)
-    out = softmax.output(sinks, descale(problem, params.v_descale, request.index))
+    out = softmax.output(sinks, descale(params.v_descale, request.index, heads))
     request.out[first_row:last_row] = out.transpose(0, 1).to(request.out.dtype)
     if request.lse is not None:
         request.lse[first_row:last_row] = softmax.lse().transpose(0, 1)

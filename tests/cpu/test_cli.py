@@ -11,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from skimattn.codegen import cli, matrix, places
+from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.metadata import Kernel
 
 from tests.helpers.standin import ROOT, run
@@ -48,8 +49,8 @@ def test_a_flag_without_values_is_refused(given: str) -> None:
         ("--sm 90 120", "--sm 120: sm120 has no kernel specs yet (specs exist for sm90, sm100); nothing was built"),
         ("--sm 90,103", "--sm 103: sm103 has no kernel specs yet"),
         (
-            "--sm 90 --only dtype=e4m3",
-            "nothing in --set default matches --sm 90 --only dtype=e4m3: kernels of sm100 do",
+            "--sm 90 --only dtype=e4m3 phase=prefill",
+            "nothing in --set default matches --sm 90 --only dtype=e4m3 phase=prefill: kernels of sm100 do",
         ),
         ("--sm 100 --only arch=sm90 softcap=true", "kernels of sm90 do"),
         ("--sm 90 --only dtype=e4m3 head_dim=64 head_dim_v=128", "no kernel of the matrix does, see --explain"),
@@ -146,7 +147,7 @@ def test_list_keeps_what_only_names(tmp_path: Path) -> None:
     assert {(row["head_dim"], row["skip"]) for row in rows if row["phase"] != "combine"} == {(128, "stat")}
     assert {row["dtype"] for row in rows} == {"bf16", "fp16"}
     combining = [row["name"] for row in rows if row["phase"] == "combine"]  # which no skip=stat names
-    assert combining == ["skim_sm90_combine_bf16_d128_full_dense", "skim_sm90_combine_fp16_d128_full_dense"]
+    assert combining == [f"skim_{arch}_combine_{t}_d128_full_dense" for arch in ARCHS for t in ("bf16", "fp16")]
 
 
 def test_explain_accepted() -> None:
@@ -157,7 +158,7 @@ def test_explain_accepted() -> None:
         "in sets: full",
         "verified: run on an H200",
         "build it: python build.py --sm 90 --set full --only phase=prefill dtype=bf16 out_dtype=bf16 head_dim=128 "
-        "head_dim_v=128 mask=causal paged=false skip=stat softcap=true alibi=false",
+        "head_dim_v=128 mask=causal paged=false skip=stat softcap=true alibi=false kv_dtype=same",
     ]
 
 
@@ -168,8 +169,8 @@ def test_explain_kernels_of_decode() -> None:
         "in sets: smoke, default, full",
     ]
     assert "build it: python build.py --sm 90 --only phase=decode dtype=bf16" in result.output
-    result = invoke("--explain", "phase=decode", "arch=sm100")
-    assert result.exit_code == 1 and result.output.startswith("rejected by rule decode-arch: SM100 computes requests")
+    result = invoke("--explain", "phase=decode", "dtype=e4m3", "arch=sm90")
+    assert result.exit_code == 1 and result.output.startswith("rejected by rule fp8-arch: SM90 multiplies 8-bit values")
     result = invoke("--explain", "phase=combine", "mask=causal")
     assert result.exit_code == 1 and result.output.startswith("rejected by rule combine-options: partial results are")
 

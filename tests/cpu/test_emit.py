@@ -64,11 +64,14 @@ def test_a_tile_adds_traits_of_its_own() -> None:
     """What only one architecture or phase has comes from its tiles: the template does not ask for one."""
     assert not re.search(r"sm\d", (emit.templates_root() / "kernel.cu.j2").read_text())
     split = {"kLeafShift", "kMaxLeaves", "kTwigLeaves", "kBranchLeaves"}
+    blackwell_roles = {"kSoftmaxRegs", "kCorrectionRegs", "kOtherRegs", "kTmemColumns"}
     own = {
         ("sm90", "prefill"): {"kProducerRegs", "kConsumerRegs", "kQRegisterSteps"},
         ("sm90", "decode"): {"kProducerRegs", "kConsumerRegs", "kQInRegisters", *split},
         ("sm90", "combine"): {"kMaxBranches", *split},
-        ("sm100", "prefill"): {"kSoftmaxRegs", "kCorrectionRegs", "kOtherRegs", "kTmemColumns", "kOrderedProducts"},
+        ("sm100", "prefill"): {*blackwell_roles, "kOrderedProducts"},
+        ("sm100", "decode"): {*blackwell_roles, *split},
+        ("sm100", "combine"): {"kMaxBranches", *split},
     }
     assert {(spec.arch, spec.phase) for spec in specs("smoke")} == own.keys()
     for (arch, phase), names in own.items():
@@ -101,8 +104,9 @@ def test_headers_hold_every_field_and_value() -> None:
 
 def test_tensor_memory_is_moved_in_the_widths_that_kernels_use() -> None:
     kernels = "".join(path.read_text() for path in (emit.templates_root() / "include/skimattn/sm100").rglob("*.cuh"))
-    moved = re.findall(r"tcgen05_(?:ld|st)<(\w+)>\(", kernels)
-    used = {value for name in moved for value in re.findall(rf"int {name} = (\d+)", kernels)}
+    moved = re.findall(r"tcgen05_(?:ld|st)(?:_halves)?<(\w+)(?:, \w+)?>\(", kernels)
+    widths = " ".join(line for name in moved for line in re.findall(rf"int {name} = (.*?)[;,]", kernels))
+    used = set(re.findall(r"\b\d+\b", widths))
     rendered = set(re.findall(r"void tcgen05_ld<(\d+)>", emit.render_header("tcgen05.cuh")))
     assert moved and rendered == used
 

@@ -47,7 +47,9 @@ TYPES = {
     "sm90": (("bf16", "bf16"), ("fp16", "fp16")),
     "sm100": (("bf16", "bf16"), ("fp16", "fp16"), ("e4m3", "bf16"), ("e4m3", "fp16")),
 }
-PHASES = {"sm90": ("prefill", "decode"), "sm100": ("prefill",)}  # that attend; what SM90 decodes is combined besides
+# Beside those, decode of SM90 reads 8 bits: q, k and v, or k and v alone.
+BYTES = (("e4m3", "bf16", "same"), ("e4m3", "fp16", "same"), ("bf16", "bf16", "e4m3"), ("fp16", "fp16", "e4m3"))
+PHASES = ("prefill", "decode")  # that attend; what decode leaves is combined besides
 HEAD_DIMS = {
     "prefill": ((64, 64), (128, 128), (192, 128), (256, 256)),
     "decode": ((64, 64), (128, 128), (256, 256)),
@@ -56,33 +58,40 @@ LAYOUTS = {mask: (False, True) for mask in BY_NAME["mask"].values}  # paged or n
 
 
 def products(
-    types: Mapping[str, Collection[tuple[str, str]]], layouts: Mapping[Value, Collection[bool]], flags: Collection[bool]
+    types: Mapping[str, Collection[tuple[str, str]]],
+    layouts: Mapping[Value, Collection[bool]],
+    flags: Collection[bool],
+    in_bytes: Collection[tuple[str, str, str]],
 ) -> set[KernelSpec]:
     """Every kernel of these types, masks with their layouts, and values of the flags softcap and alibi."""
+    of_phases = [(arch, phase, (*pair, "same")) for arch, pairs in types.items() for phase in PHASES for pair in pairs]
+    of_phases += [("sm90", "decode", kinds) for kinds in in_bytes]
     attending = {
-        KernelSpec(arch, phase, dtype, out, dim, dim_v, str(mask), paged, skip, softcap, alibi)
-        for arch, pairs in types.items()
-        for phase in PHASES[arch]
-        for (dtype, out), (dim, dim_v), mask in product(pairs, HEAD_DIMS[phase], layouts)
+        KernelSpec(arch, phase, dtype, out, dim, dim_v, str(mask), paged, skip, softcap, alibi, kv)
+        for arch, phase, (dtype, out, kv) in of_phases
+        for (dim, dim_v), mask in product(HEAD_DIMS[phase], layouts)
         for paged, skip, softcap, alibi in product(layouts[mask], ("dense", "skip", "stat"), flags, flags)
     }
     return attending | {
-        KernelSpec("sm90", "combine", dtype, dtype, dim, dim, "full", False, "dense", False, False)
-        for dtype, dim in product(("bf16", "fp16"), (64, 128, 256, 512))
+        KernelSpec(arch, "combine", dtype, dtype, dim, dim, "full", False, "dense", False, False)
+        for arch, dtype, dim in product(types, ("bf16", "fp16"), (64, 128, 256))
     }
 
 
 def latent(flags: Collection[bool]) -> set[KernelSpec]:
-    """MLA's: masks full and causal, paged or not; no alibi."""
+    """MLA's: masks full and causal, paged or not; no alibi. And those that combine what they leave."""
     kinds = product(("bf16", "fp16"), ("full", "causal"), (False, True), ("dense", "skip", "stat"), flags)
     return {
         KernelSpec("sm90", "mla", dtype, dtype, 576, 512, mask, paged, skip, softcap, False)
         for dtype, mask, paged, skip, softcap in kinds
+    } | {
+        KernelSpec("sm90", "combine", dtype, dtype, 512, 512, "full", False, "dense", False, False)
+        for dtype in ("bf16", "fp16")
     }
 
 
 def test_the_full_set_is_a_product() -> None:
-    assert set(all_specs()) == products(TYPES, LAYOUTS, (False, True)) | latent((False, True))
+    assert set(all_specs()) == products(TYPES, LAYOUTS, (False, True), BYTES) | latent((False, True))
     assert len(all_specs()) == len(set(all_specs()))
 
 
@@ -90,7 +99,9 @@ def test_the_default_set_is_a_product() -> None:
     common = {arch: [pair for pair in pairs if pair != ("e4m3", "fp16")] for arch, pairs in TYPES.items()}
     paged = ("causal", "window", "chunked")
     layouts = {mask: (False, True) if mask in paged else (False,) for mask in LAYOUTS}
-    assert set(specs("default")) == products(common, layouts, (False,)) | latent((False,))
+    in_bytes = [("bf16", "bf16", "e4m3")]
+    assert set(specs("default")) == products(common, layouts, (False,), in_bytes) | latent((False,))
+    assert len(specs("default")) < 1000
 
 
 def test_names_are_unique() -> None:
@@ -126,20 +137,22 @@ def test_what_smoke_decodes_it_combines() -> None:
     }
 
 
-def test_sm100_prefills_what_sm90_does_and_8_bit_input_besides() -> None:
+def test_sm100_has_what_sm90_has_and_8_bit_input_besides() -> None:
     def without_arch(spec: KernelSpec) -> KernelSpec:
         return replace(spec, arch="sm90")
 
     for name in ("default", "full"):
-        hopper, blackwell = (specs(name, {"phase": ["prefill"]}, [arch]) for arch in ARCHS)
-        assert blackwell == specs(name, archs=["sm100"])
-        assert {without_arch(spec) for spec in blackwell if spec.dtype != "e4m3"} == set(hopper)
-    fp8 = specs("full", {"dtype": ["e4m3"]})
+        own = specs(name, {"kv_dtype": ["same"]})
+        of_16_bits = [spec for spec in own if spec.dtype != "e4m3"]
+        hopper, blackwell = ([spec for spec in of_16_bits if spec.arch == arch] for arch in ARCHS)
+        assert {without_arch(spec) for spec in blackwell} == set(hopper)
+    attending = {"phase": ["prefill", "decode"]}
+    fp8 = specs("full", {"dtype": ["e4m3"], **attending}, ["sm100"])
     assert {spec.arch for spec in fp8} == {"sm100"}
     assert {spec.out_dtype for spec in fp8} == {"bf16", "fp16"}
-    assert {spec.out_dtype for spec in specs("default", {"dtype": ["e4m3"]})} == {"bf16"}
+    assert {spec.out_dtype for spec in specs("default", {"dtype": ["e4m3"], **attending})} == {"bf16"}
     shapes = {replace(spec, dtype="bf16", out_dtype="bf16") for spec in fp8}
-    assert shapes == set(specs("full", {"dtype": ["bf16"]}, ["sm100"]))
+    assert shapes == set(specs("full", {"dtype": ["bf16"], **attending}, ["sm100"]))
 
 
 def test_only_filters_by_every_field() -> None:
@@ -156,10 +169,13 @@ def test_kernels_that_combine_are_chosen_with_the_decode_kernels_that_need_them(
     """Whatever mask or option those are chosen by, of which combining knows nothing."""
     chosen = specs("full", {"mask": ["window"], "alibi": [True], "head_dim": [64, 192], "dtype": ["fp16"]})
     assert {spec.phase for spec in chosen} == {"prefill", "decode", "combine"}
-    assert [spec.name for spec in chosen if spec.phase == "combine"] == ["skim_sm90_combine_fp16_d64_full_dense"]
+    combining = [f"skim_{arch}_combine_fp16_d64_full_dense" for arch in ARCHS]
+    assert [spec.name for spec in chosen if spec.phase == "combine"] == combining
     plain = specs("full", {"mask": ["full"], "head_dim": [192]})
     assert {spec.phase for spec in plain} == {"prefill"}  # of 192 columns nothing is decoded
-    assert not [spec for spec in specs("full", {"mask": ["full"]}, ["sm100"]) if spec.phase == "combine"]
+    eight_bit = specs("default", {"dtype": ["e4m3"], "head_dim": [64]})
+    combining = [f"skim_{arch}_combine_bf16_d64_full_dense" for arch in ARCHS]
+    assert [spec.name for spec in eight_bit if spec.phase == "combine"] == combining
     for spec in specs("full", {"phase": ["decode"]}):
         combine = matrix.combine_spec(spec)
         assert combine in all_specs() and (combine.head_dim, combine.dtype) == (spec.head_dim_v, spec.out_dtype)
@@ -197,9 +213,14 @@ def test_the_values_of_every_kernel_are_accepted() -> None:
         ({"head_dim": 96}, "head_dim-values", "next larger kernel"),
         ({"head_dim_v": 80}, "head_dim_v-values", "next larger kernel"),
         ({"phase": "append"}, "phase-values", "phase: expected one of prefill, decode, combine, mla (got 'append')"),
-        ({"phase": "decode", "arch": "sm100"}, "decode-arch", "SM100 computes requests of few rows with its prefill"),
-        ({"phase": "combine", "arch": "sm100"}, "decode-arch", "SM100 computes requests of few rows with its prefill"),
-        ({"phase": "decode", "dtype": "e4m3"}, "decode-arch", "SM100 computes requests of few rows with its prefill"),
+        ({"phase": "decode", "dtype": "e4m3", "kv_dtype": "e4m3"}, "kv-dtype-twice", "kv_dtype=same"),
+        ({"kv_dtype": "e4m3"}, "kv-dtype-phase", "prefill would convert each of them once for every tile"),
+        ({"phase": "combine", "kv_dtype": "e4m3"}, "combine-dtype", ""),
+        ({"phase": "combine", "dtype": "e4m3", "arch": "sm90"}, "combine-dtype", ""),
+        ({"phase": "mla", "dtype": "e4m3", "arch": "sm90"}, "mla-dtype", "nothing but 16 bits"),
+        ({"phase": "mla", "kv_dtype": "e4m3"}, "mla-dtype", "nothing but 16 bits"),
+        ({"phase": "mla", "arch": "sm100"}, "mla-arch", "SM90 alone"),
+        ({"phase": "combine", "head_dim": 512, "arch": "sm100"}, "mla-arch", "SM90 alone"),
         ({"phase": "combine", "mask": "causal"}, "combine-options", "merged in one way, whatever mask and options"),
         ({"phase": "combine", "skip": "stat"}, "combine-options", "merged in one way"),
         ({"phase": "combine", "paged": True}, "combine-options", "merged in one way"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from skimattn.codegen import cli, model
+from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.errors import ArgumentError
 
 LLAMA = {
@@ -77,12 +78,13 @@ DECODED = {"d192v128": "d256"}  # by kernels of more columns
 
 
 def names(dtypes: str, dims: str, masks: str, more: str = "") -> set[str]:
-    """The names of kernels of both architectures, in every layout and kind, with those that SM90 decodes by."""
-    phases = (("sm90", "prefill", dims), ("sm100", "prefill", dims), ("sm90", "decode", DECODED.get(dims, dims)))
+    """The names of kernels of both architectures, in every layout and kind, with those that decode."""
+    decoded = DECODED.get(dims, dims)
+    phases = [(arch, *phase) for arch in ARCHS for phase in (("prefill", dims), ("decode", decoded))]
     kinds, paged = ("dense", "skip", "stat"), ("", "_paged")
     parts = product(phases, dtypes.split(), masks.split(), kinds, paged)
     attending = {f"skim_{arch}_{phase}_{t}_{d}_{m}_{kind}{p}{more}" for (arch, phase, d), t, m, kind, p in parts}
-    return attending | {f"skim_sm90_combine_{t}_{DECODED.get(dims, dims)}_full_dense" for t in dtypes.split()}
+    return attending | {f"skim_{arch}_combine_{t}_{decoded}_full_dense" for arch in ARCHS for t in dtypes.split()}
 
 
 @pytest.mark.parametrize(

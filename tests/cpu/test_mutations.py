@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from tests.emulator import SCHEDULES, EmulatorError, compile_kernel
+import pytest
+from skimattn.codegen.spec import KernelSpec
+
+from tests.emulator import SCHEDULES, EmulatedKernel, EmulatorError, compile_kernel
 from tests.emulator.mutation import RESULT, Mutation
+from tests.emulator.mutation_decode import DecodeMutation
 from tests.emulator.mutations import MUTATIONS as MUTATIONS_SM90
+from tests.emulator.mutations_decode import MUTATIONS_DECODE
+from tests.emulator.mutations_decode_e4m3 import MUTATIONS_DECODE_E4M3
 from tests.emulator.mutations_mla import MUTATIONS_MLA
 from tests.emulator.mutations_sm100 import MUTATIONS_SM100
 from tests.helpers.cases import Case
-from tests.helpers.check import check
+from tests.helpers.check import assert_same_bits, check
 from tests.helpers.run import run_case
 
-MUTATIONS = (*MUTATIONS_SM90, *MUTATIONS_MLA, *MUTATIONS_SM100)
+MUTATIONS = (*MUTATIONS_SM90, *MUTATIONS_DECODE, *MUTATIONS_DECODE_E4M3, *MUTATIONS_MLA, *MUTATIONS_SM100)
 CASES = {mutation.case.name: mutation.case for mutation in MUTATIONS}
+PARTS = {mutation.case.name: (1, 4, 8) for mutation in MUTATIONS_DECODE}
 
 
 def name_of(mutation: Mutation) -> str:
     return f"{mutation.case.arch} {mutation.name}"
+
+
+def parts_of(mutation: Mutation) -> tuple[int, ...]:
+    return mutation.parts if isinstance(mutation, DecodeMutation) else (0,)
+
+
+def run_in_parts(case: Case, parts: tuple[int, ...], **options: Any) -> None:
+    """Runs are checked, and each gives the bits of the first."""
+    first, held = run_case(case, "emulator", part_leaves=parts[0], **options)
+    check(first, held)
+    for leaves in parts[1:]:
+        again, _ = run_case(case, "emulator", held, part_leaves=leaves, **options)
+        check(again, held)
+        assert_same_bits(f"parts of {parts[0]} and {leaves}", first, again)
 
 
 def caught_by(mutation: Mutation, schedule: str) -> tuple[str, str]:
@@ -29,15 +50,25 @@ def caught_by(mutation: Mutation, schedule: str) -> tuple[str, str]:
         headers.append(header)
         return mutation.apply(header, text)
 
-    kernel = compile_kernel(mutation.case.spec, source_override=patch)
-    assert mutation.header in headers, f"{mutation.name}: the kernel does not include {mutation.header}"
+    def compiled(spec: KernelSpec) -> EmulatedKernel:
+        return compile_kernel(spec, source_override=patch)
+
     try:
-        check(*run_case(mutation.case, "emulator", kernel=kernel, schedule=schedule))
+        options = options_of(mutation.case) | {"schedule": schedule}
+        run_in_parts(mutation.case, parts_of(mutation), compiled=compiled, **options)
     except EmulatorError as error:
-        return error.kind, error.message
+        found = error.kind, error.message
     except AssertionError as error:
-        return RESULT, str(error)
-    return "", ""
+        found = RESULT, str(error)
+    else:
+        found = "", ""
+    assert mutation.header in headers, f"{mutation.name}: no kernel includes {mutation.header}"
+    return found
+
+
+def options_of(case: Case) -> dict[str, Any]:
+    """Of decode, one multiprocessor: CTAs take several items each."""
+    return {"sms": 1} if case.phase else {}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -51,12 +82,12 @@ def test_mutation_is_caught(mutation: Mutation, schedule: str) -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_unmutated_kernel_passes(case: Case, schedule: str) -> None:
-    check(*run_case(case, "emulator", schedule=schedule, seed=1))
+    run_in_parts(case, PARTS.get(case.name, (0,)), schedule=schedule, seed=1, **options_of(case))
 
 
 def test_names_are_unique() -> None:
     assert len({name_of(mutation) for mutation in MUTATIONS}) == len(MUTATIONS)
-    assert len(MUTATIONS_SM90) >= 10 and len(MUTATIONS_SM100) >= 10
+    assert min(map(len, (MUTATIONS_SM90, MUTATIONS_DECODE, MUTATIONS_SM100))) >= 10
 
 
 def test_text_that_is_gone_fails() -> None:

@@ -54,10 +54,11 @@ def lengths(*values: int) -> torch.Tensor:
 def test_phases(params: Params, wanted: tuple[str, ...]) -> None:
     problem = validate(params)
     assert phases_of(problem, "sm90") == wanted
-    assert phases_of(problem, "sm100") == PREFILL
-    specs = specs_of(problem, "sm90")
-    assert tuple(specs) == (wanted if "decode" not in wanted else (*wanted, "combine"))
-    assert all(spec.phase == phase for phase, spec in specs.items())
+    assert phases_of(problem, "sm100") == wanted
+    for arch in ("sm90", "sm100"):
+        specs = specs_of(problem, arch)
+        assert tuple(specs) == (wanted if "decode" not in wanted else (*wanted, "combine"))
+        assert all((spec.arch, spec.phase) == (arch, phase) for phase, spec in specs.items())
 
 
 def test_more_keys_and_fewer_rows_speak_for_decode() -> None:

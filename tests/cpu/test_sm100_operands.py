@@ -13,7 +13,7 @@ import pytest
 from skimattn.codegen import matrix
 from skimattn.codegen.spec import KernelSpec
 from skimattn.codegen.tiles import tile_of
-from skimattn.codegen.tiles.common import ELEMENT_BYTES, row_bytes
+from skimattn.codegen.tiles.common import ELEMENT_BYTES, Tile, row_bytes
 from skimattn.codegen.tiles.sm100_prefill import Sm100PrefillTile
 
 from tests.emulator import compile_kernel
@@ -24,7 +24,7 @@ from tests.helpers.placement import Operand
 from tests.helpers.run import run_case
 
 MOST, TILES, ROW_BYTES = 4096, 3, 128
-HEADER = "skimattn/sm100/prefill/mma_warp.cuh"
+HEADERS = ("skimattn/sm100/prefill/mma_warp.cuh", "skimattn/sm100/decode/mma_warp.cuh")
 NOTE = f"""
 namespace skimattn::sm100::noted {{
 extern "C" {{
@@ -52,7 +52,7 @@ void ts(uint32_t d, uint32_t a, uint64_t b, uint32_t instruction, bool accumulat
 SPECS = [
     spec
     for spec in matrix.specs("default", {"mask": ["full"], "skip": ["dense"]}, archs=["sm100"])
-    if (not spec.paged and spec.out_dtype != "fp16") or spec.dtype == "fp16"
+    if spec.phase != "combine" and not spec.paged
 ]
 
 
@@ -69,7 +69,7 @@ class Issued:
 
 def with_notes(header: str, text: str) -> str:
     """Let the kernel note its products."""
-    if header != HEADER:
+    if header not in HEADERS:
         return text
     for kind in ("ss", "ts"):
         assert text.count(f"ptx::tcgen05_mma_{kind}<Element>(") == 1
@@ -81,8 +81,9 @@ def issued(spec: KernelSpec) -> set[Issued]:
     """What a kernel issues for a whole CTA's rows and a few tiles of keys; the result is checked too."""
     kernel = compile_kernel(spec, source_override=with_notes)
     case = Case("operands", arch="sm100", dtype=spec.dtype, out_dtype=spec.out_dtype, mask="full", skip="dense")
-    rows = tile_of(spec).tile_m
-    case = replace(case, head_dim=spec.head_dim, head_dim_v=spec.head_dim_v, heads_q=1, lens=((rows, 128 * TILES),))
+    tile, phase = tile_of(spec), "decode" if spec.phase == "decode" else ""
+    lens = ((tile.tile_m, tile.tile_n * TILES),)
+    case = replace(case, phase=phase, head_dim=spec.head_dim, head_dim_v=spec.head_dim_v, heads_q=1, lens=lens)
     held = contents(case)
     check(run_case(case, "emulator", held, kernel=kernel)[0], held)
     library = kernel._library
@@ -121,14 +122,43 @@ def expected(spec: KernelSpec, tile: Sm100PrefillTile) -> set[Issued]:
     return found
 
 
+def expected_of_decode(spec: KernelSpec, tile: Tile) -> set[Issued]:
+    """Of 64 packed rows: Q, K and V in this order; of tensor memory two tiles of S, over which P lies, and O."""
+    size = ELEMENT_BYTES[spec.dtype]
+    depth, row, row_v = 32 // size, row_bytes(spec.head_dim, spec.dtype), row_bytes(spec.head_dim_v, spec.dtype)
+    k_at = 64 * row
+    v_at = k_at + tile.stages * tile.tile_n * row
+    keys = Operand(k_major=True, swizzle=128, element_bytes=size, leading=16, stride=1024)
+    values = replace(keys, k_major=False, leading=tile.tile_n * ROW_BYTES)
+    scores = Product(spec.dtype, spec.dtype, 64, tile.tile_n)
+    weighted = replace(scores, n=spec.head_dim_v, b_mn_major=True)
+    found = set()
+    for index in range(TILES):
+        s = index % 2 * tile.tile_n
+        for k in range(0, spec.head_dim, depth):
+            panel, inside = divmod(k * size, ROW_BYTES)
+            at = k_at + index * tile.tile_n * row + panel * tile.tile_n * ROW_BYTES + inside
+            a, b = shared_descriptor(keys, panel * 64 * ROW_BYTES + inside), shared_descriptor(keys, at)
+            found.add(Issued(False, s, a, b, instruction_descriptor(scores)))
+        for k in range(0, tile.tile_n, depth):
+            b = shared_descriptor(values, v_at + index * tile.tile_n * row_v + k * ROW_BYTES)
+            found.add(Issued(True, 2 * tile.tile_n, s + k * size // 4, b, instruction_descriptor(weighted)))
+    return found
+
+
 def test_every_geometry_is_here() -> None:
-    every = {(spec.dtype, spec.head_dim, spec.head_dim_v) for spec in matrix.specs("default", archs=["sm100"])}
-    assert {(spec.dtype, spec.head_dim, spec.head_dim_v) for spec in SPECS} == every and len(every) == len(SPECS) == 12
+    def geometry(spec: KernelSpec) -> tuple[object, ...]:
+        return spec.phase, spec.dtype, spec.head_dim, spec.head_dim_v
+
+    every = {geometry(spec) for spec in matrix.specs("default", archs=["sm100"]) if spec.phase != "combine"}
+    assert {geometry(spec) for spec in SPECS} == every and len(every) == len(SPECS) == 21
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_products_are_described_as_the_encoder_does(spec: KernelSpec) -> None:
     tile = tile_of(spec)
-    assert isinstance(tile, Sm100PrefillTile)
-    got, wanted = issued(spec), expected(spec, tile)
+    if isinstance(tile, Sm100PrefillTile):
+        got, wanted = issued(spec), expected(spec, tile)
+    else:
+        got, wanted = issued(spec), expected_of_decode(spec, tile)
     assert got == wanted, (sorted(got - wanted)[:3], sorted(wanted - got)[:3], len(got), len(wanted))

@@ -15,8 +15,8 @@ from skimattn.codegen.tiles.sm100_prefill import Sm100PrefillTile
 def test_tiles_are_looked_up_by_phase_too() -> None:
     prefill = all_specs()[0]
     assert [tile_of(replace(prefill, phase=phase)).tile_m for phase in ("prefill", "decode", "combine")] == [128, 64, 1]
-    with pytest.raises(KeyError, match="decode"):
-        tile_of(replace(prefill, phase="decode", arch="sm100"))
+    with pytest.raises(KeyError, match="append"):
+        tile_of(replace(prefill, phase="append"))
 
 
 def test_every_kernel_has_a_tile_that_fits() -> None:
@@ -67,6 +67,13 @@ def test_rows_lie_in_whole_panels(columns: int, dtype: str, wanted: int) -> None
         ({"head_dim": 64, "dtype": "e4m3"}, 179, 512, 512),  # half of every panel is empty
         ({"head_dim": 192, "dtype": "e4m3"}, 211, 512, 512),  # Q and O 2 x 32, K 3 x 32, V 3 x 16
         ({"head_dim": 256, "dtype": "e4m3"}, 227, 512, 384),  # Q 32, O 64, K 2 x 32, V 2 x 32
+        # Decode: barriers 1, exchange 1. Q 8, K and V 6 x 16 each; two S of 128 and O of 64 columns, rounded up.
+        ({"phase": "decode", "head_dim": 64}, 202, 512, 384),
+        ({"phase": "decode", "head_dim": 128}, 210, 512, 384),  # Q 16, 3 x 32 each; 2 x 128 + 128
+        ({"phase": "decode", "head_dim": 256}, 226, 512, 384),  # Q 32, 3 x 32 each; 2 x 64 + 256
+        ({"phase": "decode", "head_dim": 64, "dtype": "e4m3"}, 202, 512, 384),  # half of every panel is empty
+        ({"phase": "decode", "head_dim": 128, "dtype": "e4m3"}, 202, 512, 384),  # Q 8, 6 x 16 each
+        ({"phase": "decode", "head_dim": 256, "dtype": "e4m3"}, 210, 512, 384),  # Q 16, 6 x 16 each
     ],
 )
 def test_memory_of_sm100_kernels_worked_out_by_hand(
@@ -104,7 +111,8 @@ def test_combining_splits_as_decode_does() -> None:
     for spec in specs("full", {"phase": ["decode"]}):
         combine = combine_spec(spec)
         ours, theirs = (tile_of(one).traits(one) for one in (spec, combine))
-        wanted = [3, 128, 4, 8]  # 8 tiles of 128 or of 64 keys to a leaf, at least
+        # 8 tiles of 128 or of 64 keys to a leaf, at least; of SM100's 128 columns 4 of 128
+        wanted = [2 if (spec.arch, spec.head_dim) == ("sm100", 128) else 3, 128, 4, 8]
         assert [ours[name] for name in names] == [theirs[name] for name in names] == wanted
         assert theirs["kMaxBranches"] == 17  # 129 leaves from the middle of a branch on
 

@@ -9,7 +9,7 @@ from tests.helpers.cases import Case
 FOLDER = "skimattn/sm100/prefill"
 MMA_WARP, SOFTMAX, CORRECTION = f"{FOLDER}/mma_warp.cuh", f"{FOLDER}/softmax.cuh", f"{FOLDER}/correction.cuh"
 STORAGE, DESCRIPTOR, EPILOGUE = f"{FOLDER}/storage.cuh", "skimattn/sm100/descriptor.cuh", f"{FOLDER}/epilogue.cuh"
-EXPONENTIALS, KERNEL = f"{FOLDER}/exponentials.cuh", f"{FOLDER}/kernel.cuh"
+EXPONENTIALS, KERNEL = "skimattn/sm100/exponentials.cuh", f"{FOLDER}/kernel.cuh"
 TMEM, DESCALE = "skimattn/sm100/tmem.cuh", "skimattn/core/descale.cuh"
 
 DENSE = Case(

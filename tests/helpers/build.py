@@ -74,22 +74,23 @@ def _empty(case: Case, shape: tuple[int, ...], dtype: torch.dtype, fill: float) 
     return _full(shape, dtype, fill)
 
 
-def fill_of(case: Case) -> float:
-    """What memory that no request owns holds; e4m3 has no Inf."""
-    return math.nan if case.dtype == "e4m3" else case.fill
+def fill_of(case: Case, dtype: str) -> float:
+    """What memory of a type holds that no request owns; e4m3 has no Inf."""
+    return math.nan if dtype == "e4m3" else case.fill
 
 
 def _allocate(case: Case) -> Tensors:
-    dtype, fill = DTYPES[case.dtype], fill_of(case)
+    dtype, fill = DTYPES[case.dtype], fill_of(case, case.dtype)
     q_shape, kv_shape = sequence(case, 0), sequence(case, 1)
     hq, hkv, d, dv = case.heads_q, case.heads_kv, case.head_dim, case.head_dim_v
     if case.memory == "packed_qkv":
-        assert q_shape == kv_shape and d == dv, "packed qkv wants equal shapes"
+        assert q_shape == kv_shape and d == dv and case.kv_dtype == "same", "packed qkv wants equal shapes and types"
         packed = _full((*q_shape, hq + 2 * hkv, d), dtype, fill)
         return {"q": packed[..., :hq, :], "k": packed[..., hq : hq + hkv, :], "v": packed[..., hq + hkv :, :]}
     q = _empty(case, (*q_shape, hq, d), dtype, fill)
     if case.paged:
         return {"q": q}
+    dtype, fill = DTYPES[case.keys_dtype], fill_of(case, case.keys_dtype)
     if case.memory == "packed_kv":
         assert d == dv, "packed kv wants equal head dims"
         packed = _full((*kv_shape, 2 * hkv, d), dtype, fill)
@@ -120,14 +121,14 @@ def _pages(case: Case, held: list[Content]) -> Tensors:
     order = [int(page) for page in rng.permutation(sum(needed) + 3)]
     width, spare = max(needed) + 2, 3 if case.memory == "gaps" else 0
     table = torch.full((len(held), width + spare), BAD_PAGE, dtype=torch.int32)[:, :width]
-    dtype, heads = DTYPES[case.dtype], case.heads_kv
+    dtype, fill, heads = DTYPES[case.keys_dtype], fill_of(case, case.keys_dtype), case.heads_kv
     caches = {}
     for name, columns in (("k", case.head_dim), ("v", case.head_dim_v)):
         plain = replace(case, memory="gaps" if case.memory == "gaps" else "plain")
         if case.kv_layout == "nhd":
-            caches[name] = _empty(plain, (len(order), size, heads, columns), dtype, fill_of(case))
+            caches[name] = _empty(plain, (len(order), size, heads, columns), dtype, fill)
         else:
-            caches[name] = _empty(plain, (len(order), heads, size, columns), dtype, fill_of(case))
+            caches[name] = _empty(plain, (len(order), heads, size, columns), dtype, fill)
     for index, one in enumerate(held):
         for slot in range(needed[index]):
             page = order.pop()
@@ -218,7 +219,10 @@ def _map_size(case: Case) -> tuple[int, int]:
     keys = max(len_k for _, len_k in case.lens)
     if case.phase == "mla":
         return -(-rows * case.heads_q // case.group_rows) + 1, -(-keys // case.tile_n) + 2
-    prefill, decode = replace(case, phase=""), replace(case, arch="sm90", dtype="bf16", out_dtype="", phase="decode")
+    prefill, decode = (
+        replace(case, kv_dtype="same", phase=""),
+        replace(case, arch="sm90", dtype="bf16", kv_dtype="same", out_dtype="", phase="decode"),
+    )
     packed = min((rows + SPARE) * case.heads_q // case.heads_kv, PHASES.most)
     groups = max(-(-rows // prefill.group_rows) + 1, -(-packed // decode.group_rows))
     return groups, -(-keys // min(prefill.tile_n, decode.tile_n)) + 2

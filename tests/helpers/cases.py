@@ -45,8 +45,9 @@ class Case:
     phase: str = ""
     gives_v: bool = True  # of mla: whether the call names its values
     dtype: str = "bf16"
+    kv_dtype: str = "same"  # of k and v: dtype, or "e4m3"
     out_dtype: str = ""  # default: dtype, or bf16 for e4m3
-    descales: str = ""  # of e4m3: "" (none), "one" element, by "head" ([B, Hkv])
+    descales: str = ""  # of what is e4m3: "" (none), "one" element, by "head" ([B, Hkv])
     head_dim: int = 64
     head_dim_v: int = 64
     mask: str = "causal"
@@ -100,7 +101,13 @@ class Case:
             skip=self.skip,
             softcap=self.softcap > 0,
             alibi=self.alibi,
+            kv_dtype=self.kv_dtype,
         )
+
+    @property
+    def keys_dtype(self) -> str:
+        """The type of k and v."""
+        return self.dtype if self.kv_dtype == "same" else self.kv_dtype
 
     @property
     def dtype_out(self) -> str:
@@ -132,8 +139,9 @@ class Case:
         """Whether a request is decode's."""
         if self.phase != "mixed":
             return self.phase in ("decode", "mla")
-        has_kernel = self.arch == "sm90" and self.dtype != "e4m3"
-        return has_kernel and PHASES.decodes(len_q, len_k, self.heads_q // self.heads_kv)
+        if self.arch == "sm90" and self.keys_dtype == "e4m3":
+            return True  # no prefill kernel reads those
+        return PHASES.decodes(len_q, len_k, self.heads_q // self.heads_kv)
 
     def launched(self) -> Case:
         """The same call as ``launch`` computes it: each request by its own lengths."""
@@ -196,7 +204,8 @@ def descales_of(case: Case, stream: int) -> dict[str, NDArray[np.float32]]:
     first = stream * case.heads_kv if case.descales == "head" else 0
     step = 1 if case.descales == "head" else 0
     heads = first + step * np.arange(case.heads_kv)
-    return {name: np.array(values, np.float32)[heads % len(values)] for name, values in _DESCALES.items()}
+    given = {name: values for name, values in _DESCALES.items() if name != "q_descale" or case.dtype == "e4m3"}
+    return {name: np.array(values, np.float32)[heads % len(values)] for name, values in given.items()}
 
 
 def threshold_of(case: Case, stream: int) -> NDArray[np.float32] | None:
@@ -241,8 +250,8 @@ def content(case: Case, index: int) -> Content:
             q[:, :, list(_LOUD_COLUMNS)] = 0.0
             k[:, :, list(_LOUD_COLUMNS)] = np.where(heavy, LOUD[case.dtype], 1.0)[:, :, None]
         else:
-            v *= np.where(heavy, LOUD[case.dtype], 1.0)[:, :, None]
-    q, k, v = (narrow(x, case.dtype) for x in (q, k, v))
+            v *= np.where(heavy, LOUD[case.keys_dtype], 1.0)[:, :, None]
+    q, k, v = (narrow(q, case.dtype), *(narrow(x, case.keys_dtype) for x in (k, v)))
     if case.phase == "mla":
         v = k[..., : case.head_dim_v]
     return Content(q, k, v, threshold_of(case, stream), custom, descales, slopes_of(case, stream))
@@ -299,7 +308,8 @@ def rules_of(case: Case, one: Content | None = None) -> Rules:
         alibi=None if slopes is None else slopes.astype(np.float64),
         sinks=None if sinks is None else sinks.astype(np.float64),
         margin=0.0 if case.exact else margin,
-        p_dtype=case.dtype if case.dtype == "e4m3" else "",
+        # SM90's decode converts all it reads.
+        p_dtype="e4m3" if case.dtype == "e4m3" and (case.arch == "sm100" or case.phase != "decode") else "",
     )
 
 
@@ -321,7 +331,8 @@ def _request(one: Content) -> Request:
     q, k, v = (x.double().numpy() for x in (one.q, one.k, one.v))
     if one.descales:
         by_head = {name: values.astype(np.float64)[None, :, None] for name, values in one.descales.items()}
-        q = q * np.repeat(by_head["q_descale"], q.shape[1] // k.shape[1], axis=1)
+        if "q_descale" in by_head:
+            q = q * np.repeat(by_head["q_descale"], q.shape[1] // k.shape[1], axis=1)
         k, v = k * by_head["k_descale"], v * by_head["v_descale"]
     threshold = None if one.threshold is None else one.threshold.astype(np.float64)
     return Request(q, k, v, threshold, one.custom)

@@ -194,7 +194,8 @@ def case_of(row: Row, index: int, arch: str = "sm90", lens: tuple[tuple[int, int
     packed = row["memory"].startswith("packed")
     small = [pair for pair in DIMS[row["dims"]] if not packed or pair[0] == pair[1]]
     dims = small[index % len(small)]
-    eight_bit = row["dtype"] in _EIGHT_BIT
+    kv_dtype = row.get("kv_dtype", "same")
+    eight_bit = row["dtype"] in _EIGHT_BIT or kv_dtype in _EIGHT_BIT
     if eight_bit:  # columns come in 16 bytes
         dims = (-(-dims[0] // 16) * 16, -(-dims[1] // 16) * 16)
     forms = ("bool2", "packed2", "bool3", "packed3") + (() if row["q_ragged"] else ("bool4", "packed4"))
@@ -203,7 +204,8 @@ def case_of(row: Row, index: int, arch: str = "sm90", lens: tuple[tuple[int, int
         name=f"pair{index}",
         arch=arch,
         dtype=row["dtype"],
-        out_dtype="fp16" if eight_bit and row["give"] and index % 3 == 1 else "",
+        kv_dtype=kv_dtype,
+        out_dtype="fp16" if row["dtype"] in _EIGHT_BIT and row["give"] and index % 3 == 1 else "",
         descales=("one", "head", "")[index % 3] if eight_bit else "",
         head_dim=dims[0],
         head_dim_v=dims[1],
@@ -258,6 +260,7 @@ def spec_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
         number = 2 * index + ragged
         row: Row = {
             "dtype": spec.dtype,
+            "kv_dtype": spec.kv_dtype,
             "dims": (spec.head_dim, spec.head_dim_v),
             "mask": spec.mask,
             "paged": spec.paged,
@@ -277,6 +280,7 @@ def spec_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
         lens = DECODED_LENS[ragged] if spec.phase == "decode" else LENS[row["lens"]]
         assert fits(row, lens)
         case = replace(case_of(row, number, spec.arch, lens=lens), phase="decode" if spec.phase == "decode" else "")
+        case = replace(case, out_dtype=spec.out_dtype if spec.dtype in _EIGHT_BIT else "", kv_dtype=spec.kv_dtype)
         assert case.spec == spec
         found.append(replace(case, name=f"{spec.name}-{'ragged' if ragged else 'batched'}"))
     return tuple(found)

@@ -139,18 +139,25 @@ def out_bound(case: Case, answer: Answer) -> Array:
         reached = np.abs(answer.rounded) + answer.flips
         return np.asarray(answer.flips + (unit * 1.02 + scores) * reached + 2.0**-18 * answer.spread + tiny)
     relative = unit * 1.02 + scores + 2.0**-18
-    absolute = 2.0**-25 * answer.reach if case.dtype == "fp16" else 0.0  # P below 2^-14 is subnormal
+    # P below 2^-14 is subnormal. Its type is the output's, unless it has 8 bits, which is above.
+    absolute = 2.0**-25 * answer.reach if case.dtype_out == "fp16" else 0.0
     return np.asarray(relative * answer.spread + unit * 1.02 * np.abs(answer.out) + absolute + tiny)
 
 
 def same_precision(case: Case, one: Content, answer: Answer) -> Array:
     """The same attention over the kept keys, by PyTorch in the type of its operands; [len_q, Hq, Dv] float64."""
-    if case.dtype == "e4m3":
+    if answer.rounded is not None:
         return _same_precision_e4m3(case, one, answer)
     rules = rules_of(case, one)
     repeat = case.heads_q // case.heads_kv
-    q = (one.q * torch.tensor(case.softmax_scale, dtype=DTYPES[case.dtype])).transpose(0, 1)
-    k, v = (x.repeat_interleave(repeat, dim=1).transpose(0, 1) for x in (one.k, one.v))
+    # 8-bit operands are worth their true values, in the type of the output.
+    dtype, true = DTYPES[case.dtype_out], {}
+    for name, x in (("q", one.q), ("k", one.k), ("v", one.v)):
+        values = one.descales.get(f"{name}_descale")
+        unit = 1.0 if values is None else torch.from_numpy(values).repeat_interleave(x.shape[1] // len(values))[:, None]
+        true[name] = (x.float() * unit).to(dtype)
+    q = (true["q"] * torch.tensor(case.softmax_scale, dtype=dtype)).transpose(0, 1)
+    k, v = (true[name].repeat_interleave(repeat, dim=1).transpose(0, 1) for name in "kv")
     s = q @ k.transpose(1, 2)
     if case.softcap:
         s = torch.tanh(s / case.softcap) * case.softcap

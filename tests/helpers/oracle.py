@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .oracle_e4m3 import Walk, e4m3_rows, e4m3_unsure
+from .oracle_e4m3 import Walk, e4m3_state, e4m3_unsure
 
 F64 = NDArray[np.float64]
 Bits = NDArray[np.bool_]
@@ -239,6 +239,7 @@ def attend(rules: Rules, request: Request) -> Answer:
     for head in range(request.q.shape[1]):
         _decide_head(rules, request, head, answer)
         settle(rules, request, head, answer)
+        _round_head(rules, request, head, answer)
     return answer
 
 
@@ -302,13 +303,20 @@ def settle(rules: Rules, request: Request, head: int, answer: Answer) -> None:
     if len(k) and len(q):
         sizes = [np.abs(np.where(np.isfinite(x), x, 0.0)) for x in (q, k)]
         answer.score_size[:, head] = (sizes[0] @ sizes[1].T).max(axis=1) * rules.scale
+
+
+def _round_head(rules: Rules, request: Request, head: int, answer: Answer) -> None:
+    """What one head gives with 8-bit probabilities."""
     if answer.rounded is None or answer.flips is None:
         return
+    s, v = head_scores(rules, request, head)[0], request.v[:, _kv_head(request, head)]
+    sink = -math.inf if rules.sinks is None else float(rules.sinks[head])
     for group, marks in enumerate(answer.skip_map[head]):
         rows = slice(group * rules.group_rows, (group + 1) * rules.group_rows)
         visited = np.flatnonzero(marks)
         order = visiting_order(rules.order, range(visited[0], visited[-1] + 1)) if len(visited) else []
         kept = [tile for tile in order if marks[tile] == KEPT]
-        walk = Walk(kept, rules.tile_n, np.where(answer.kept_keys[head, rows], s[rows], -np.inf), v, sink)
+        masked = np.where(answer.kept_keys[head, rows], s[rows], -np.inf)
+        walk = Walk(kept, rules.tile_n, masked, v, np.full(len(masked), -np.inf))
         unsure = e4m3_unsure(answer.score_size[rows, head], rules.softcap)
-        answer.rounded[rows, head], answer.flips[rows, head] = e4m3_rows(walk, unsure)
+        answer.rounded[rows, head], answer.flips[rows, head] = e4m3_state(walk, unsure).rows(sink)

@@ -27,8 +27,10 @@ from .oracle import (
     visible_keys,
     visited_tiles,
 )
+from .oracle_e4m3 import State, Walk, e4m3_state, e4m3_unsure
 
 Rows = NDArray[np.int64]
+Floats = NDArray[np.float64]
 _SEE_THE_FIRST_KEY = ("full", "causal", "custom")
 
 
@@ -65,10 +67,13 @@ def attend_decoded(rules: Rules, leaves: Leaves, request: Request) -> Answer:
     per_kv = heads // heads_kv
     packed = len(request.q) * per_kv
     answer = empty_answer(rules, request, groups=-(-packed // rules.group_rows))
-    for kv_head in range(heads_kv):
-        _Walk(rules, leaves, request, kv_head, answer).decide_all()
+    walks = [_Walk(rules, leaves, request, kv_head, answer) for kv_head in range(heads_kv)]
+    for walk in walks:
+        walk.decide_all()
     for head in range(heads):
         settle(rules, request, head, answer)
+    for walk in walks if rules.p_dtype else ():
+        walk.round_all()
     return answer
 
 
@@ -84,7 +89,8 @@ class _Walk:
         parts = [head_scores(rules, request, self.first_head + i) for i in range(self.per_kv)]
         self.seen = np.stack([seen for _, seen in parts], axis=1).reshape(self.packed, len_k)
         scores = np.stack([s for s, _ in parts], axis=1).reshape(self.packed, len_k)
-        self.maxima, self.sees = tile_maxima(rules, np.where(self.seen, scores, -np.inf), self.seen)
+        self.masked, self.v = np.where(self.seen, scores, -np.inf), request.v[:, kv_head]
+        self.maxima, self.sees = tile_maxima(rules, self.masked, self.seen)
         given = request.threshold
         own = [-1.0] * self.per_kv if given is None else given[self.first_head : self.first_head + self.per_kv]
         limits = [log2_threshold(float(threshold)) for threshold in own]
@@ -94,6 +100,9 @@ class _Walk:
             self.geometry = np.ones((len_q, len_k), dtype=bool)
         else:
             self.geometry = visible_keys(rules, len_q, len_k)
+        self.walked: list[
+            tuple[Rows, list[int], Floats]
+        ] = []  # of each leaf: rows, kept tiles in order, where it starts
         self.spacing = leaves.spacing(len(visited_tiles(rules, self.geometry)), rules.tile_n)
 
     def decide_all(self) -> None:
@@ -112,8 +121,28 @@ class _Walk:
             decisions, close = decide(
                 self.rules, own, self.maxima[rows], self.sees[rows], self.limit[rows], running=running, starts=starts
             )
+            self.walked.append((rows, [tile for tile in decisions if decisions[tile] == KEPT], running))
             for tile, decision in decisions.items():
                 self._record(group, rows, tile, decision, tile in close)
+
+    def round_all(self) -> None:
+        """What 8-bit probabilities give, leaf by leaf; order of merging does not show in float64."""
+        answer = self.answer
+        states: dict[int, tuple[Rows, State]] = {}  # by a group's first row
+        assert answer.rounded is not None and answer.flips is not None
+        for rows, tiles, start in self.walked:
+            unsure = e4m3_unsure(answer.score_size[self._places(rows)], self.rules.softcap)
+            state = e4m3_state(Walk(tiles, self.rules.tile_n, self.masked[rows], self.v, start), unsure)
+            first = int(rows[0])
+            states[first] = (rows, states[first][1].merged(state) if first in states else state)
+        for rows, state in states.values():
+            places = self._places(rows)
+            sink = -np.inf if self.rules.sinks is None else self.rules.sinks[places[1]]
+            answer.rounded[places], answer.flips[places] = state.rows(sink)
+
+    def _places(self, rows: Rows) -> tuple[Rows, Rows]:
+        """Query row and query head of packed rows."""
+        return rows // self.per_kv, self.first_head + rows % self.per_kv
 
     def _start_tiles(self, tiles: range, geometry: Bits) -> list[int]:
         """Tile 0 where rows see the first key; else the last one, and for rows that miss it the one before."""

@@ -33,19 +33,52 @@ def e4m3_unsure(score_size: F64, softcap: float) -> F64:
 
 @dataclass(frozen=True)
 class Walk:
-    """Rows that decide together: kept tiles in order, masked scores [rows, len_k], values [len_k, Dv], a sink logit."""
+    """Rows that decide together: kept tiles in order, masked scores [rows, len_k], values [len_k, Dv].
+
+    ``start`` [rows] is what exponentials of the first tile are measured from, unless that raises it.
+    """
 
     tiles: list[int]
     tile_n: int
     s: F64
     v: F64
-    sink: float
+    start: F64
 
 
-def e4m3_rows(walk: Walk, unsure: F64) -> tuple[F64, F64]:
-    """(out, flips) [rows, Dv]. ``unsure`` [rows]: relative error of exponentials that may flip a rounding."""
+@dataclass(frozen=True)
+class State:
+    """Rows over some of their keys: sums [rows] and columns [rows, Dv] of exponentials measured from ``base`` [rows].
+
+    ``flips`` [rows, Dv]: how far columns may be off where a rounding is flipped.
+    """
+
+    base: F64
+    total: F64
+    out: F64
+    flips: F64
+
+    def merged(self, other: State) -> State:
+        """Over the keys of both."""
+        base = np.maximum(self.base, other.base)
+        origin = np.where(base == -np.inf, 0.0, base)
+        with np.errstate(invalid="ignore", over="ignore"):
+            a, b = np.exp(self.base - origin), np.exp(other.base - origin)
+            pairs = ((self.out, other.out), (self.flips, other.flips))
+            out, flips = (x * a[:, None] + y * b[:, None] for x, y in pairs)
+            return State(base, self.total * a + other.total * b, out, flips)
+
+    def rows(self, sink: float | F64) -> tuple[F64, F64]:
+        """(out, flips) [rows, Dv] of the whole softmax."""
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            total, blind = self.total + np.exp(sink - self.base), self.total == 0
+            out, flips = (np.where(blind[:, None], 0.0, part / total[:, None]) for part in (self.out, self.flips))
+        return out, flips
+
+
+def e4m3_state(walk: Walk, unsure: F64) -> State:
+    """What a walk comes to. ``unsure`` [rows]: relative error of exponentials that may flip a rounding."""
     rows, columns = len(walk.s), walk.v.shape[1]
-    base, total = np.full(rows, -np.inf), np.zeros(rows)
+    base, total = walk.start, np.zeros(rows)
     out, flips = np.zeros((rows, columns)), np.zeros((rows, columns))
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         for tile in walk.tiles:
@@ -58,9 +91,7 @@ def e4m3_rows(walk: Walk, unsure: F64) -> tuple[F64, F64]:
             out = out * alpha[:, None] + _times(round_e4m3(FACTOR * p) / FACTOR, v)
             flips = flips * alpha[:, None] + _times(high - low, np.abs(v))
             total, base = total * alpha + p.sum(axis=1), raised
-        total = total + np.exp(walk.sink - base)
-        blind = base == -np.inf
-        return (np.where(blind[:, None], 0.0, part / total[:, None]) for part in (out, flips))  # type: ignore[return-value]
+    return State(base, total, out, flips)
 
 
 def _times(weights: F64, v: F64) -> F64:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -90,9 +90,12 @@ def run_on_emulator(
     sms: int = DEFAULT_SMS,
     heads_in_l2: int = 0,
     kernel: Any = None,
+    compiled: Callable[[KernelSpec], Any] | None = None,
     strict_products: bool = False,
+    part_leaves: int = 0,
+    workspace: torch.Tensor | None = None,
 ) -> Result:
-    """The rendered kernel on the CPU, with the launch plan that the runtime makes.
+    """The rendered kernels on the CPU, with the launch plan that the runtime makes.
 
     Args:
         built: the call.
@@ -100,31 +103,19 @@ def run_on_emulator(
         seed: of the order in which threads take turns.
         sms: multiprocessors of the emulated device.
         heads_in_l2: replaces the plan's choice of how the work is ordered; 0 = leave it.
-        kernel: replaces the compiled kernel.
+        kernel: replaces the compiled kernel of the case's spec.
+        compiled: replaces the way to all of them.
         strict_products: whether products count as ordered only where the ISA says so; see the emulator.
+        part_leaves: replaces the plan's choice of how many leaves a CTA computes; 0 = leave it.
+        workspace: where partial results go, as it is; default: one of its own, full of NaN.
     """
-    from skimattn._call.validate import validate
-    from skimattn._launch.buffers import make_buffers
-    from skimattn._launch.planner import Planner, make_plan
-    from skimattn._select import kernels
-    from skimattn.codegen.matrix import combine_spec
+    from skimattn._launch.planner import make_plan
 
     from tests.emulator import run_plan
 
-    spec = built.case.spec
     counter = torch.zeros(4, dtype=torch.int32)
-    with _readable_values(built):
-        problem = validate(params_of(built))
-        specs = {spec.phase: spec}
-        if spec.phase in ("decode", "mla"):
-            specs = {"decode": spec, "combine": combine_spec(spec)}
-        rows = {phase: kernels.unbuilt_row(one) for phase, one in specs.items()}
-        buffers = make_buffers(problem.params, problem.out_shape, Planner(rows, sms).workspace_floats(problem))
-        for tensor, value in ((buffers.out, 0x7E5A), (buffers.lse, 0x7FC00BAD)):
-            if tensor is not None and not built.case.give_out:
-                _scribble(tensor, value)
-        if buffers.workspace is not None:
-            _scribble(buffers.workspace, 0x7FC00BAD)
+    with _readable_values(built), _parts_of(part_leaves):
+        problem, rows, buffers = _prepare(built, sms, workspace)
         plan = make_plan(problem, rows, buffers, sm_count=sms, work_counter_address=counter.data_ptr())
     owned = [
         *built.tensors.values(),
@@ -134,12 +125,55 @@ def run_on_emulator(
     ranges = [(tensor.data_ptr(), extent(tensor)) for tensor in owned if tensor.numel()]
     options = {"schedule": schedule, "seed": seed, "ranges": ranges, "strict_products": strict_products}
     for launch in plan.kernels:
+        spec = launch.kernel.spec
         if heads_in_l2:
             launch.scalars["heads_in_l2"] = heads_in_l2
-        run_plan(kernel if kernel and launch.kernel.spec == spec else emulated(launch.kernel.spec), launch, **options)
-    assert int(counter[0]) == 0, f"{built.case.name}: the work counter is left at {int(counter[0])}"
+        run_plan(kernel if kernel and spec == built.case.spec else (compiled or emulated)(spec), launch, **options)
+        assert int(counter[0]) == 0, f"{built.case.name}: {spec.name} leaves the work counter at {int(counter[0])}"
     returned = (buffers.out, buffers.lse) if buffers.lse is not None and not built.case.give_out else buffers.out
     return result_of(built, returned)
+
+
+def _prepare(built: Built, sms: int, workspace: torch.Tensor | None) -> tuple[Any, dict[str, Any], Any]:
+    """The validated call, its kernels by phase, and its buffers."""
+    from skimattn._call.validate import validate
+    from skimattn._launch.buffers import make_buffers
+    from skimattn._launch.planner import Planner
+    from skimattn._select import kernels
+    from skimattn._select.dispatch import specs_of
+    from skimattn.codegen.matrix import combine_spec
+
+    case, problem = built.case, validate(params_of(built))
+    specs = {case.spec.phase: case.spec}
+    if case.phase in ("decode", "mla"):
+        specs = {"decode": case.spec, "combine": combine_spec(case.spec)}
+    if case.phase == "mixed":
+        specs = specs_of(problem, case.arch)
+    rows = {phase: kernels.unbuilt_row(one) for phase, one in specs.items()}
+    buffers = make_buffers(problem.params, problem.out_shape, Planner(rows, sms).workspace_floats(problem))
+    for tensor, value in ((buffers.out, 0x7E5A), (buffers.lse, 0x7FC00BAD)):
+        if tensor is not None and not case.give_out:
+            _scribble(tensor, value)
+    if buffers.workspace is not None:
+        if workspace is not None:
+            assert workspace.numel() >= buffers.workspace.numel()
+            buffers.workspace = workspace
+        else:
+            _scribble(buffers.workspace, 0x7FC00BAD)
+    return problem, rows, buffers
+
+
+@contextmanager
+def _parts_of(leaves: int) -> Iterator[None]:
+    """Within, plans cut requests into parts of so many leaves; 0 = as they choose."""
+    from skimattn._launch import decode
+
+    chosen = decode.PART_LEAVES
+    decode.PART_LEAVES = (leaves,) if leaves else chosen  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        decode.PART_LEAVES = chosen
 
 
 def _scribble(tensor: torch.Tensor, value: int) -> None:

@@ -91,6 +91,18 @@ SKIM_DEVICE uint32_t ld_shared(const void* pointer) {
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(smem_address(pointer)) : "memory");
   return value;
 }
+// 16 bytes, at a multiple of 16.
+struct Words4 {
+  uint32_t w[4];
+};
+SKIM_DEVICE Words4 ld_shared16(const void* pointer) {
+  Words4 x;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.w[0]), "=r"(x.w[1]), "=r"(x.w[2]), "=r"(x.w[3])
+               : "r"(smem_address(pointer))
+               : "memory");
+  return x;
+}
 SKIM_DEVICE void st_shared_float(float* pointer, float value) { st_shared(pointer, __float_as_uint(value)); }
 SKIM_DEVICE float ld_shared_float(const float* pointer) { return __uint_as_float(ld_shared(pointer)); }
 // Makes this thread's shared-memory writes visible to TMA and to matrix products.
@@ -197,6 +209,28 @@ SKIM_DEVICE uint32_t pack(ElementE4m3, float x0, float x1, float x2, float x3) {
       : "=r"(quad)
       : "f"(x0), "f"(x1), "f"(x2), "f"(x3));
   return quad;
+}
+
+// Two 8-bit elements, the first in the lower byte of the lower half, as 16-bit ones: exact, and NaN stays NaN.
+SKIM_DEVICE uint32_t widen(ElementFp16, uint32_t pair) {
+  uint32_t wide;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.rn.f16x2.e4m3x2 %0, low;\n}\n" : "=r"(wide) : "r"(pair));
+  return wide;
+}
+// Note: through float, since nothing converts from fp16 to bf16 or from e4m3 to bf16 at once. As many instructions as
+// shifting the bits into place and multiplying by 2^120, which would make 480 of NaN.
+SKIM_DEVICE uint32_t widen(ElementBf16 element, uint32_t pair) {
+  float first, second;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %2;\ncvt.f32.f16 %0, low;\ncvt.f32.f16 %1, high;\n}\n"
+      : "=f"(first), "=f"(second)
+      : "r"(widen(ElementFp16{}, pair)));
+  return pack(element, first, second);
+}
+
+// The same number, but unknown to the compiler: what follows from it is computed here, and takes no register elsewhere.
+SKIM_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 // ---- global memory

@@ -1,7 +1,8 @@
-// tcgen05.ld and .st of shape 32x32b, and their waits.
+// tcgen05.ld and .st of shapes 32x32b and 16x32bx2, and their waits.
 #include "tensor_memory.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 namespace skim_emulator {
@@ -15,8 +16,21 @@ bool takes_effect_now() {
   return machine.schedule == Schedule::kEarly || (machine.schedule == Schedule::kRandom && chance(4));
 }
 
-// The first of the warp's two bands, after checking that it may use this address at all.
-int check_address(const Access& access, uint32_t address, int count) {
+// Cells of a band of lanes, from a column on.
+struct Area {
+  int band, column;
+};
+
+// What a lane holds in its registers. 32x32b: columns of its own lane of tensor memory. 16x32bx2: of the first 16
+// lanes, the other 16 of the warp from `split` columns further on.
+uint32_t* columns_of(TensorMemory& memory, const Transfer& transfer, uint32_t lane) {
+  const uint32_t first = transfer.address >> 16, column = transfer.address & 0xffff;
+  if (transfer.split == 0) return &memory.words[first + lane][column];
+  return &memory.words[first + lane % kBand][column + lane / kBand * static_cast<uint32_t>(transfer.split)];
+}
+
+// The two areas of `count` columns that the warp uses, after checking that it may use this address at all.
+std::array<Area, 2> check_address(const Access& access, uint32_t address, int count, int split) {
   const char* const what = access.what;
   const int index = access.warp, lane = index % 4 * kWarp;
   if (!power_of_two(count) || count > kMaxRegisters) {
@@ -26,23 +40,26 @@ int check_address(const Access& access, uint32_t address, int count) {
     fail("tensor-memory", "%s at lane %u: warp %d may only use lanes %d to %d, from the first on", what, address >> 16,
          index, lane, lane + kWarp - 1);
   }
+  const int band = lane / kBand, column = static_cast<int>(address & 0xffff);
+  if (split != 0 && split < count) fail("tensor-memory", "%s: halves %d columns apart, of %d each", what, split, count);
   check_allocated(access, address & 0xffff, count, what);
-  return lane / kBand;
+  if (split == 0) return {Area{band, column}, Area{band + 1, column}};
+  check_allocated(access, (address & 0xffff) + static_cast<uint32_t>(split), count, what);
+  return {Area{band, column}, Area{band, column + split}};
 }
 
 void fetch(TensorMemory& memory, Transfer& load) {
   load.finished = true;
   load.data.resize(static_cast<size_t>(load.count * kWarp));
   for (uint32_t lane = 0; lane < kWarp; ++lane) {
-    std::memcpy(&load.data[lane * static_cast<uint32_t>(load.count)],
-                &memory.words[(load.address >> 16) + lane][load.address & 0xffff], 4u * load.count);
+    std::memcpy(&load.data[lane * static_cast<uint32_t>(load.count)], columns_of(memory, load, lane), 4u * load.count);
   }
 }
 
 void write_back(TensorMemory& memory, const Transfer& store) {
   for (uint32_t lane = 0; lane < kWarp; ++lane) {
-    std::memcpy(&memory.words[(store.address >> 16) + lane][store.address & 0xffff],
-                &store.data[lane * static_cast<uint32_t>(store.count)], 4u * store.count);
+    std::memcpy(columns_of(memory, store, lane), &store.data[lane * static_cast<uint32_t>(store.count)],
+                4u * store.count);
   }
 }
 
@@ -52,22 +69,22 @@ void hand_out(const Transfer& load) {
   }
 }
 
-void start_load(Warp& warp, uint32_t address, int count) {
+void start_load(Warp& warp, uint32_t address, int count, int split) {
   TensorMemory& memory = tensor_memory(*warp.cta);
   const int index = warp_index(warp);
   TensorWarp& state = memory.warps[static_cast<size_t>(index)];
   Access access = access_of_warp(*warp.cta, index, "tcgen05_ld", false);
-  const int first_band = check_address(access, address, count);
+  const auto areas = check_address(access, address, count, split);
   ++state.loads.issued;
-  for (int band = first_band; band < first_band + 2; ++band) {
-    for (int column = address & 0xffff, end = column + count; column < end; ++column) {
+  for (const auto& [band, first] : areas) {
+    for (int column = first; column < first + count; ++column) {
       check_read(access, band, column);
       Cell& cell = memory.cells[band][column];
       cell.read = true;
       cell.loads[index / 4] = state.loads.issued;
     }
   }
-  Transfer load{address, count, false, false, {}, {}};
+  Transfer load{address, count, split, false, false, {}, {}};
   for (int lane = 0; lane < kWarp; ++lane) {
     auto* const registers = load.registers[lane] = static_cast<uint32_t*>(state.pointers[lane]);
     for (const Transfer& other : state.loads.pending) {
@@ -84,20 +101,20 @@ void start_load(Warp& warp, uint32_t address, int count) {
   state.loads.pending.push_back(std::move(load));
 }
 
-void start_store(Warp& warp, uint32_t address, int count) {
+void start_store(Warp& warp, uint32_t address, int count, int split) {
   TensorMemory& memory = tensor_memory(*warp.cta);
   const int index = warp_index(warp);
   TensorWarp& state = memory.warps[static_cast<size_t>(index)];
   Access access = access_of_warp(*warp.cta, index, "tcgen05_st", false);
-  const int first_band = check_address(access, address, count);
+  const auto areas = check_address(access, address, count, split);
   ++state.stores.issued;
-  for (int band = first_band; band < first_band + 2; ++band) {
-    for (int column = address & 0xffff, end = column + count; column < end; ++column) {
+  for (const auto& [band, first] : areas) {
+    for (int column = first; column < first + count; ++column) {
       check_write(access, band, column, 0);
       note_write(memory.cells[band][column], Cell::kStore, index, state.stores.issued, 0);
     }
   }
-  Transfer store{address, count, false, false, {}, std::vector<uint32_t>(static_cast<size_t>(count * kWarp))};
+  Transfer store{address, count, split, false, false, {}, std::vector<uint32_t>(static_cast<size_t>(count * kWarp))};
   for (int lane = 0; lane < kWarp; ++lane) {
     std::memcpy(&store.data[static_cast<size_t>(lane * count)], state.pointers[lane], 4u * count);
   }
@@ -151,16 +168,16 @@ void wait_store(Warp& warp) {
 
 }  // namespace
 
-void tensor_collective(Collective kind, uint32_t address, int count, void* pointer) {
+void tensor_collective(Collective kind, uint32_t address, int count, void* pointer, int split) {
   Fibre& fibre = *machine.current;
   tensor_memory(*fibre.cta).warps[static_cast<size_t>(fibre.ids.thread / kWarp)].pointers[fibre.lane] = pointer;
-  warp_collective(kind, static_cast<uint32_t>(count), static_cast<int>(address));
+  warp_collective(kind, static_cast<uint32_t>(count | split << 16), static_cast<int>(address));
 }
 
 void finish_tensor_collective(Warp& warp) {
   if (warp.live != ~0u) fail("barrier", "a tcgen05 instruction of a whole warp, of which lanes have exited");
   const auto address = static_cast<uint32_t>(warp.arguments[0]);
-  const auto count = static_cast<int>(warp.values[0]);
+  const auto count = static_cast<int>(warp.values[0] & 0xffff), split = static_cast<int>(warp.values[0] >> 16);
   for (int lane = 0; lane < kWarp; ++lane) {
     if (warp.values[lane] != warp.values[0]) fail("barrier", "lanes of one warp disagree on a tcgen05 instruction");
   }
@@ -173,9 +190,9 @@ void finish_tensor_collective(Warp& warp) {
       tensor_memory(*warp.cta).relinquished = true;
       return;
     case Collective::kTensorLoad:
-      return start_load(warp, address, count);
+      return start_load(warp, address, count, split);
     case Collective::kTensorStore:
-      return start_store(warp, address, count);
+      return start_store(warp, address, count, split);
     case Collective::kTensorWaitLoad:
       return wait_load(warp, count);
     default:

@@ -49,9 +49,9 @@ struct Issuer {
 // A tcgen05.ld or .st of a warp that no wait has ended.
 struct Transfer {
   uint32_t address;
-  int count;
-  bool finished;  // tensor memory was read or written
-  bool early;     // a load that gave its result at once
+  int count, split;  // columns of a lane; of 16x32bx2 those between its halves, else 0
+  bool finished;     // tensor memory was read or written
+  bool early;        // a load that gave its result at once
   uint32_t* registers[kWarp];
   std::vector<uint32_t> data;  // [lane][count]
 };

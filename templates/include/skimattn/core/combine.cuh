@@ -1,6 +1,7 @@
 // Merges what decode CTAs left in the workspace, row by row.
 #pragma once
 #include <skimattn/core/decode_work.cuh>
+#include <skimattn/core/descale.cuh>
 #include <skimattn/core/output.cuh>
 
 namespace skimattn {
@@ -202,7 +203,8 @@ class Combine {
 
   SKIM_DEVICE void store(const State& state, const Row& row) const {
     const RowScale& scale = state.scale;
-    const float inverse = inverse_of(scale.sum, scale.max, 1.0f, row.head, p_);
+    float inverse = inverse_of(scale.sum, scale.max, 1.0f, row.head, p_);
+    inverse *= v_descale(p_, row.batch, row.head / p_.qheads_per_kv);
     if (p_.lse != nullptr && lane_ == 0) store_lse(scale.sum, scale.max, 1.0f, 0, row, p_);
     uint16_t* to = output_row(row, 0, p_) + lane_ * kColumns;
 #pragma unroll

@@ -20,8 +20,14 @@ struct DecodeItem {
   SKIM_DEVICE Span tiles_of(int leaf) const {
     return {imax(leaf << leaf_shift, range.first), imin((leaf + 1) << leaf_shift, range.last)};
   }
+  // Copies of key tiles that the part needs.
+  SKIM_DEVICE int key_tiles() const {
+    const int tiles = imin(hi << leaf_shift, range.last) - imax(lo << leaf_shift, range.first);
+    return start.hi - start.lo + imax(tiles, 0);
+  }
 };
 constexpr int kDecodeWords = sizeof(DecodeItem) / 4;
+constexpr int kFirstKeyWord = SKIM_OFFSETOF(DecodeItem, first_key) / 4;
 
 // Query rows [lo, hi) that have a packed row in the item's group.
 template <class Tr>

@@ -32,13 +32,13 @@ inline constexpr uint32_t kOperandType = 0;
 template <>
 inline constexpr uint32_t kOperandType<ElementBf16> = 1;
 
-// D (128 rows, N columns of float) from A (K-major) and B, both of this element type.
-template <class Element, int N, bool kMnMajorB>
+// D (M rows, N columns of float) from A (K-major) and B, both of this element type.
+template <class Element, int N, bool kMnMajorB, int M = 128>
 SKIM_DEVICE constexpr uint32_t instruction_descriptor() {
-  static_assert(N % 16 == 0 && N >= 16 && N <= 256);
+  static_assert((M == 64 || M == 128) && N % 16 == 0 && N >= 16 && N <= 256);
   constexpr uint32_t kFloat = 1 << 4, kTypes = kOperandType<Element> << 7 | kOperandType<Element> << 10;
   constexpr uint32_t kTransposeB = kMnMajorB ? 1 << 16 : 0;
-  return kFloat | kTypes | kTransposeB | uint32_t{N >> 3} << 17 | uint32_t{128 >> 4} << 24;
+  return kFloat | kTypes | kTransposeB | uint32_t{N >> 3} << 17 | uint32_t{M >> 4} << 24;
 }
 
 }  // namespace skimattn::sm100

@@ -9,6 +9,8 @@
 //   tcgen05_ld<N>(float* d, address)           asynchronous: d is there after tcgen05_wait_ld
 //   tcgen05_wait_ld<N>(float* d)               waits for all loads of this warp; d is what the code after it may use
 //   tcgen05_st<N>(address, const uint32_t* d)  asynchronous: written after tcgen05_wait_st; also for float
+//   tcgen05_ld_halves<N, Split>, tcgen05_st_halves<N, Split>  the same for the first 16 of the warp's lanes (shape
+//       16x32bx2): thread i holds `address + j` of lane i % 16, and threads from 16 on `address + Split + j` instead
 #pragma once
 #include <skimattn/ptx.cuh>
 #include <skimattn/tcgen05.cuh>

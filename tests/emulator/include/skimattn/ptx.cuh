@@ -72,6 +72,14 @@ inline uint32_t ld_shared(const void* pointer) {
   emu::shared_read(&value, pointer, 4);
   return value;
 }
+struct Words4 {
+  uint32_t w[4];
+};
+inline Words4 ld_shared16(const void* pointer) {
+  Words4 x;
+  emu::shared_read(x.w, pointer, 16);
+  return x;
+}
 inline void st_shared_float(float* pointer, float value) { emu::shared_write(pointer, &value, 4); }
 inline float ld_shared_float(const float* pointer) { return __builtin_bit_cast(float, ld_shared(pointer)); }
 inline void fence_proxy_async() { emu::fence_proxy_async(); }
@@ -116,6 +124,14 @@ inline uint32_t pack(ElementFp16, float low, float high) { return emu::to_fp16(l
 inline uint32_t pack(ElementE4m3, float x0, float x1, float x2, float x3) {
   return emu::to_e4m3(x0) | emu::to_e4m3(x1) << 8 | emu::to_e4m3(x2) << 16 | emu::to_e4m3(x3) << 24;
 }
+inline uint32_t widen(ElementBf16, uint32_t pair) {
+  return emu::to_bf16(emu::from_e4m3(pair & 0xff)) | emu::to_bf16(emu::from_e4m3(pair >> 8 & 0xff)) << 16;
+}
+inline uint32_t widen(ElementFp16, uint32_t pair) {
+  return emu::to_fp16(emu::from_e4m3(pair & 0xff)) | emu::to_fp16(emu::from_e4m3(pair >> 8 & 0xff)) << 16;
+}
+
+inline int opaque(int x) { return x; }
 
 // ---- global memory; fibres switch only inside emulator calls, so a plain read-modify-write is atomic
 template <class T>

@@ -62,7 +62,7 @@ void wgmma_wait(int pending);
 
 // Tensor memory. Each is executed by a whole warp: `pointer` is the lane's registers (of a wait: those it makes usable)
 // or, for allocations, where the address goes; `count` are columns or registers.
-void tensor_collective(Collective kind, uint32_t address, int count, void* pointer);
+void tensor_collective(Collective kind, uint32_t address, int count, void* pointer, int split = 0);
 void tcgen05_fence_before_thread_sync();
 void tcgen05_fence_after_thread_sync();
 void tcgen05_commit(uint64_t* barrier);
@@ -74,6 +74,7 @@ void global_access(const void* address, int bytes, bool write);
 
 uint32_t to_bf16(float value);
 uint32_t to_fp16(float value);
+float from_e4m3(uint8_t bits);
 uint32_t to_e4m3(float value);  // too large values become the largest one
 
 }  // namespace skim_emulator

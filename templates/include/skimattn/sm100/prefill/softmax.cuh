@@ -7,7 +7,7 @@
 #include <skimattn/core/output.cuh>
 #include <skimattn/core/score_mod.cuh>
 #include <skimattn/core/skip.cuh>
-#include <skimattn/sm100/prefill/exponentials.cuh>
+#include <skimattn/sm100/exponentials.cuh>
 #include <skimattn/sm100/prefill/storage.cuh>
 
 namespace skimattn::sm100 {

@@ -6,7 +6,7 @@
 #pragma once
 #include <skimattn/core/score_mod.cuh>
 #include <skimattn/sm90/decode/epilogue.cuh>
-#include <skimattn/sm90/descriptor.cuh>
+#include <skimattn/sm90/decode/operands.cuh>
 
 namespace skimattn::sm90 {
 
@@ -16,64 +16,73 @@ class DecodeConsumer {
   using Storage = DecodeStorage<Tr>;
   using Place = PackedPlace<Layout>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense;
+  static constexpr bool kConverts = Storage::Panels::kConvertsKv;
   static constexpr int kScores = Tr::kTileN / 2;  // floats a thread holds of a 64-row tile
   static constexpr int kOut = Tr::kHeadDimV / 2;
   static constexpr int kStepsQ = Tr::kHeadDim / 16;
-  static constexpr int kUnseenBarrier = 1;  // 0 belongs to cta_sync
 
-  SKIM_DEVICE DecodeConsumer(const Params& p, Storage& smem) : p_(p), smem_(smem), thread_(ptx::thread_index()) {}
+  SKIM_DEVICE DecodeConsumer(const Params& p, Storage& smem)
+      : p_(p), smem_(smem), thread_(ptx::thread_index()), operands_(smem, thread_) {}
 
   SKIM_DEVICE void run() {
     while (load_work()) {
       for (int leaf = lo_; leaf < hi_; ++leaf) {
         compute_leaf(leaf);
-        epilogue_.add(o_, rows_, leaf, leaf == hi_ - 1, at_, smem_, p_);
+        const bool is_last = leaf == hi_ - 1;
+        if (epilogue_.add(o_, rows_, scale_log2(), leaf, is_last, smem_, thread_)) {
+          // Note: read again rather than kept, since the main loop has no register to spare.
+          const DecodeItem item = read_decode_item(smem_, work_slot());
+          epilogue_.end_twig(o_, is_last, item, place_of(item), p_, thread_);
+        }
       }
       finish_work();
     }
   }
 
  private:
-  // One arrival per warp, once all its lanes are done with the buffer.
-  SKIM_DEVICE void release(uint64_t* empty) const {
-    ptx::warp_sync();
-    if (thread_ % kWarpThreads == 0) ptx::mbarrier_arrive(empty);
-  }
-
   // Shuffled, so that the compiler knows it to be the same in the whole warp: branches depend on it.
   SKIM_DEVICE static int uniform(int value) { return ptx::shfl(value, 0); }
 
+  // Note: counted rather than kept, which would take a register for each.
+  SKIM_DEVICE int work_slot() const { return items_ % kWorkSlots; }
+  SKIM_DEVICE DecodeVote& vote() const { return smem_.votes[votes_ % Storage::kVoteSlots]; }
+  SKIM_DEVICE uint32_t vote_phase() const { return votes_ / Storage::kVoteSlots & 1; }
+
   SKIM_DEVICE bool load_work() {
-    ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
-    const DecodeItem item = read_decode_item(smem_, work_.slot);
+    ptx::mbarrier_wait_parity(&smem_.work_full[work_slot()], items_ / kWorkSlots & 1);
+    const DecodeItem item = read_decode_item(smem_, work_slot());
     if (!uniform(item.base.valid)) return false;
     lo_ = uniform(item.lo);
     hi_ = uniform(item.hi);
-    first_key_ = uniform(item.first_key);
+    if constexpr (kConverts) unit_ = qk_descale(p_, item.base.batch, item.base.head);
     at_ = place_of(item);
     if constexpr (kSkips) {
 #pragma unroll
       for (int r = 0; r < kThreadRows; ++r) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
     }
-    epilogue_.start(item, at_, p_, thread_);
-    ptx::mbarrier_wait_parity(&smem_.q_full, q_state_.phase);
-    if constexpr (Tr::kQInRegisters) load_q();
-    if (frees_q_early()) release(&smem_.q_empty);
+    epilogue_.start();
+    ptx::mbarrier_wait_parity(&smem_.q_full, items_ & 1);
+    if constexpr (Tr::kQInRegisters) {
+      load_q();
+    } else if constexpr (Storage::kReadsQAtOnce) {
+      operands_.convert_q(smem_.q());
+    }
+    if (frees_q_early()) operands_.release(&smem_.q_empty);
+    operands_.begin_item(uniform(item.key_tiles()));
     find_start_maxima({uniform(item.start.lo), uniform(item.start.hi)});
     return true;
   }
 
   // Where leaves are merged, that happens in Q's place.
-  SKIM_DEVICE bool frees_q_early() const { return Tr::kQInRegisters && hi_ - lo_ == 1; }
+  SKIM_DEVICE bool frees_q_early() const { return Storage::kReadsQAtOnce && hi_ - lo_ == 1; }
 
   SKIM_DEVICE void finish_work() {
     if (!frees_q_early()) {
       ptx::fence_proxy_async();  // what was merged is overwritten by the next Q
-      release(&smem_.q_empty);
+      operands_.release(&smem_.q_empty);
     }
-    release(&smem_.work_empty[work_.slot]);
-    q_state_.advance();
-    work_.advance();
+    operands_.release(&smem_.work_empty[work_slot()]);
+    ++items_;
   }
 
   SKIM_DEVICE Place place_of(const DecodeItem& item) const {
@@ -92,9 +101,14 @@ class DecodeConsumer {
       at.head[r] = item.base.head * qheads_per_kv + packed % qheads_per_kv;
       at.alibi[r] = 0.0f;
       if constexpr (Tr::kAlibi) at.alibi[r] = alibi_slope(at.batch, at.head[r], p_) * p_.bias_scale;
+      if constexpr (Tr::kAlibi && kConverts && !Tr::kSoftcap) at.alibi[r] /= unit_;
     }
     return at;
   }
+
+  // What one unit of a product counts: inside the softcap where there is one.
+  SKIM_DEVICE float scale_log2() const { return kConverts && !Tr::kSoftcap ? p_.scale_log2 * unit_ : p_.scale_log2; }
+  SKIM_DEVICE float score_scale() const { return kConverts ? p_.score_scale * unit_ : p_.score_scale; }
 
   // What every leaf's maxima start from.
   SKIM_DEVICE void find_start_maxima(const Span& tiles) {
@@ -104,6 +118,7 @@ class DecodeConsumer {
       for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
         float s[kScores], thread_max[kThreadRows];
         compute_scores<true>(s, n);
+        operands_.next_keys();
         thread_maximum(s, thread_max);
 #pragma unroll
         for (int r = 0; r < kThreadRows; ++r) start_max_[r] = ptx::max_nan(start_max_[r], quad_max(thread_max[r]));
@@ -113,7 +128,7 @@ class DecodeConsumer {
 
   // Note: read again for every leaf rather than kept, since the main loop has no register to spare.
   SKIM_DEVICE void compute_leaf(int leaf) {
-    const DecodeItem item = read_decode_item(smem_, work_.slot);
+    const DecodeItem item = read_decode_item(smem_, work_slot());
     const Span tiles = {uniform(item.tiles_of(leaf).lo), uniform(item.tiles_of(leaf).hi)};
     const int clean_first = uniform(item.range.clean_first), clean_last = uniform(item.range.clean_last);
 #pragma unroll
@@ -130,7 +145,10 @@ class DecodeConsumer {
         step<true>(n);
       }
     }
-    if (pending_) multiply_values();
+    if (pending_) {
+      operands_.before_last_values(seen_of_pending());
+      multiply_values<false>();
+    }
     pending_ = false;
   }
 
@@ -138,9 +156,8 @@ class DecodeConsumer {
   template <bool kMasked>
   SKIM_DEVICE void compute_scores(float (&s)[kScores], int n) {
     using Wgmma = ptx::Wgmma<typename Tr::Element, Tr::kTileN>;
-    ptx::mbarrier_wait_parity(&smem_.k_full[k_.slot], k_.phase);
+    const uint64_t q = k_major(query_tile()), k = operands_.keys();
     ptx::wgmma_fence();
-    const uint64_t q = k_major(smem_.q()), k = advance(k_major(smem_.k[0]), k_.slot * Storage::kKBytes);
 #pragma unroll
     for (int i = 0; i < kStepsQ; ++i) {
       const int panel = i / 4, inside = i % 4 * 32;  // four k16 steps to a 128-byte row
@@ -152,10 +169,10 @@ class DecodeConsumer {
       }
     }
     ptx::wgmma_commit();
+    operands_.while_scoring(pending_, seen_of_pending());
     ptx::wgmma_wait<0>();
-    release(&smem_.k_empty[k_.slot]);
-    k_.advance();
-    apply_score_mod<Tr>(s, n * Tr::kTileN, at_, p_.score_scale);
+    operands_.scored();
+    apply_score_mod<Tr>(s, n * Tr::kTileN, at_, score_scale());
     if constexpr (kMasked) mask_scores<Tr>(s, n * Tr::kTileN, at_, p_);
   }
 
@@ -169,65 +186,68 @@ class DecodeConsumer {
       keeps = warp_keeps(thread_max);
       cast_vote(keeps);
     }
-    if (pending_) multiply_values();
+    if (pending_) {
+      multiply_values<true>();
+    } else {
+      operands_.next_keys();
+    }
     pending_ = !kSkips || resolve_vote(keeps);
     if (!pending_) return;
     pending_tile_ = n;
-    const RowMaxUpdate update = update_row_max(thread_max, rows_, p_.scale_log2);
-    exp_and_pack<typename Tr::Element>(s, Ahead<0>{}, update, p_.scale_log2, rows_, probabilities_, o_);
+    const RowMaxUpdate update = update_row_max(thread_max, rows_, scale_log2());
+    exp_and_pack<typename Tr::Element>(s, Ahead<0>{}, update, scale_log2(), rows_, probabilities_, o_);
   }
 
-  // O += P.V of the tile that is pending.
+  // O += P.V of the tile that is pending, while the next keys are made ready, if kScored: if those before were scored.
+  template <bool kScored>
   SKIM_DEVICE void multiply_values() {
-    ptx::mbarrier_wait_parity(&smem_.v_full[v_.slot], v_.phase);
-    clear_unseen(pending_tile_);
+    const uint64_t v = operands_.values(seen_of_pending());
     ptx::wgmma_fence();
-    const uint64_t v = advance(mn_major(smem_.v[0], Storage::kKvPanelBytes), v_.slot * Storage::kVBytes);
 #pragma unroll
     for (int i = 0; i < Tr::kTileN / 16; ++i) {
       ptx::Wgmma<typename Tr::Element, Tr::kHeadDimV>::rs(o_, probabilities_[i], advance(v, i * 16 * kPanelRowBytes));
     }
     ptx::wgmma_commit();
+    if constexpr (kScored) operands_.next_keys();
     ptx::wgmma_wait<0>();
-    release_v();
+    operands_.multiplied();
   }
-  SKIM_DEVICE void release_v() {
-    release(&smem_.v_empty[v_.slot]);
-    v_.advance();
+  // Its keys that some row of the request sees: see seen_in_tile.
+  SKIM_DEVICE Span seen_of_pending() const {
+    int first_key = 0;
+    if constexpr (kHidesFirstKeys<Tr::kMask> && Tr::kMask != Mask::kCustom) {
+      first_key = uniform(static_cast<int>(ptx::ld_shared(&smem_.work[work_slot()][kFirstKeyWord])));
+    }
+    return {first_key - pending_tile_ * Tr::kTileN, at_.len_k - pending_tile_ * Tr::kTileN};
   }
 
+  SKIM_DEVICE const uint8_t* query_tile() const {
+    if constexpr (Storage::Panels::kConvertsQ && !Tr::kQInRegisters) {
+      return smem_.converted_q;
+    } else {
+      return smem_.q();
+    }
+  }
   // Q as A operands.
   SKIM_DEVICE void load_q() {
     const int lane = thread_ % kWarpThreads, row = thread_ / kWarpThreads * 16 + lane / 4;
 #pragma unroll
     for (int i = 0; i < kStepsQ; ++i) {
-      const uint8_t* panel = smem_.q() + i / 4 * Storage::kQPanelBytes;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const uint8_t* from = panel + swizzled_offset(row, i % 4 * 16 + half * 8) + lane % 4 * 4;
-        q_[i][2 * half] = ptx::ld_shared(from);
-        q_[i][2 * half + 1] = ptx::ld_shared(from + 8 * kPanelRowBytes);
-      }
-    }
-  }
-
-  // Zeroes what no row of the request sees of V, if this tile holds any: see seen_in_tile.
-  SKIM_DEVICE void clear_unseen(int n) {
-    const Span seen = {first_key_ - n * Tr::kTileN, at_.len_k - n * Tr::kTileN};
-    if (seen.lo <= 0 && seen.hi >= Tr::kTileN) return;
-    clear_keys(0, seen.lo);
-    clear_keys(seen.hi, Tr::kTileN);
-    ptx::fence_proxy_async();
-    ptx::bar_sync(kUnseenBarrier, kGroupThreads);
-  }
-  SKIM_DEVICE void clear_keys(int first, int last) {
-#pragma unroll 1
-    for (int panel = 0; panel < Storage::kPanelsV; ++panel) {
-      uint8_t* begin = smem_.v[v_.slot] + panel * Storage::kKvPanelBytes;
-#pragma unroll 1
-      for (int at = imax(first, 0) * kPanelRowBytes + thread_ * 16; at < last * kPanelRowBytes;
-           at += kGroupThreads * 16) {
-        ptx::st_shared_zero16(begin + at);
+        if constexpr (Storage::Panels::kConvertsQ) {
+          // Two columns of this thread's are half of a word, whose other half is a neighbour's.
+          const uint8_t* panel = smem_.q() + i / 8 * Storage::kQPanelBytes;
+          const uint8_t* from = panel + swizzled_offset(row, i % 8 * 8) + half * 8 + lane % 4 / 2 * 4;
+          const int shift = lane % 2 * 16;
+          q_[i][2 * half] = ptx::widen(typename Tr::Element{}, ptx::ld_shared(from) >> shift);
+          q_[i][2 * half + 1] = ptx::widen(typename Tr::Element{}, ptx::ld_shared(from + 8 * kPanelRowBytes) >> shift);
+        } else {
+          const uint8_t* panel = smem_.q() + i / 4 * Storage::kQPanelBytes;
+          const uint8_t* from = panel + swizzled_offset(row, i % 4 * 16 + half * 8) + lane % 4 * 4;
+          q_[i][2 * half] = ptx::ld_shared(from);
+          q_[i][2 * half + 1] = ptx::ld_shared(from + 8 * kPanelRowBytes);
+        }
       }
     }
   }
@@ -237,34 +257,29 @@ class DecodeConsumer {
     bool agree = true;
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
-      agree &= !at_.valid(r) | row_can_skip(thread_max[r], rows_.max[r], p_.scale_log2, limit_[r]);
+      agree &= !at_.valid(r) | row_can_skip(thread_max[r], rows_.max[r], scale_log2(), limit_[r]);
     }
     return ptx::warp_any(!agree);
   }
   SKIM_DEVICE void cast_vote(bool keeps) {
-    DecodeVote& vote = smem_.votes[vote_.slot];
-    ++votes_;
     if (thread_ % kWarpThreads == 0) {
-      ptx::mbarrier_wait_parity(&vote.counted, vote_.phase ^ 1);  // V's loader has read the vote before in this place
-      if (keeps) ptx::st_shared(&vote.kept, votes_);
-      ptx::mbarrier_arrive(&vote.voted);
+      ptx::mbarrier_wait_parity(&vote().counted,
+                                vote_phase() ^ 1);  // V's loader has read the vote before in this place
+      if (keeps) ptx::st_shared(&vote().kept, votes_ + 1);
+      ptx::mbarrier_arrive(&vote().voted);
     }
   }
   // Whether the tile is kept. A warp that keeps it knows, and does not wait for the others.
   SKIM_DEVICE bool resolve_vote(bool keeps) {
-    DecodeVote& vote = smem_.votes[vote_.slot];
     bool kept = keeps;
     if (!keeps) {
-      ptx::mbarrier_wait_parity(&vote.voted, vote_.phase);
-      kept = ptx::ld_shared(&vote.kept) == votes_;
+      ptx::mbarrier_wait_parity(&vote().voted, vote_phase());
+      kept = ptx::ld_shared(&vote().kept) == votes_ + 1;
     }
-    vote_.advance();
+    ++votes_;
     const bool early = run_.expects_kept();
     run_.add(kept);
-    if (early && !kept) {  // it was loaded for nothing
-      ptx::mbarrier_wait_parity(&smem_.v_full[v_.slot], v_.phase);
-      release_v();
-    }
+    if (early && !kept) operands_.drop_values();
     return kept;
   }
 
@@ -272,6 +287,7 @@ class DecodeConsumer {
   Storage& smem_;
   const int thread_;
   Place at_;
+  float unit_ = 1.0f;  // what one unit of Q.K counts
   float limit_[kThreadRows];
   float start_max_[kThreadRows];
   float o_[kOut];
@@ -280,15 +296,11 @@ class DecodeConsumer {
   RowState rows_;  // of the leaf
   DecodeEpilogue<Tr> epilogue_;
   int lo_, hi_;           // leaves of the part
-  int first_key_;         // that some row of the request may see
   bool pending_ = false;  // whether P.V of `pending_tile_` is still to be done
   int pending_tile_ = 0;
   uint32_t votes_ = 0;
-  PipelineState<Tr::kStages> k_;
-  PipelineState<Tr::kStagesV> v_;  // of the tile that is pending
-  PipelineState<Storage::kVoteSlots> vote_;
-  PipelineState<1> q_state_;
-  PipelineState<kWorkSlots> work_;
+  DecodeOperands<Tr> operands_;
+  uint32_t items_ = 0;
   KeptRun run_;
 };
 

@@ -1,5 +1,6 @@
 // Merges the leaves of a part as they come; the result of a request that is one part goes to the output at once.
 #pragma once
+#include <skimattn/core/descale.cuh>
 #include <skimattn/core/output.cuh>
 #include <skimattn/sm90/decode/storage.cuh>
 #include <skimattn/sm90/softmax.cuh>
@@ -14,23 +15,20 @@ class DecodeEpilogue {
 
   using Storage = DecodeStorage<Tr>;
 
-  SKIM_DEVICE void start(const DecodeItem& item, const Place& at, const Params& p, int thread) {
-    const int row = thread / kWarpThreads * 16 + thread % kWarpThreads / 4;
-    part_ = part_row<Tr>(at.batch, item.base.head, item.base.row0 / Tr::kGroupRows, item.part, row, p) + at.column;
-    only_ = item.only != 0;
-    thread_ = thread;
+  SKIM_DEVICE void start() {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) twig_[r] = branch_[r] = {-kInf, 0.0f};
     starts_twig_ = starts_branch_ = true;
   }
 
-  // A leaf is done. O of the twig's leaves before it waits in shared memory: there are no registers for two of it.
-  SKIM_DEVICE void add(float (&o)[kOut], const RowState& rows, int leaf, bool is_last, const Place& at, Storage& smem,
-                       const Params& p) {
+  // A leaf is done; whether it ends a twig, so that end_twig() has to come.
+  // O of the twig's leaves before it waits in shared memory: there are no registers for two of it.
+  SKIM_DEVICE bool add(float (&o)[kOut], const RowState& rows, float scale_log2, int leaf, bool is_last, Storage& smem,
+                       int thread) {
     Merge merge[kThreadRows];
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
-      const float max = rows.max[r] == -kInf ? -kInf : rows.max[r] * p.scale_log2;
+      const float max = rows.max[r] == -kInf ? -kInf : rows.max[r] * scale_log2;
       merge[r] = merge_of(twig_[r], {max, quad_sum(rows.sum[r])});
       twig_[r] = merge[r].merged;
     }
@@ -38,24 +36,25 @@ class DecodeEpilogue {
 #pragma unroll
     for (int chunk = 0; chunk < kOut / 4; ++chunk) {
       float before[4] = {};
-      if (!starts_twig_) ptx::ld_shared16(smem.merged(chunk, thread_), before);
+      if (!starts_twig_) ptx::ld_shared16(smem.merged(chunk, thread), before);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float& x = o[4 * chunk + i];
         x = merge_column(merge[Layout::row(i)], before[i], x);
       }
-      if (!ends_twig) ptx::st_shared16(smem.merged(chunk, thread_), o + 4 * chunk);
+      if (!ends_twig) ptx::st_shared16(smem.merged(chunk, thread), o + 4 * chunk);
     }
     starts_twig_ = ends_twig;
-    if (ends_twig) end_twig(o, is_last, at, p);
+    return ends_twig;
   }
 
- private:
   // Twigs are merged in the part's place in the workspace, of which each thread reads what it wrote.
-  SKIM_DEVICE void end_twig(float (&o)[kOut], bool is_last, const Place& at, const Params& p) {
+  SKIM_DEVICE void end_twig(float (&o)[kOut], bool is_last, const DecodeItem& item, const Place& at, const Params& p,
+                            int thread) {
+    const int row = thread / kWarpThreads * 16 + thread % kWarpThreads / 4, group = item.base.row0 / Tr::kGroupRows;
+    float* part = part_row<Tr>(at.batch, item.base.head, group, item.part, row, p) + at.column;
 #pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) {
-      float* part = part_ + r * Layout::kRowStep * kPartRowFloats<Tr>;
+    for (int r = 0; r < kThreadRows; ++r, part += Layout::kRowStep * kPartRowFloats<Tr>) {
       if (1 << p.part_shift > Tr::kTwigLeaves) {
         const Merge merge = merge_of(branch_[r], twig_[r]);
         branch_[r] = merge.merged;
@@ -65,7 +64,7 @@ class DecodeEpilogue {
       }
       twig_[r] = {-kInf, 0.0f};
       if (!at.valid(r)) continue;
-      if (is_last && only_) {
+      if (is_last && item.only != 0) {
         store_row(o, r, branch_[r], at, p);
       } else {
         store_state(o, r, branch_[r], at, part);
@@ -74,6 +73,7 @@ class DecodeEpilogue {
     starts_branch_ = false;
   }
 
+ private:
   SKIM_DEVICE static void merge_twig(float (&o)[kOut], int r, const Merge& merge, const float* before) {
 #pragma unroll
     for (int i = 0; i < kOut; i += 2) {
@@ -96,7 +96,8 @@ class DecodeEpilogue {
 
   SKIM_DEVICE static void store_row(const float (&o)[kOut], int r, const RowScale& scale, const Place& at,
                                     const Params& p) {
-    const float inverse = inverse_of(scale.sum, scale.max, 1.0f, at.head_of(r), p);
+    float inverse = inverse_of(scale.sum, scale.max, 1.0f, at.head_of(r), p);
+    if constexpr (Storage::Panels::kConvertsKv) inverse *= v_descale(p, at.batch, at.head_of(r) / p.qheads_per_kv);
     if (p.lse != nullptr && at.column == 0) store_lse(scale.sum, scale.max, 1.0f, r, at, p);
     uint16_t* to = output_row(at, r, p) + at.column;
 #pragma unroll
@@ -107,9 +108,6 @@ class DecodeEpilogue {
     }
   }
 
-  float* part_;  // this thread's first row and column
-  bool only_;    // whether the part is all of the request
-  int thread_;
   bool starts_twig_, starts_branch_;  // whether the next leaf, or twig, is the first
   RowScale twig_[kThreadRows], branch_[kThreadRows];
 };

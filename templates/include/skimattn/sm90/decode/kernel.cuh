@@ -4,8 +4,8 @@
 // Note: the architecture's ptx.cuh comes before everything in core/, which calls it without knowing which one it is.
 #include <skimattn/sm90/ptx.cuh>
 // clang-format off
+#include <skimattn/core/decode_producer.cuh>
 #include <skimattn/sm90/decode/consumer.cuh>
-#include <skimattn/sm90/decode/producer.cuh>
 // clang-format on
 
 namespace skimattn::sm90 {
@@ -29,10 +29,11 @@ SKIM_DEVICE void forward(const Params& p) {
   if (group == 1) {
     ptx::setmaxnreg_dec<Tr::kProducerRegs>();
     const int warp = ptx::shfl(ptx::thread_index() % kGroupThreads / kWarpThreads, 0);
-    DecodeProducer<Tr> producer(p, smem, ptx::thread_index() % kWarpThreads);
+    DecodeProducer<Tr, Storage> producer(p, smem, ptx::thread_index() % kWarpThreads);
     if (warp == 0) producer.run_keys();
     if (warp == 1) producer.run_values();
     if (warp == 2) producer.run_queries();
+    if (warp == 3) producer.template run_scheduler<false>();
   } else {
     ptx::setmaxnreg_inc<Tr::kConsumerRegs>();
     DecodeConsumer<Tr>(p, smem).run();

@@ -72,11 +72,14 @@ SKIM_DEVICE constexpr bool avoids_exponential_unit(int column) {
 }
 
 // Turns scores into probabilities and writes them, rounded to the element type, to tensor memory at `address`; adds
-// them, not rounded, to the row's sum, of which `acc_scale` is what remains.
-template <class Element, int kScores>
+// them, not rounded, to the row's sum, of which `acc_scale` is what remains. kSplit: the thread holds half a row, whose
+// other half lies so many columns further on; 0 = a whole one.
+template <class Element, int kSplit = 0, int kScores>
 SKIM_DEVICE void exp_and_pack(const float (&s)[kScores], float acc_scale, float scale_log2, RowState& row,
                               uint32_t address) {
-  constexpr int kWords = 16, kWordElements = kPerWord<Element>, kChunk = kWords * kWordElements;
+  constexpr int kWordElements = kPerWord<Element>;
+  constexpr int kWords = kScores / kWordElements < 16 ? 8 : 16;
+  constexpr int kChunk = kWords * kWordElements;
   static_assert(kScores % kChunk == 0);
   // A row that has seen no key keeps base = -inf; measured from 0 its exponentials come out as 0, not NaN.
   const float offset = kGain<Element> - (row.base == -kInf ? 0.0f : row.base * scale_log2);
@@ -99,7 +102,11 @@ SKIM_DEVICE void exp_and_pack(const float (&s)[kScores], float acc_scale, float 
       }
       words[word] = pack_word(Element{}, e);
     }
-    ptx::tcgen05_st<kWords>(address + chunk / kWordElements, words);
+    if constexpr (kSplit == 0) {
+      ptx::tcgen05_st<kWords>(address + chunk / kWordElements, words);
+    } else {
+      ptx::tcgen05_st_halves<kWords, kSplit>(address + chunk / kWordElements, words);
+    }
   }
   const ptx::Float2 sum = ptx::add2(sums[0], sums[1]);
   row.sum = fmaf(row.sum, acc_scale, sum.x + sum.y);

@@ -1,31 +1,46 @@
-// The warps that feed a decode CTA: one draws work, tells everybody, and loads K; one loads V, one Q. All lanes of a
-// warp load, each its boxes, since pages may be small.
+// The warps that feed a decode CTA: one draws work and tells everybody, one loads K, one V, one Q. All lanes of a warp
+// load, each its boxes, since pages may be small.
 #pragma once
-#include <skimattn/sm90/decode/storage.cuh>
+#include <skimattn/core/decode_vote.cuh>
 
-namespace skimattn::sm90 {
+namespace skimattn {
 
-template <class Tr>
+// `Storage` is the architecture's shared memory.
+template <class Tr, class Storage>
 class DecodeProducer {
  public:
-  using Storage = DecodeStorage<Tr>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense, kCounts = Tr::kSkip == Skip::kStat;
-  static constexpr int kColumns = Storage::kColumns;
 
   SKIM_DEVICE DecodeProducer(const Params& p, Storage& smem, int lane) : p_(p), smem_(smem), lane_(lane) {}
 
-  SKIM_DEVICE void run_keys() {
+  // `kLoadsQueries`: this warp loads Q too.
+  template <bool kLoadsQueries>
+  SKIM_DEVICE void run_scheduler() {
     DecodeScheduler<Tr> scheduler(p_);
     const TileCounter counter(p_.work_counter);
+    uint32_t phase = 0;
     for (int ticket = counter.first();;) {
-      // Drawn early: its latency hides behind this item's lookup and loads.
-      const int next = lane_ == 0 ? counter.next() : 0;
       const DecodeItem item = scheduler.decode(p_, ticket, lane_);
       publish(item);
-      if (item.base.valid) load_keys(item);
-      if (!item.base.valid && lane_ == 0) counter.finish(next, scheduler.items());
-      if (!item.base.valid) break;
+      if (kLoadsQueries && item.base.valid) load_next_q(item);
+      // Note: drawn no earlier than K's loader needs it. Items are few and long: one that waits here for its turn might
+      // be at work elsewhere.
+      if (item.base.valid) ptx::mbarrier_wait_parity(&smem_.keys_loaded, phase);
+      phase ^= 1;
+      const int next = lane_ == 0 ? counter.next() : 0;
+      if (!item.base.valid) {
+        if (lane_ == 0) counter.finish(next, scheduler.items());
+        break;
+      }
       ticket = ptx::shfl(next, 0);
+    }
+  }
+
+  SKIM_DEVICE void run_keys() {
+    for (DecodeItem item = receive(); item.base.valid; item = receive()) {
+      load_keys(item);
+      if (lane_ == 0) ptx::mbarrier_arrive(&smem_.keys_loaded);
+      release_item();
     }
   }
 
@@ -46,12 +61,9 @@ class DecodeProducer {
   }
 
   SKIM_DEVICE void run_queries() {
-    PipelineState<1> q;
     for (DecodeItem item = receive(); item.base.valid; item = receive()) {
-      ptx::mbarrier_wait_parity(&smem_.q_empty, q.phase ^ 1);
-      load_q(item);
+      load_next_q(item);
       release_item();
-      q.advance();
     }
   }
 
@@ -68,6 +80,7 @@ class DecodeProducer {
 
   SKIM_DEVICE void publish(const DecodeItem& item) {
     ptx::mbarrier_wait_parity(&smem_.work_empty[work_.slot], work_.phase ^ 1);
+    ptx::warp_sync();  // an item without keys may be given back before a lane that lags has seen this phase
     if (lane_ == 0) {
       write_decode_item(smem_, work_.slot, item);
       ptx::mbarrier_arrive(&smem_.work_full[work_.slot]);
@@ -87,8 +100,8 @@ class DecodeProducer {
 
   // Start tiles are read again by the request's other parts; the rest by nobody but other row groups.
   SKIM_DEVICE void load_k(const DecodeItem& item, int n, uint64_t policy) {
-    load_tile<Storage::kPanels>(smem_.k[k_.slot], p_.tma_k, smem_.k_full[k_.slot], smem_.k_empty[k_.slot], k_.phase ^ 1,
-                                item, n, policy);
+    load_tile<Storage::kPanelsK>(smem_.k[k_.slot], p_.tma_k, smem_.k_full[k_.slot], smem_.k_empty[k_.slot],
+                                 k_.phase ^ 1, item, n, policy);
     k_.advance();
   }
   SKIM_DEVICE void load_v(const DecodeItem& item, int n) {
@@ -155,6 +168,12 @@ class DecodeProducer {
     }
   }
 
+  SKIM_DEVICE void load_next_q(const DecodeItem& item) {
+    ptx::mbarrier_wait_parity(&smem_.q_empty, q_.phase ^ 1);
+    load_q(item);
+    q_.advance();
+  }
+
   // Q's rows in packed order, a box of heads x rows after the other.
   SKIM_DEVICE void load_q(const DecodeItem& item) {
     const uint64_t policy = ptx::createpolicy_evict_first();
@@ -162,7 +181,7 @@ class DecodeProducer {
     const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0), boxes = ceil_div(rows, box_rows);
     const int outer = p_.cu_seqlens_q == nullptr ? item.base.batch : 0;
     if (lane_ == 0) {
-      ptx::mbarrier_arrive_expect_tx(&smem_.q_full, boxes * box_rows * kPanelRowBytes * Storage::kPanels);
+      ptx::mbarrier_arrive_expect_tx(&smem_.q_full, boxes * box_rows * kPanelRowBytes * Storage::kPanelsQ);
     }
     ptx::warp_sync();
     for (int box = lane_; box < boxes; box += kWarpThreads) {
@@ -170,9 +189,9 @@ class DecodeProducer {
       const int head = item.base.head * qheads_per_kv + packed % qheads_per_kv;
       const int row = item.base.q_offset + packed / qheads_per_kv;
 #pragma unroll
-      for (int panel = 0; panel < Storage::kPanels; ++panel) {
+      for (int panel = 0; panel < Storage::kPanelsQ; ++panel) {
         ptx::tma_load(smem_.q() + panel * Storage::kQPanelBytes + box * box_rows * kPanelRowBytes, &p_.tma_q,
-                      &smem_.q_full, policy, panel * kColumns, head, row, outer);
+                      &smem_.q_full, policy, panel * kPanelColumns<typename Tr::ElementQ>, head, row, outer);
       }
     }
   }
@@ -218,13 +237,15 @@ class DecodeProducer {
                                int outer) {
 #pragma unroll
     for (int panel = 0; panel < kPanels; ++panel) {
-      ptx::tma_load(to + panel * Storage::kKvPanelBytes, &map, &full, policy, panel * kColumns, row, kv_head, outer);
+      ptx::tma_load(to + panel * Storage::kKvPanelBytes, &map, &full, policy,
+                    panel * kPanelColumns<typename Tr::ElementKv>, row, kv_head, outer);
     }
   }
 
   const Params& p_;
   Storage& smem_;
   const int lane_;
+  PipelineState<1> q_;
   PipelineState<Tr::kStages> k_;   // run_keys
   PipelineState<Tr::kStagesV> v_;  // run_values
   PipelineState<kWorkSlots> work_;
@@ -233,4 +254,4 @@ class DecodeProducer {
   KeptRun run_;
 };
 
-}  // namespace skimattn::sm90
+}  // namespace skimattn
