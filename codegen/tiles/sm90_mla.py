@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from ..spec import KernelSpec
 from .common import Tile, row_bytes
-from .sm90_decode import split_traits
-from .split import GROUP_ROWS
+from .split import GROUP_ROWS, split_traits
 
 _BARRIER_BYTES = 3072  # barriers, votes, work items, and eight floats for each row
 

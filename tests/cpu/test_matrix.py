@@ -143,7 +143,7 @@ def test_sm100_has_what_sm90_has_and_8_bit_input_besides() -> None:
 
     for name in ("default", "full"):
         own = specs(name, {"kv_dtype": ["same"]})
-        of_16_bits = [spec for spec in own if spec.dtype != "e4m3"]
+        of_16_bits = [spec for spec in own if spec.dtype != "e4m3" and spec.head_dim_v != 512]  # but MLA's
         hopper, blackwell = ([spec for spec in of_16_bits if spec.arch == arch] for arch in ARCHS)
         assert {without_arch(spec) for spec in blackwell} == set(hopper)
     attending = {"phase": ["prefill", "decode"]}
@@ -173,10 +173,11 @@ def test_kernels_that_combine_are_chosen_with_the_decode_kernels_that_need_them(
     assert [spec.name for spec in chosen if spec.phase == "combine"] == combining
     plain = specs("full", {"mask": ["full"], "head_dim": [192]})
     assert {spec.phase for spec in plain} == {"prefill"}  # of 192 columns nothing is decoded
-    eight_bit = specs("default", {"dtype": ["e4m3"], "head_dim": [64]})
-    combining = [f"skim_{arch}_combine_bf16_d64_full_dense" for arch in ARCHS]
-    assert [spec.name for spec in eight_bit if spec.phase == "combine"] == combining
-    for spec in specs("full", {"phase": ["decode"]}):
+    for name, archs in (("default", ("sm100",)), ("full", ARCHS)):  # queries of 8 bits are rare on SM90
+        eight_bit = specs(name, {"dtype": ["e4m3"], "head_dim": [64], "out_dtype": ["bf16"]})
+        combining = [f"skim_{arch}_combine_bf16_d64_full_dense" for arch in archs]
+        assert [spec.name for spec in eight_bit if spec.phase == "combine"] == combining
+    for spec in specs("full", {"phase": ["decode", "mla"]}):
         combine = matrix.combine_spec(spec)
         assert combine in all_specs() and (combine.head_dim, combine.dtype) == (spec.head_dim_v, spec.out_dtype)
     everything = specs("full")

@@ -78,6 +78,7 @@ class MlaProducer {
 
   SKIM_DEVICE void publish(const DecodeItem& item) {
     ptx::mbarrier_wait_parity(&smem_.work_empty[work_.slot], work_.phase ^ 1);
+    ptx::warp_sync();  // an item without keys may be given back before a lane that lags has seen this phase
     if (lane_ == 0) {
       write_decode_item(smem_, work_.slot, item);
       ptx::mbarrier_arrive(&smem_.work_full[work_.slot]);
