@@ -59,7 +59,7 @@ def test_a_flag_without_values_is_refused(given: str) -> None:
         ("--only dtype", "--only: expected FIELD=VALUE (got 'dtype')"),
         ("--only dtype=", "--only: expected FIELD=VALUE (got 'dtype=')"),
         ("--only dtype=fp8", "--only: dtype: expected one of bf16, fp16, e4m3 (got 'fp8')"),
-        ("--only head_dim=96", "--only: head_dim: expected one of 64, 128, 192, 256 (got '96')"),
+        ("--only head_dim=96", "--only: head_dim: expected one of 64, 128, 192, 256, 512, 576 (got '96')"),
         ("--only softcap=true", "nothing in --set default matches --only softcap=true: --set full has"),
         ("--only head_dim=64 head_dim_v=128", "no kernel of the matrix does, see --explain"),
         ("--set some", "Invalid value for '--set'"),

@@ -259,6 +259,8 @@ DECODED_LENS = (
 def spec_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
     """Two calls of one kernel, for the exhaustive run: a ragged one and a batched one, options dealt out by index."""
     found = []
+    if spec.phase == "mla":
+        return _mla_cases(spec, index)
     for ragged in (False, True):
         number = 2 * index + ragged
         row: Row = {
@@ -287,6 +289,35 @@ def spec_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
         assert case.spec == spec
         found.append(replace(case, name=f"{spec.name}-{'ragged' if ragged else 'batched'}"))
     return tuple(found)
+
+
+def _mla_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
+    """Batched and ragged rows of a kernel of MLA."""
+    lens = ((0, 50), (3, 600), (1, 200), (4, 0), (7, 1), (2, 513))
+    case = Case(
+        name=f"{spec.name}-batched",
+        phase="mla",
+        dtype=spec.dtype,
+        head_dim=576,
+        head_dim_v=512,
+        mask=spec.mask,
+        kv_layout=("nhd", "hnd")[index % 2] if spec.paged else "batched",
+        page_size=(64, 16, 48)[index % 3],
+        seqused=not spec.paged,
+        heads_q=(16, 20, 72)[index % 3],
+        heads_kv=1,
+        lens=((2, 300), (2, 0), (2, 1100)),
+        skip=spec.skip,
+        pattern=DEALT[index % len(DEALT)],
+        threshold_kind=("float", "batch", "head")[index % 3],
+        softcap=20.0 if spec.softcap else 0.0,
+        sinks=index % 2 == 0,
+        scale=0.1,
+        seed=index,
+    )
+    kv_layout = case.kv_layout if spec.paged else "ragged"
+    ragged = replace(case, name=f"{spec.name}-ragged", q_layout="ragged", kv_layout=kv_layout, seqused=False, lens=lens)
+    return case, ragged
 
 
 def kind_cases(arch: str = "sm90") -> tuple[Case, ...]:
