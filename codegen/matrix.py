@@ -16,8 +16,10 @@ from .spec import KernelSpec
 HEAD_DIMS: Mapping[str, tuple[tuple[int, int], ...]] = {
     "prefill": ((64, 64), (128, 128), (192, 128), (256, 256)),
     "decode": ((64, 64), (128, 128), (256, 256)),
-    "combine": ((64, 64), (128, 128), (256, 256)),
+    "combine": ((64, 64), (128, 128), (256, 256), (512, 512)),
+    "mla": ((576, 512),),
 }
+_MLA_DIMS = HEAD_DIMS["mla"][0]
 FP8 = ("e4m3",)  # dtypes of 8 bits, whose output is 16-bit
 SETS = ("smoke", "default", "full")
 
@@ -77,6 +79,22 @@ RULES = (
         "partial results are float32, whatever they were computed from; a combine kernel's types are its output's",
     ),
     Rule(
+        "mla-arch",
+        lambda spec: spec.arch != "sm90" and (spec.phase == "mla" or spec.head_dim_v == _MLA_DIMS[1]),
+        "MLA decode exists on SM90 alone",
+    ),
+    Rule(
+        "mla-dtype",
+        lambda spec: spec.phase == "mla" and (spec.dtype in FP8 or spec.kv_dtype != "same"),
+        "MLA decode reads nothing but 16 bits",
+    ),
+    Rule(
+        "mla-mask",
+        lambda spec: spec.phase == "mla" and spec.mask not in ("full", "causal"),
+        "MLA decode has no other masks than full and causal",
+    ),
+    Rule("mla-alibi", lambda spec: spec.phase == "mla" and spec.alibi, "MLA decode has no alibi"),
+    Rule(
         "combine-options",
         lambda spec: spec.phase == "combine" and (spec.mask != "full" or spec.skip != "dense" or _has_option(spec)),
         "partial results are merged in one way, whatever mask and options they were computed with",
@@ -111,8 +129,10 @@ def judge(spec: KernelSpec) -> Accepted | Rejected:
 def head_dims(phase: str, head_dim: int, head_dim_v: int) -> tuple[int, int] | None:
     """The (head_dim, head_dim_v) of the phase's kernel with the fewest columns that holds these; None if none does.
 
-    TMA zero-fills the rest.
+    TMA zero-fills the rest; but MLA's columns are what they are, or a call of fewer would be taken for one of it.
     """
+    if phase == "mla":
+        return next((dims for dims in HEAD_DIMS[phase] if dims == (head_dim, head_dim_v)), None)
     fitting = [dims for dims in HEAD_DIMS[phase] if dims[0] >= head_dim and dims[1] >= head_dim_v]
     return min(fitting, key=sum, default=None)
 
@@ -124,11 +144,12 @@ def complete(values: Mapping[str, object]) -> dict[str, object]:
     """
     is_fp8 = values.get("dtype") in FP8
     is_decode = values.get("phase") == "decode"
+    latent = values.get("phase") == "mla" or values.get("head_dim") == _MLA_DIMS[0]
     full: dict[str, object] = {
         "arch": "sm100" if is_fp8 and not is_decode else "sm90",
-        "phase": "prefill",
+        "phase": "mla" if latent else "prefill",
         "dtype": "bf16",
-        "head_dim": 128,
+        "head_dim": _MLA_DIMS[0] if latent else 128,
         "mask": "full",
         "paged": False,
         "skip": "dense",
@@ -138,7 +159,8 @@ def complete(values: Mapping[str, object]) -> dict[str, object]:
         **values,
     }
     full.setdefault("out_dtype", "bf16" if is_fp8 else full["dtype"])
-    full.setdefault("head_dim_v", 128 if full["head_dim"] == 192 else full["head_dim"])
+    of_its_own: dict[object, int] = dict(HEAD_DIMS["prefill"] + HEAD_DIMS["mla"])
+    full.setdefault("head_dim_v", of_its_own.get(full["head_dim"], full["head_dim"]))
     return full
 
 
@@ -236,16 +258,19 @@ def _candidates() -> Iterator[KernelSpec]:
 def in_default(spec: KernelSpec) -> bool:
     """What LLM and diffusion inference calls.
 
-    No softcap, no alibi, paged caches only with causal kinds of masks, bf16 output of 8-bit input, bf16 queries over
-    8-bit caches.
+    No softcap, no alibi, paged caches only with causal kinds of masks (but MLA's with all), bf16 output of 8-bit input,
+    bf16 queries over 8-bit caches; no 8-bit queries in decode of SM90, which converts them too.
     """
     paged_with = ("causal", "window", "chunked")
     has_8_bits = spec.keys_dtype in FP8
-    is_common = spec.out_dtype == ("bf16" if has_8_bits else spec.dtype)
-    return is_common and not spec.softcap and not spec.alibi and (not spec.paged or spec.mask in paged_with)
+    is_common = spec.out_dtype == ("bf16" if has_8_bits else spec.dtype) and not spec.softcap and not spec.alibi
+    if spec.dtype in FP8 and spec.phase == "decode" and spec.arch == "sm90":
+        return False
+    return is_common and (not spec.paged or spec.mask in paged_with or spec.phase == "mla")
 
 
 _BASE = KernelSpec("sm90", "prefill", "bf16", "bf16", 128, 128, "causal", False, "dense", False, False)
+_MLA = replace(_BASE, phase="mla", head_dim=576, head_dim_v=512, paged=True, skip="stat")
 _DECODE = replace(_BASE, phase="decode", paged=True)
 _BASE100, _DECODE100 = replace(_BASE, arch="sm100"), replace(_DECODE, arch="sm100")
 SMOKE = (
@@ -258,6 +283,8 @@ SMOKE = (
     _DECODE,
     replace(_DECODE, skip="skip"),
     combine_spec(_DECODE),
+    _MLA,
+    combine_spec(_MLA),
     _BASE100,
     replace(_BASE100, skip="stat"),
     replace(_BASE100, dtype="fp16", out_dtype="fp16", head_dim=64, head_dim_v=64, mask="full", skip="skip"),
@@ -303,7 +330,7 @@ def specs(
 def with_combine(specs: Iterable[KernelSpec]) -> tuple[KernelSpec, ...]:
     """These kernels, and those that combine what the decode kernels among them leave, in the order of the table."""
     attending = {spec for spec in specs if spec.phase != "combine"}
-    combining = {combine_spec(spec) for spec in attending if spec.phase == "decode"}
+    combining = {combine_spec(spec) for spec in attending if spec.phase in ("decode", "mla")}
     return tuple(spec for spec in all_specs() if spec in attending or spec in combining)
 
 

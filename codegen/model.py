@@ -102,6 +102,7 @@ def needed(config: Config) -> Need:
         and (spec.head_dim, spec.head_dim_v) == matrix.head_dims(spec.phase, *dims)
         and spec.mask in masks
         and (spec.softcap, spec.alibi) == (softcap, alibi)
+        and spec.kv_dtype == "same"
     )
     if not specs:
         largest = max(matrix.HEAD_DIMS["prefill"])
@@ -109,7 +110,8 @@ def needed(config: Config) -> Need:
     switches = f"softcap {_word(softcap)}: attn_logit_softcapping; alibi {_word(alibi)}"
     always = (
         "prefill, and decode with what combines its parts, where they exist; paged and not; dense, skip and stat: "
-        "calls decide. Numbers of heads, sinks and LSE need no other kernel"
+        "calls decide. Numbers of heads, sinks and LSE need no other kernel. Over caches of 8 bits: --only "
+        "kv_dtype=e4m3, without --model"
     )
     return Need(specs, (of_dtypes, of_dims, of_masks, switches, always, *notes, *_not_understood(part)))
 

@@ -24,10 +24,12 @@ def table() -> str:
     kinds = ", ".join(_values(specs, "skip"))
     lines = [
         f"Kernels: {sizes}. Every architecture, phase and type has every combination below, each as {kinds}. `combine` "
-        "merges what `decode` left of requests that several CTAs computed: one kernel for each type and head_dim of v.",
+        "merges what `decode` left of requests that several CTAs computed: one kernel for each type and head_dim of v. "
+        + _caches(specs)
+        + " `mla` is decode in latent form: masks `full` and `causal`, batched, ragged, paged, with softcap, no alibi.",
         "",
     ]
-    lines += [*_arch_table(), "", _caches(specs), "", *_mask_table(specs), "", *_head_dim_table(specs)]
+    lines += [*_arch_table(), "", *_mask_table(specs), "", *_head_dim_table(specs)]
     return "\n".join(lines)
 
 
@@ -91,7 +93,7 @@ def _mask_table(specs: Iterable[KernelSpec]) -> list[str]:
     """Masks against layouts and score options: the sets that hold the kernels."""
     lines = ["| mask | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
     # In which set those of 8 bits are, other words say.
-    common = [spec for spec in specs if spec.keys_dtype not in matrix.FP8]
+    common = [spec for spec in specs if spec.keys_dtype not in matrix.FP8 and spec.phase != "mla"]
     for mask in BY_NAME["mask"].values:
         mine = [spec for spec in common if spec.mask == mask]
         cells = [_cell(spec for spec in mine if belongs(spec)) for belongs in _COLUMNS.values()]
@@ -105,7 +107,11 @@ def _cell(specs: Iterable[KernelSpec]) -> str:
     return " and ".join(sorted(found)) or "no"
 
 
-_ROWS = {"prefill": "queries", "decode": "packed queries"}  # packed: those of all query heads of a kv head
+_ROWS = {
+    "prefill": "queries",
+    "decode": "packed queries",
+    "mla": "packed queries",
+}  # packed: those of all query heads of a kv head
 
 
 def _head_dim_table(specs: Iterable[KernelSpec]) -> list[str]:

@@ -177,7 +177,7 @@ def _new_launch(params: Params, scan: Scan, known: _Known, stream: Any) -> Resul
     _keep_form(scan, known)
     _prepared.keep((known, scan.sizes), prepared, token)
     forbid_changes(params)
-    if SERVED.issuperset(scan.outline.names):
+    if SERVED.issuperset(scan.outline.names) and not problem.latent:
         _keep_shortcut(scan, problem, buffers, chosen, loaded)
     if not prepared.launch(token, scan.addresses, buffers.addresses(params), problem.threshold, handle):
         return _first_launch(params, stream)

@@ -85,7 +85,14 @@ class Params:
             tensor_map="tma_k",
         )
     )
-    v: torch.Tensor = field(metadata=_argument(Role.INPUT, "as ``k`` with Dv columns.", tensor_map="tma_v"))
+    v: torch.Tensor | None = field(
+        metadata=_argument(
+            Role.INPUT,
+            "as ``k`` with Dv columns. Of MLA decode in latent form (``q`` and ``k`` with 576 columns, one kv head): "
+            "None, or ``k[..., :512]``.",
+            tensor_map="tma_v",
+        )
+    )
     page_table: torch.Tensor | None = _input(
         "int32 ``[B, max_pages]`` page numbers; makes ``k`` and ``v`` page pools, whose lengths come as ``seqused_k``.",
         torch.int32,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..spec import KernelSpec
-from . import sm90_decode, sm100_decode
+from . import sm90_decode, sm90_mla, sm100_decode
 from .common import Tile
 from .split import BRANCH_LEAVES, GROUP_ROWS, MAX_LEAVES, split_traits
 
@@ -26,12 +26,12 @@ class CombineTile(Tile):
     @property
     def registers(self) -> tuple[int, ...]:
         """Two warpgroups, with what they get at launch."""
-        return (128, 128)
+        return (256 // self.ctas_per_sm,) * 2
 
     @property
     def o_rows(self) -> int:
-        """One for each branch."""
-        return _MAX_BRANCHES
+        """O is stored from registers; states of branches have columns in float32."""
+        return 0
 
     @property
     def barrier_bytes(self) -> int:
@@ -49,6 +49,8 @@ class CombineTile(Tile):
 
 def tile_of(spec: KernelSpec) -> CombineTile:
     """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
-    return CombineTile(
-        tile_m=1, tile_n=_DECODE_TILES[spec.arch](spec).tile_n, stages=0, stages_v=0, separate_o=False, ctas_per_sm=2
-    )
+    latent = spec.head_dim == 512
+    merged = sm90_mla.TILE if latent else _DECODE_TILES[spec.arch](spec)
+    # Note: of 512 columns a lane has so many that one CTA takes all registers.
+    ctas_per_sm = 1 if latent else 2
+    return CombineTile(tile_m=1, tile_n=merged.tile_n, stages=0, stages_v=0, separate_o=False, ctas_per_sm=ctas_per_sm)

@@ -28,8 +28,8 @@ class Sm100DecodeTile(Tile):
     into. The three warpgroups have 504 between them.
     """
 
-    softmax_regs: int = 168
-    correction_regs: int = 232
+    softmax_regs: int = 144
+    correction_regs: int = 256
     other_regs: int = 104
 
     @property

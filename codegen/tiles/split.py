@@ -13,10 +13,13 @@ from collections.abc import Mapping
 GROUP_ROWS = 64  # packed rows, in (query row, query head) order, that one product (m64) holds and that decide together
 MAX_GROUPS = 4  # of one (request, kv head)
 KEYS_PER_ROW = 16  # a request of more than one group is decoded if it has as many keys for each packed row
-MIN_LEAF_KEYS = {64: 1024, 128: 512, 256: 512}  # by head_dim: 256 KB of 16-bit keys and values, or more
+# By head_dim: 256 KB of 16-bit keys and values, or more. A group of MLA (576, and 512 where it is merged) has a state
+# of 128 KB, which moves through L2 where leaves are merged, so its leaves are long.
+MIN_LEAF_KEYS = {64: 1024, 128: 512, 256: 512, 576: 1024, 512: 1024}
 MAX_LEAVES = 128  # where the first one starts at a border; one more otherwise
 TWIG_LEAVES = 4
 BRANCH_LEAVES = 8
+MLA_MOST_ROWS = 2048  # packed rows of a request that MLA decode takes: what the workspace has room for at any length
 
 
 def decodes(len_q: int, len_k: int, qheads_per_kv: int) -> bool:

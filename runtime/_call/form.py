@@ -23,7 +23,8 @@ def check_form(params: Params) -> Form:
     """The form of a call; :class:`~skimattn.errors.ArgumentError` if any argument is not acceptable in any size."""
     if not isinstance(params, Params):
         raise expected("params", "a skimattn.Params", type(params).__name__)
-    q, k, v = (require_tensor(name, getattr(params, name)) for name in "qkv")
+    q, k = (require_tensor(name, getattr(params, name)) for name in "qk")
+    v = k if params.v is None else require_tensor("v", params.v)  # whether it may be left out, the sizes say
     _check_types(q, k, v)
     ragged = _is_ragged(params, q)
     _check_ranks(params, k, v)

@@ -127,7 +127,8 @@ def check_head_vectors(problem: Problem) -> None:
 
 def check_no_descales(params: Params) -> None:
     """Only 8-bit tensors are multiplied by something."""
-    for name, tensor in zip(DESCALES, (params.q, params.k, params.v), strict=True):
+    v = params.k if params.v is None else params.v
+    for name, tensor in zip(DESCALES, (params.q, params.k, v), strict=True):
         dtype = DTYPES[tensor.dtype]
         if getattr(params, name) is not None and dtype not in FP8:
             raise expected(name, f"None with {name[0]} of {dtype} (8-bit tensors use it)", "a tensor")

@@ -93,6 +93,8 @@ def _groups(problem: Problem, prefill: Kernel | None, decode: Kernel | None) -> 
     if decode is not None:
         per_kv = problem.heads_q // problem.heads_kv
         most = split.MAX_GROUPS * split.GROUP_ROWS if prefill is None else split.most_rows(problem.len_k)
+        if problem.latent:
+            most = split.MLA_MOST_ROWS
         rows = min(problem.len_q * per_kv, most)
         least = -(-rows // decode.group_rows)
         yield least, f"groups of {decode.group_rows} for {rows} rows of {per_kv} heads{hint}"

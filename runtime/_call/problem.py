@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..params import Params
+from .latent import HEAD_DIM
 
 
 @dataclass(slots=True, eq=False)
@@ -108,6 +109,11 @@ class Problem:
     def skip(self) -> str:
         """``dense``, ``skip`` or ``stat``."""
         return self.form.skip
+
+    @property
+    def latent(self) -> bool:
+        """Whether values are the first columns of the keys (MLA)."""
+        return self.head_dim == HEAD_DIM
 
     @property
     def varlen_q(self) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NoReturn
 
 import torch
-from skimattn.codegen.features import BY_NAME
+from skimattn.codegen.matrix import HEAD_DIMS
 
 from ..errors import expected
 from ..params import Params
-from . import options
+from . import latent, options
 from .checks import (
     MAX_DIM,
     TMA_BYTES,
@@ -24,12 +24,17 @@ from .problem import Form, Problem
 
 PAGE_SIZES = frozenset((1, 2, 4, 8, *range(16, 1025, 16)))
 _COLUMN_STEPS = {name: TMA_BYTES // dtype.itemsize for dtype, name in DTYPES.items()}
-_MAX_HEAD_DIM = max(int(value) for value in BY_NAME["head_dim"].values)
+_MAX_HEAD_DIM = max(dim for dims in HEAD_DIMS["prefill"] for dim in dims)
 
 
 def check_sizes(form: Form, params: Params) -> Problem:
     """The call in plain numbers; :class:`~skimattn.errors.ArgumentError` if any size or number is not acceptable."""
     q, k, v = params.q, params.k, params.v
+    is_latent = q.shape[-1] == latent.HEAD_DIM
+    if v is None:
+        if not is_latent:
+            raise expected("v", f"a torch.Tensor, since head_dim is not {latent.HEAD_DIM} (MLA in latent form)", None)
+        v = latent.values_of(params)
     shape_q, shape_k, shape_v = q.shape, k.shape, v.shape
     if shape_k[:-1] != shape_v[:-1]:
         raise expected("v", f"{list(shape_k[:-1])} and its own columns, like k", list(shape_v))
@@ -54,9 +59,12 @@ def check_sizes(form: Form, params: Params) -> Problem:
     if heads_q < 1 or heads_kv < 1 or heads_q % heads_kv:
         _refuse_heads(heads_q, heads_kv)
     head_dim_v, step = shape_v[-1], max(_COLUMN_STEPS[form.dtype], _COLUMN_STEPS.get(form.kv_dtype, 0))
-    for name, columns in (("q", head_dim), ("v", head_dim_v)):
+    if is_latent:
+        latent.check_sizes(params, heads_kv, len_q * heads_q)
+    for name, columns in () if is_latent else (("q", head_dim), ("v", head_dim_v)):
         if columns % step or not step <= columns <= _MAX_HEAD_DIM:
-            wanted = f"a head_dim (last dimension) that is a multiple of {step} from {step} to {_MAX_HEAD_DIM}"
+            multiples = f"a multiple of {step} from {step} to {_MAX_HEAD_DIM}"
+            wanted = f"a head_dim (last dimension) that is {multiples}, or {latent.HEAD_DIM} (MLA in latent form)"
             raise expected(name, wanted, columns)
     if shape_k[-1] != head_dim:
         raise expected("k", f"head_dim {head_dim}, like q", shape_k[-1])

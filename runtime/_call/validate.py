@@ -7,7 +7,7 @@ lie on the CPU. ``max_seqlen_q`` and ``max_seqlen_k`` are believed for the same 
 from __future__ import annotations
 
 from ..params import Params
-from . import options, outputs
+from . import latent, options, outputs
 from .form import check_form
 from .problem import Problem
 from .sizes import check_sizes
@@ -26,4 +26,5 @@ def validate(params: Params) -> Problem:
 def check_addresses(params: Params) -> None:
     """What depends on where the tensors lie rather than on their shapes: alignment and overlap."""
     options.check_alignment(params)
+    latent.check_address(params)
     outputs.check_overlap(params)

@@ -22,6 +22,7 @@ from skimattn.codegen.tiles.split import (
     MAX_GROUPS,
     MAX_LEAVES,
     MIN_LEAF_KEYS,
+    MLA_MOST_ROWS,
     TWIG_LEAVES,
 )
 
@@ -41,13 +42,15 @@ _BUSY, _ITEM = 0.35, 0.12
 _FEW_PARTS = 8  # of a row, which one warp merges
 _NEVER = float("inf")
 _KEPT = 1024  # cuts
-# What both phases are told about whose a request is; without a prefill kernel all are decode's, whatever their keys.
+# What both phases are told about whose a request is; where no prefill kernel exists, all are decode's.
 RULE: dict[str, Value] = {
     "decode_always_rows": GROUP_ROWS,
     "decode_most_rows": _MOST_ROWS,
     "decode_keys_per_row": KEYS_PER_ROW,
 }
 ALL_REQUESTS: dict[str, Value] = {"decode_always_rows": _MOST_ROWS}
+# The same of MLA, whose requests have more.
+ALL_LATENT: dict[str, Value] = {"decode_always_rows": MLA_MOST_ROWS, "decode_most_rows": MLA_MOST_ROWS}
 
 
 class Cut(NamedTuple):
@@ -79,10 +82,14 @@ class Cutter:
     def __init__(self, problem: Problem, kernel: Kernel, sm_count: int) -> None:
         """``problem`` is one of the calls, ``kernel`` decodes them on a device of ``sm_count`` multiprocessors."""
         self._heads_kv, self._per_kv = problem.heads_kv, problem.heads_q // problem.heads_kv
-        self._all_rows = -(-_MOST_ROWS // self._per_kv)  # query rows, of which more make no difference
+        self._most_rows = MLA_MOST_ROWS if problem.latent else _MOST_ROWS
+        # MLA merges leaves in the workspace, where a part has one place.
+        self._part_leaves = [of for of in PART_LEAVES if of <= TWIG_LEAVES] if problem.latent else PART_LEAVES
+        self._all_rows = -(-self._most_rows // self._per_kv)  # query rows, of which more make no difference
         self._tile_n, self._leaf_keys = kernel.tile_n, MIN_LEAF_KEYS[kernel.head_dim]
         self._leaf_tiles, self._least_of_long = self._leaf_keys // kernel.tile_n, self._leaf_keys * MAX_LEAVES
-        self._key_bytes = (kernel.head_dim + kernel.head_dim_v) * ELEMENT_BYTES[kernel.dtype]
+        columns = kernel.head_dim + (0 if problem.latent else kernel.head_dim_v)
+        self._key_bytes = columns * ELEMENT_BYTES[kernel.dtype]
         self._row_floats, self._most_ctas = kernel.head_dim_v + _PADDING, sm_count * kernel.ctas_per_sm
         self._starts_anywhere = problem.mask not in ("full", "causal", "custom")
         self._window_keys = _window_keys(problem)
@@ -111,11 +118,11 @@ class Cutter:
     def _cut_leaves_(self, batch: int, len_q: int, leaves: int, leaf_keys: int) -> Cut:
         """The same by leaves; ``leaf_keys`` = how many one has at least, where that is more than ever."""
         rows, most_ctas = len_q * self._per_kv, self._most_ctas
-        rows = rows if rows < _MOST_ROWS else _MOST_ROWS
+        rows = rows if rows < self._most_rows else self._most_rows
         pairs, part_rows = self._heads_kv * -(-rows // GROUP_ROWS), rows if rows < GROUP_ROWS else GROUP_ROWS
         results = 2 * part_rows * self._row_floats * 4 / ((leaf_keys or self._leaf_keys) * self._key_bytes)
         least, part_leaves, parts = _NEVER, 1, 1
-        for its_leaves in PART_LEAVES:
+        for its_leaves in self._part_leaves:
             # The time of the slowest CTA if parts have so many leaves, and of writing and reading partial results.
             its_parts = self._parts(leaves, its_leaves)
             waves, items = divmod(batch * pairs * its_parts, most_ctas)

@@ -53,6 +53,11 @@ class KernelLaunch:
     grid: int
     shares_block: bool = False
 
+    @property
+    def role(self) -> str:
+        """The phase that its kernel is loaded for: MLA's is ``decode``."""
+        return "decode" if self.kernel.phase == "mla" else self.kernel.phase
+
 
 @dataclass(slots=True, eq=False)
 class LaunchPlan:
@@ -95,7 +100,8 @@ def shared_in_l2(problem: Problem, varlen_q: bool) -> tuple[int, int]:
     keys = batch * problem.len_k if problem.params.cu_seqlens_k is None else problem.keys
     if problem.form.paged:
         keys = min(keys, problem.params.k.shape[0] * problem.page_size)
-    bytes_per_key = (problem.head_dim + problem.head_dim_v) * ELEMENT_BYTES[problem.keys_dtype]
+    columns = problem.head_dim + (0 if problem.latent else problem.head_dim_v)
+    bytes_per_key = columns * ELEMENT_BYTES[problem.keys_dtype]
     return l2_sections(batch, problem.heads_kv, keys * bytes_per_key, varlen_q)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from skimattn.codegen.matrix import FP8
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.tiles.common import panel_columns
 
 from .._call.arguments import POINTERS
 from .._call.problem import Problem
 from .buffers import Buffers
-from .decode import ALL_REQUESTS, RULE, Cut, Cutter, plan_decode
+from .decode import ALL_LATENT, ALL_REQUESTS, RULE, Cut, Cutter, plan_decode
 from .plan import (
     KernelLaunch,
     LaunchPlan,
@@ -93,8 +94,10 @@ class Planner:
     def _decode(self, problem: Problem, buffers: Buffers, cut: Cut) -> Iterator[KernelLaunch]:
         kernel, combine = self.rows["decode"], self.rows["combine"]
         scalars, maps = sized_scalars(problem, kernel, buffers), _maps_of_keys(problem, kernel)
-        if "prefill" not in self.rows:
+        if kernel.keys_dtype in FP8 and "prefill" not in self.rows:  # perhaps since there is none
             scalars |= ALL_REQUESTS
+        if problem.latent:
+            scalars |= ALL_LATENT
         fixed = self._fixed_of(problem, kernel)
         for row, own_maps, own_scalars, grid in plan_decode(
             problem, kernel, combine, scalars, maps, cut, self._sm_count
@@ -114,10 +117,11 @@ def _maps_of_keys(problem: Problem, kernel: Kernel) -> dict[str, TensorMapSpec]:
     if problem.page_size:
         rows, hnd = page_box_rows(problem.page_size, kernel.tile_n), params.kv_layout == "HND"
     box = (panel_columns(kernel.keys_dtype), rows, 1, 1)
-    return {
-        "tma_k": map_of(params.k, kernel.keys_dtype, box, problem, hnd),
-        "tma_v": map_of(params.v, kernel.keys_dtype, box, problem, hnd),
-    }
+    maps = {"tma_k": map_of(params.k, kernel.keys_dtype, box, problem, hnd)}
+    if not problem.latent:
+        assert params.v is not None
+        maps["tma_v"] = map_of(params.v, kernel.keys_dtype, box, problem, hnd)
+    return maps
 
 
 def make_plan(

@@ -101,6 +101,7 @@ class Prepared:
         """What :meth:`accepts` compares addresses with."""
         params = problem.params
         self._tma = [names.index(name) for name in _TMA if name in names]
+        self._same = [names.index(name) for name in ("k", "v")] if problem.latent and params.v is not None else []
         self._mask = names.index("custom_mask") if params.custom_mask is not None else -1
         self._mask_multiple = 1 if params.custom_mask is None else multiple_of("custom_mask", params.custom_mask)
         self._outputs = [index for index, name in enumerate(names) if name in OUTPUTS]
@@ -108,6 +109,8 @@ class Prepared:
 
     def accepts(self, addresses: Sequence[int]) -> bool:
         """Whether tensors of this signature may lie there: aligned, and outputs apart from everything else.
+
+        MLA's values must lie where its keys do.
 
         The same as :func:`check_addresses`, which says what is wrong, but in numbers that are known. False where it
         cannot tell.
@@ -117,6 +120,8 @@ class Prepared:
         for index in self._tma:
             if addresses[index] % TMA_BYTES:
                 return False
+        if self._same and addresses[self._same[0]] != addresses[self._same[1]]:
+            return False
         if self._mask_multiple > 1 and addresses[self._mask] % self._mask_multiple:
             return False
         for output in self._outputs:

@@ -41,8 +41,8 @@ class Outline:
     def __init__(self, values: tuple[object, ...]) -> None:
         self.shortcut: Shortcut | None = None  # of the form that calls like this had last
         self.names = tuple(name for name, value in zip(_NAMES, values, strict=True) if isinstance(value, torch.Tensor))
-        if self.names[:3] != ("q", "k", "v"):
-            raise TypeError("q, k or v is not a tensor")
+        if self.names[:2] != ("q", "k"):
+            raise TypeError("q or k is not a tensor")
         self.match = _matcher(self.names, values)
 
 

@@ -60,7 +60,7 @@ class LaunchAttribute(ctypes.Structure):
 
 
 # Phases whose kernels may start before the one before them in the stream has ended, for whose end they wait themselves.
-_STARTS_EARLY = ("decode", "combine")
+_STARTS_EARLY = ("decode", "mla", "combine")
 _PROGRAMMATIC_STREAM_SERIALIZATION = 6  # CU_LAUNCH_ATTRIBUTE_...
 _EARLY = LaunchAttribute(_PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1)
 
@@ -146,4 +146,4 @@ class Steps:
                 block = self._all_blocks[len(self.blocks)]
                 block.fill(planned)
                 self.blocks.append(block)
-            step.fill(planned.grid, loaded[planned.kernel.phase], block)
+            step.fill(planned.grid, loaded[planned.role], block)

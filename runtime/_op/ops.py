@@ -14,6 +14,7 @@ from torch.library import define, register_fake, register_kernel
 from .._call.arguments import OUTPUTS
 from .._call.checks import require_tensor
 from .._call.dtypes import default_out_dtype
+from .._call.latent import columns_of_values
 from ..errors import expected
 from ..launcher import Result, launch
 from ..params import Params
@@ -48,7 +49,7 @@ def _count_writes(params: Params) -> None:
 def _fake_attention(*args: torch.Tensor, **arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     params = schema.params_of(*args, **arguments)
     _refuse_gradients(params)
-    q, out_shape = params.q, (*params.q.shape[:-1], params.v.shape[-1])
+    q, out_shape = params.q, (*params.q.shape[:-1], columns_of_values(params))
     lse_shape = out_shape[:-1] if params.return_lse else (0,)
     return q.new_empty(out_shape, dtype=default_out_dtype(q.dtype)), q.new_empty(lse_shape, dtype=torch.float32)
 
@@ -73,7 +74,7 @@ def traced(params: Params, stream: Any = None) -> Result:
         return (out, lse) if params.return_lse else out
     q, out, lse = params.q, params.out, params.lse
     if out is None:
-        out = q.new_empty((*q.shape[:-1], params.v.shape[-1]), dtype=default_out_dtype(q.dtype))
+        out = q.new_empty((*q.shape[:-1], columns_of_values(params)), dtype=default_out_dtype(q.dtype))
     if lse is None and params.return_lse:
         lse = q.new_empty(q.shape[:-1], dtype=torch.float32)
     given = schema.arguments_of(params, schema.ATTENTION_OUT_FIELDS) | {"out": out, "lse": lse}

@@ -54,9 +54,10 @@ def _default(name: str) -> str:
 
 
 def _arguments(name: str, *, required: bool) -> Iterator[str]:
-    """What a field is in a schema; ``required``: without None and default."""
+    """What a field is in a schema; ``required``: without a default, and an output without None."""
     optional, tensor, others = _parts(name)
-    mark, default = ("", "") if required else ("?" if optional else "", f"={_default(name)}")
+    mark = "?" if optional and not (required and name in OUTPUTS) else ""
+    default = "" if required else f"={_default(name)}"
     for hint in others:
         yield f"{_value_type(name, hint)}{mark} {name}{default}"
     if tensor:

@@ -52,6 +52,8 @@ def phases_of(problem: Problem, arch: str) -> tuple[str, ...]:
 
 def phase_rule(problem: Problem, arch: str) -> Callable[[int, int], tuple[str, ...]]:
     """What :func:`phases_of` says of calls that differ from this one in sizes only, by ``len_q`` and ``len_k``."""
+    if problem.latent:
+        return lambda _len_q, _len_k: ("decode",)
     if not _has_decode(problem, arch):
         return lambda _len_q, _len_k: ("prefill",)
     per_kv, varlen_q, varlen_k = problem.heads_q // problem.heads_kv, problem.varlen_q, problem.varlen_k
@@ -90,7 +92,10 @@ def specs_of(problem: Problem, arch: str) -> dict[str, KernelSpec]:
 
 
 def spec_of(problem: Problem, arch: str, phase: str = "prefill") -> KernelSpec:
-    """The kernel of one phase that the call needs; :class:`NoKernelError` if the matrix does not hold it."""
+    """The kernel of one phase that the call needs; :class:`NoKernelError` if the matrix does not hold it.
+
+    Decode of MLA in latent form is a phase of its own among kernels, and ``decode`` everywhere else.
+    """
     spec = _spec(problem, arch, phase)
     verdict = matrix.judge(spec)
     if isinstance(verdict, matrix.Rejected):
@@ -111,6 +116,8 @@ def _why_prefill(problem: Problem) -> str:
 
 
 def _spec(problem: Problem, arch: str, phase: str) -> KernelSpec:
+    if problem.latent:
+        phase = "mla"
     dim, dim_v = head_dims(phase, problem.head_dim, problem.head_dim_v)
     return KernelSpec(
         arch=arch,

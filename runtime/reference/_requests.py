@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .._call.latent import values_of
 from .._call.problem import Problem
 from .._call.values import first_key
 from .._launch.buffers import Buffers
@@ -73,7 +74,7 @@ def _rows(problem: Problem, index: int) -> slice | tuple[int, slice]:
 
 def _keys_and_values(problem: Problem, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of one request as [keys, heads, columns], gathered from their pages where paged."""
-    params = problem.params
+    params, values = problem.params, values_of(problem.params)
     start, length = 0, problem.len_k
     if params.cu_seqlens_k is not None:
         start, end = params.cu_seqlens_k[index : index + 2].tolist()
@@ -84,12 +85,12 @@ def _keys_and_values(problem: Problem, index: int) -> tuple[torch.Tensor, torch.
         key = torch.arange(length)
         # Clamped: pages that no row sees need not be there.
         page = params.page_table[index][key // problem.page_size].long().clamp(0, params.k.shape[0] - 1)
-        pools = (pool.transpose(1, 2) if params.kv_layout == "HND" else pool for pool in (params.k, params.v))
+        pools = (pool.transpose(1, 2) if params.kv_layout == "HND" else pool for pool in (params.k, values))
         k, v = (pool[page, key % problem.page_size] for pool in pools)
         return k, v
     if params.cu_seqlens_k is not None:
-        return params.k[start : start + length], params.v[start : start + length]
-    return params.k[index, :length], params.v[index, :length]
+        return params.k[start : start + length], values[start : start + length]
+    return params.k[index, :length], values[index, :length]
 
 
 def _packed_rows(

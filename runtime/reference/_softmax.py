@@ -44,7 +44,7 @@ def _float(value: float | list[list[float]]) -> torch.Tensor:
 
 
 def descale(value: torch.Tensor | None, index: int, heads: int) -> torch.Tensor:
-    """What counts for one in an 8-bit tensor, for ``heads`` (Hq or Hkv) of a request: float32 [heads or 1, 1]."""
+    """What stands for one in an 8-bit tensor, for Hq or Hkv heads of request ``index``: float32 [heads or 1, 1]."""
     if value is None:
         return _float([[1.0]])
     if value.dim() < 2:

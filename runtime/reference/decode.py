@@ -138,7 +138,7 @@ class _Group:
     def _leaf(self, start: torch.Tensor, own: range) -> _State:
         problem, units = self.problem, self.units
         # SM90 multiplies probabilities of 16 bits whatever it reads.
-        dtype = problem.params.v.dtype if self.kernel.arch == "sm100" else self.request.out.dtype
+        dtype = self.request.v.dtype if self.kernel.arch == "sm100" else self.request.out.dtype
         softmax = Softmax(start, problem.head_dim_v, units, dtype)
         for tile in reversed(own):
             if tile not in self.tiles:

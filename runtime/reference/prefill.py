@@ -30,7 +30,7 @@ def _compute_group(problem: Problem, kernel: Kernel, request: Request, first_row
     seen = visible(problem, request, rows)
     units = Units.of(problem, request.index, heads)
     start = torch.full((heads, len(rows)), -math.inf, dtype=torch.float32)
-    softmax = Softmax(start, problem.head_dim_v, units, params.v.dtype)
+    softmax = Softmax(start, problem.head_dim_v, units, request.v.dtype)
     limit = log2_threshold(problem, request.index)
     for tile in _order(kernel, tile_range(problem, seen, kernel.tile_n)):
         keys = slice(tile * kernel.tile_n, min((tile + 1) * kernel.tile_n, request.len_k))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from .._call.latent import values_of
 from .._select.catalog import Explanation, explain
 from .._select.dispatch import BY_CAPABILITY
 from ..errors import expected
@@ -127,7 +128,7 @@ def report(demo: Demo, head: int = 0, shades: str = BLOCKS) -> Iterator[str]:
     yield "\nWhat came out"
     yield f"  tiles skipped: {skipped} of {visited} visited, {100 * skipped / visited:.1f} % (by head: {by_head})"
     yield f"  against the dense kernel: {errors(out, dense)}"
-    yield f"  dense against exact float32: {errors(dense, exact_attention(params.q, params.k, params.v))}"
+    yield f"  dense against exact float32: {errors(dense, exact_attention(params.q, params.k, values_of(params)))}"
     yield f"  both calls took {seconds:.2f} s, with loading and whatever had to be compiled"
     yield f"\nTiles of head {head} ({shades[4]} kept, {shades[1]} skipped, blank: hidden by the causal mask)"
     assert chosen.tile is not None

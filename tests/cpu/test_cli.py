@@ -49,8 +49,8 @@ def test_a_flag_without_values_is_refused(given: str) -> None:
         ("--sm 90 120", "--sm 120: sm120 has no kernel specs yet (specs exist for sm90, sm100); nothing was built"),
         ("--sm 90,103", "--sm 103: sm103 has no kernel specs yet"),
         (
-            "--sm 90 --only dtype=e4m3",
-            "nothing in --set default matches --sm 90 --only dtype=e4m3: kernels of sm100 do",
+            "--sm 90 --only dtype=e4m3 phase=prefill",
+            "nothing in --set default matches --sm 90 --only dtype=e4m3 phase=prefill: kernels of sm100 do",
         ),
         ("--sm 100 --only arch=sm90 softcap=true", "kernels of sm90 do"),
         ("--sm 90 --only dtype=e4m3 head_dim=64 head_dim_v=128", "no kernel of the matrix does, see --explain"),
@@ -59,7 +59,7 @@ def test_a_flag_without_values_is_refused(given: str) -> None:
         ("--only dtype", "--only: expected FIELD=VALUE (got 'dtype')"),
         ("--only dtype=", "--only: expected FIELD=VALUE (got 'dtype=')"),
         ("--only dtype=fp8", "--only: dtype: expected one of bf16, fp16, e4m3 (got 'fp8')"),
-        ("--only head_dim=96", "--only: head_dim: expected one of 64, 128, 192, 256 (got '96')"),
+        ("--only head_dim=96", "--only: head_dim: expected one of 64, 128, 192, 256, 512, 576 (got '96')"),
         ("--only softcap=true", "nothing in --set default matches --only softcap=true: --set full has"),
         ("--only head_dim=64 head_dim_v=128", "no kernel of the matrix does, see --explain"),
         ("--set some", "Invalid value for '--set'"),
@@ -158,7 +158,7 @@ def test_explain_accepted() -> None:
         "in sets: full",
         "verified: run on an H200",
         "build it: python build.py --sm 90 --set full --only phase=prefill dtype=bf16 out_dtype=bf16 head_dim=128 "
-        "head_dim_v=128 mask=causal paged=false skip=stat softcap=true alibi=false",
+        "head_dim_v=128 mask=causal paged=false skip=stat softcap=true alibi=false kv_dtype=same",
     ]
 
 
@@ -169,8 +169,8 @@ def test_explain_kernels_of_decode() -> None:
         "in sets: smoke, default, full",
     ]
     assert "build it: python build.py --sm 90 --only phase=decode dtype=bf16" in result.output
-    result = invoke("--explain", "phase=decode", "dtype=e4m3", "arch=sm90")
-    assert result.exit_code == 1 and result.output.startswith("rejected by rule fp8-arch: SM90 multiplies 8-bit values")
+    result = invoke("--explain", "phase=decode", "kv_dtype=e4m3", "arch=sm100")
+    assert result.exit_code == 1 and result.output.startswith("rejected by rule kv-dtype-arch: SM100 kernels convert")
     result = invoke("--explain", "phase=combine", "mask=causal")
     assert result.exit_code == 1 and result.output.startswith("rejected by rule combine-options: partial results are")
 

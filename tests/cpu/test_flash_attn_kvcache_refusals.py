@@ -136,7 +136,7 @@ CAUSES: list[tuple[Call, Call, str]] = [
     (PLAIN, {"softmax_scale": 0.0}, "softmax_scale: expected a finite float above 0"),
     (PLAIN, {"window_size": 5}, "window_size: expected a pair (left, right), a tuple or a list (got 5)"),
     (PLAIN, {"attention_chunk": -1}, "attention_chunk: expected an int from 0 to 2147483647 (got -1)"),
-    (PLAIN, {"k_descale": torch.ones(3, 2)}, "k_descale: expected None with bf16 tensors (8-bit ones use it)"),
+    (PLAIN, {"k_descale": torch.ones(3, 2)}, "k_descale: expected None with k of bf16 (8-bit tensors use it)"),
     (PLAIN, {"skip_softmax_threshold": 2.0}, "skip_softmax_threshold: expected None, a float from 0 to 1"),
     (PLAIN, {"stats": torch.zeros(2)}, "stats: expected None without skip_softmax_threshold"),
     (RAGGED, {"max_seqlen_q": 2}, "max_seqlen_q: expected at least 3, the longest request in cu_seqlens_q (got 2)"),

@@ -69,7 +69,7 @@ def test_decode_takes_what_no_prefill_kernel_does() -> None:
 
 def test_architecture_without_decode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKIMATTN_REFERENCE", "sm100")
-    with pytest.raises(NoKernelError, match="kv-dtype-phase"):
+    with pytest.raises(NoKernelError, match="kv-dtype-arch"):
         skimattn.launch(call(1))
 
 

@@ -47,6 +47,9 @@ TYPES = {
     "sm90": (("bf16", "bf16"), ("fp16", "fp16")),
     "sm100": (("bf16", "bf16"), ("fp16", "fp16"), ("e4m3", "bf16"), ("e4m3", "fp16")),
 }
+# Beside those, decode of SM90 reads 8 bits: q, k and v, or k and v alone.
+BYTES = (("e4m3", "bf16", "same"), ("e4m3", "fp16", "same"), ("bf16", "bf16", "e4m3"), ("fp16", "fp16", "e4m3"))
+PHASES = ("prefill", "decode")  # that attend; what decode leaves is combined besides
 HEAD_DIMS = {
     "prefill": ((64, 64), (128, 128), (192, 128), (256, 256)),
     "decode": ((64, 64), (128, 128), (256, 256)),
@@ -55,14 +58,18 @@ LAYOUTS = {mask: (False, True) for mask in BY_NAME["mask"].values}  # paged or n
 
 
 def products(
-    types: Mapping[str, Collection[tuple[str, str]]], layouts: Mapping[Value, Collection[bool]], flags: Collection[bool]
+    types: Mapping[str, Collection[tuple[str, str]]],
+    layouts: Mapping[Value, Collection[bool]],
+    flags: Collection[bool],
+    in_bytes: Collection[tuple[str, str, str]],
 ) -> set[KernelSpec]:
     """Every kernel of these types, masks with their layouts, and values of the flags softcap and alibi."""
+    of_phases = [(arch, phase, (*pair, "same")) for arch, pairs in types.items() for phase in PHASES for pair in pairs]
+    of_phases += [("sm90", "decode", kinds) for kinds in in_bytes]
     attending = {
-        KernelSpec(arch, phase, dtype, out, dim, dim_v, str(mask), paged, skip, softcap, alibi)
-        for arch, pairs in types.items()
-        for phase in ("prefill", "decode")
-        for (dtype, out), (dim, dim_v), mask in product(pairs, HEAD_DIMS[phase], layouts)
+        KernelSpec(arch, phase, dtype, out, dim, dim_v, str(mask), paged, skip, softcap, alibi, kv)
+        for arch, phase, (dtype, out, kv) in of_phases
+        for (dim, dim_v), mask in product(HEAD_DIMS[phase], layouts)
         for paged, skip, softcap, alibi in product(layouts[mask], ("dense", "skip", "stat"), flags, flags)
     }
     return attending | {
@@ -71,8 +78,20 @@ def products(
     }
 
 
+def latent(flags: Collection[bool]) -> set[KernelSpec]:
+    """MLA's: masks full and causal, paged or not; no alibi. And those that combine what they leave."""
+    kinds = product(("bf16", "fp16"), ("full", "causal"), (False, True), ("dense", "skip", "stat"), flags)
+    return {
+        KernelSpec("sm90", "mla", dtype, dtype, 576, 512, mask, paged, skip, softcap, False)
+        for dtype, mask, paged, skip, softcap in kinds
+    } | {
+        KernelSpec("sm90", "combine", dtype, dtype, 512, 512, "full", False, "dense", False, False)
+        for dtype in ("bf16", "fp16")
+    }
+
+
 def test_the_full_set_is_a_product() -> None:
-    assert set(all_specs()) == products(TYPES, LAYOUTS, (False, True))
+    assert set(all_specs()) == products(TYPES, LAYOUTS, (False, True), BYTES) | latent((False, True))
     assert len(all_specs()) == len(set(all_specs()))
 
 
@@ -80,7 +99,9 @@ def test_the_default_set_is_a_product() -> None:
     common = {arch: [pair for pair in pairs if pair != ("e4m3", "fp16")] for arch, pairs in TYPES.items()}
     paged = ("causal", "window", "chunked")
     layouts = {mask: (False, True) if mask in paged else (False,) for mask in LAYOUTS}
-    assert set(specs("default")) == products(common, layouts, (False,))
+    in_bytes = [("bf16", "bf16", "e4m3")]
+    assert set(specs("default")) == products(common, layouts, (False,), in_bytes) | latent((False,))
+    assert len(specs("default")) < 1000
 
 
 def test_names_are_unique() -> None:
@@ -97,7 +118,8 @@ def test_smoke_meets_every_value_of_the_main_features() -> None:
     for name in ("arch", "phase", "dtype", "head_dim", "skip", "paged"):
         assert {getattr(spec, name) for spec in specs("smoke")} == set(BY_NAME[name].values), name
     for arch in ARCHS:
-        assert {spec.head_dim for spec in specs("smoke", archs=[arch])} == set(BY_NAME["head_dim"].values), arch
+        found = {spec.head_dim for spec in specs("smoke", archs=[arch])}
+        assert found == set(BY_NAME["head_dim"].values) - ({512, 576} if arch == "sm100" else set()), arch
 
 
 def test_every_architecture_of_the_table_is_described() -> None:
@@ -120,11 +142,12 @@ def test_sm100_has_what_sm90_has_and_8_bit_input_besides() -> None:
         return replace(spec, arch="sm90")
 
     for name in ("default", "full"):
-        hopper, blackwell = (specs(name, archs=[arch]) for arch in ARCHS)
-        own = [spec for spec in blackwell if spec.dtype != "e4m3"]
-        assert {without_arch(spec) for spec in own} == set(hopper)
+        own = specs(name, {"kv_dtype": ["same"]})
+        of_16_bits = [spec for spec in own if spec.dtype != "e4m3" and spec.head_dim_v != 512]  # but MLA's
+        hopper, blackwell = ([spec for spec in of_16_bits if spec.arch == arch] for arch in ARCHS)
+        assert {without_arch(spec) for spec in blackwell} == set(hopper)
     attending = {"phase": ["prefill", "decode"]}
-    fp8 = specs("full", {"dtype": ["e4m3"], **attending})
+    fp8 = specs("full", {"dtype": ["e4m3"], **attending}, ["sm100"])
     assert {spec.arch for spec in fp8} == {"sm100"}
     assert {spec.out_dtype for spec in fp8} == {"bf16", "fp16"}
     assert {spec.out_dtype for spec in specs("default", {"dtype": ["e4m3"], **attending})} == {"bf16"}
@@ -150,9 +173,11 @@ def test_kernels_that_combine_are_chosen_with_the_decode_kernels_that_need_them(
     assert [spec.name for spec in chosen if spec.phase == "combine"] == combining
     plain = specs("full", {"mask": ["full"], "head_dim": [192]})
     assert {spec.phase for spec in plain} == {"prefill"}  # of 192 columns nothing is decoded
-    eight_bit = specs("default", {"dtype": ["e4m3"], "head_dim": [64]})
-    assert [spec.name for spec in eight_bit if spec.phase == "combine"] == ["skim_sm100_combine_bf16_d64_full_dense"]
-    for spec in specs("full", {"phase": ["decode"]}):
+    for name, archs in (("default", ("sm100",)), ("full", ARCHS)):  # queries of 8 bits are rare on SM90
+        eight_bit = specs(name, {"dtype": ["e4m3"], "head_dim": [64], "out_dtype": ["bf16"]})
+        combining = [f"skim_{arch}_combine_bf16_d64_full_dense" for arch in archs]
+        assert [spec.name for spec in eight_bit if spec.phase == "combine"] == combining
+    for spec in specs("full", {"phase": ["decode", "mla"]}):
         combine = matrix.combine_spec(spec)
         assert combine in all_specs() and (combine.head_dim, combine.dtype) == (spec.head_dim_v, spec.out_dtype)
     everything = specs("full")
@@ -188,9 +213,15 @@ def test_the_values_of_every_kernel_are_accepted() -> None:
         ({"head_dim": 64, "head_dim_v": 128}, "head-dims", "(192, 128)"),
         ({"head_dim": 96}, "head_dim-values", "next larger kernel"),
         ({"head_dim_v": 80}, "head_dim_v-values", "next larger kernel"),
-        ({"phase": "append"}, "phase-values", "phase: expected one of prefill, decode, combine (got 'append')"),
-        ({"phase": "decode", "dtype": "e4m3", "arch": "sm90"}, "fp8-arch", "V is transposed first"),
-        ({"phase": "combine", "dtype": "e4m3"}, "combine-dtype", "a combine kernel's types are its output's"),
+        ({"phase": "append"}, "phase-values", "phase: expected one of prefill, decode, combine, mla (got 'append')"),
+        ({"phase": "decode", "dtype": "e4m3", "kv_dtype": "e4m3"}, "kv-dtype-twice", "kv_dtype=same"),
+        ({"kv_dtype": "e4m3"}, "kv-dtype-phase", "prefill would convert each of them once for every tile"),
+        ({"phase": "combine", "kv_dtype": "e4m3"}, "combine-dtype", ""),
+        ({"phase": "combine", "dtype": "e4m3", "arch": "sm90"}, "combine-dtype", ""),
+        ({"phase": "mla", "dtype": "e4m3", "arch": "sm90"}, "mla-dtype", "nothing but 16 bits"),
+        ({"phase": "mla", "kv_dtype": "e4m3"}, "mla-dtype", "nothing but 16 bits"),
+        ({"phase": "mla", "arch": "sm100"}, "mla-arch", "SM90 alone"),
+        ({"phase": "combine", "head_dim": 512, "arch": "sm100"}, "mla-arch", "SM90 alone"),
         ({"phase": "combine", "mask": "causal"}, "combine-options", "merged in one way, whatever mask and options"),
         ({"phase": "combine", "skip": "stat"}, "combine-options", "merged in one way"),
         ({"phase": "combine", "paged": True}, "combine-options", "merged in one way"),

@@ -279,7 +279,7 @@ def test_damaged_metadata_is_refused_by_name(folder: Path, text: str) -> None:
 def test_truncated_and_changed_metadata_is_refused(folder: Path) -> None:
     put(folder)
     whole = (folder / "metadata.json").read_text()
-    for text in (whole[:-10], whole.replace("168", "167"), whole.replace('"format": 3', '"format": 9')):
+    for text in (whole[:-10], whole.replace("168", "167"), whole.replace('"format": 4', '"format": 9')):
         assert text != whole
         (folder / "metadata.json").write_text(text)
         with pytest.raises(BuildError, match=r"metadata.json"):

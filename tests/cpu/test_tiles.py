@@ -28,7 +28,8 @@ def test_every_kernel_has_a_tile_that_fits() -> None:
         assert sum(tile.registers) <= at_launch * tile.threads // 128 and tile.threads <= 1024, spec.name
         assert all(value % 8 == 0 and 24 <= value <= 256 for value in tile.registers), spec.name  # setmaxnreg's rule
         first, *others = sorted(set(tile.registers), reverse=True)  # who computes asks for more, the others give
-        assert first >= at_launch >= max(others, default=0), spec.name
+        givers = others[1:] if spec.phase == "mla" else others  # there two warpgroups compute, each its way
+        assert first >= at_launch >= max(givers, default=0), spec.name
         if spec.phase == "combine":
             assert (tile.tile_m, tile.group_rows) == (1, 64)  # a CTA merges one row, of the groups of decode
         else:

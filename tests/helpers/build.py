@@ -217,6 +217,8 @@ def _map_size(case: Case) -> tuple[int, int]:
     """Groups and tiles that whichever kernels may run visit, and some more."""
     rows = max(len_q for len_q, _ in case.lens) + case.extra_rows
     keys = max(len_k for _, len_k in case.lens)
+    if case.phase == "mla":
+        return -(-rows * case.heads_q // case.group_rows) + 1, -(-keys // case.tile_n) + 2
     prefill, decode = (
         replace(case, kv_dtype="same", phase=""),
         replace(case, arch="sm90", dtype="bf16", kv_dtype="same", out_dtype="", phase="decode"),
@@ -268,6 +270,10 @@ def build(case: Case, held: list[Content]) -> Built:
     if case.paged:
         tensors |= _pages(case, held)
     _place(case, tensors, held)
+    if case.phase == "mla":  # one memory
+        del tensors["v"]
+        if case.gives_v:
+            tensors["v"] = tensors["k"][..., : case.head_dim_v]
     tensors |= _lengths(case) | _results(case) | _descales(case, held)
     tensors |= _head_vectors(case)
     if case.mask == "custom":

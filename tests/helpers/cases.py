@@ -20,11 +20,16 @@ from .oracle_decode import Leaves, Phases, attend_decoded
 from .planting import plant
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "e4m3": torch.float8_e4m3fn}
-KERNEL_DIMS = {"prefill": ((64, 64), (128, 128), (192, 128), (256, 256)), "decode": ((64, 64), (128, 128), (256, 256))}
+KERNEL_DIMS = {
+    "prefill": ((64, 64), (128, 128), (192, 128), (256, 256)),
+    "decode": ((64, 64), (128, 128), (256, 256)),
+    "mla": ((576, 512),),
+}
 PHASES = Phases(split.GROUP_ROWS, split.MAX_GROUPS * split.GROUP_ROWS, split.KEYS_PER_ROW)
 # Values of low tiles: what is kept or dropped by mistake shows in the output. With e4m3 it shows in maps only.
 LOUD = {"bf16": 2.0**20, "fp16": 2.0**13, "e4m3": 2.0**6}
 F64 = NDArray[np.float64]
+_LOUD_COLUMNS = (255, 511)  # of MLA, in either half of the values
 _SINKS = (1.5, -2.0, 0.25, 4.0)
 _DESCALES = {"q_descale": (0.75, 1.5, 1.0), "k_descale": (1.25, 0.8), "v_descale": (2.0, 0.3, 1.1, 7.0)}
 
@@ -35,7 +40,10 @@ class Case:
 
     name: str
     arch: str = "sm90"
-    phase: str = ""  # of its requests: "" prefill, "decode", or "mixed", which is each by its own lengths
+    # Of its requests: "" prefill, "decode", "mla", whose values are columns of its keys, or "mixed", which is prefill
+    # or decode for each by its own lengths.
+    phase: str = ""
+    gives_v: bool = True  # of mla: whether the call names its values
     dtype: str = "bf16"
     kv_dtype: str = "same"  # of k and v: dtype, or "e4m3"
     out_dtype: str = ""  # default: dtype, or bf16 for e4m3
@@ -78,7 +86,7 @@ class Case:
     @property
     def spec(self) -> KernelSpec:
         """The kernel that the call must use; of mixed ones, that of prefill."""
-        phase = "decode" if self.phase == "decode" else "prefill"
+        phase = self.phase if self.phase in ("decode", "mla") else "prefill"
         dims = [pair for pair in KERNEL_DIMS[phase] if pair[0] >= self.head_dim and pair[1] >= self.head_dim_v]
         head_dim, head_dim_v = min(dims, key=sum)
         return KernelSpec(
@@ -130,13 +138,15 @@ class Case:
     def decodes(self, len_q: int, len_k: int) -> bool:
         """Whether a request is decode's."""
         if self.phase != "mixed":
-            return self.phase == "decode"
+            return self.phase in ("decode", "mla")
         if self.arch == "sm90" and self.keys_dtype == "e4m3":
             return True  # no prefill kernel reads those
         return PHASES.decodes(len_q, len_k, self.heads_q // self.heads_kv)
 
     def launched(self) -> Case:
         """The same call as ``launch`` computes it: each request by its own lengths."""
+        if self.phase == "mla":
+            return self
         case = replace(self, phase="mixed")
         assert self.phase != "decode" or all(case.decodes(*pair) for pair in self.lens), f"{self.name} is no decode"
         return case
@@ -236,9 +246,15 @@ def content(case: Case, index: int) -> Content:
     descales = descales_of(case, stream)
     if len_q and len_k:
         heavy = _plant(case, q, k, custom, descales, rng)
-        v *= np.where(heavy, LOUD[case.keys_dtype], 1.0)[:, :, None]
-    narrowed = (narrow(q, case.dtype), *(narrow(x, case.keys_dtype) for x in (k, v)))
-    return Content(*narrowed, threshold_of(case, stream), custom, descales, slopes_of(case, stream))
+        if case.phase == "mla":  # in columns that no score sees
+            q[:, :, list(_LOUD_COLUMNS)] = 0.0
+            k[:, :, list(_LOUD_COLUMNS)] = np.where(heavy, LOUD[case.dtype], 1.0)[:, :, None]
+        else:
+            v *= np.where(heavy, LOUD[case.keys_dtype], 1.0)[:, :, None]
+    q, k, v = (narrow(q, case.dtype), *(narrow(x, case.keys_dtype) for x in (k, v)))
+    if case.phase == "mla":
+        v = k[..., : case.head_dim_v]
+    return Content(q, k, v, threshold_of(case, stream), custom, descales, slopes_of(case, stream))
 
 
 def narrow(x: F64, dtype: str) -> torch.Tensor:
@@ -262,7 +278,7 @@ def _plant(
     if custom is None:
         custom = np.repeat(visible_keys(rules, len(q), len(k))[None], case.heads_q, axis=0)
     seen = custom.reshape(case.heads_kv, -1, len(q), len(k))
-    if case.phase == "decode":
+    if case.phase in ("decode", "mla"):
         seen = seen.swapaxes(1, 2).reshape(case.heads_kv, 1, -1, len(k))
         if case.mask not in ("window", "chunked"):
             rules = replace(rules, order="sink_first")  # every leaf starts from the maxima over tile 0
@@ -304,7 +320,7 @@ def answers(case: Case, held: list[Content]) -> list[Answer]:
 
 def _answer(case: Case, one: Content) -> Answer:
     if case.decodes(len(one.q), len(one.k)):
-        decoding = replace(case, phase="decode")
+        decoding = case if case.phase == "mla" else replace(case, phase="decode")
         leaves = Leaves(split.MIN_LEAF_KEYS[decoding.spec.head_dim], split.MAX_LEAVES)
         return attend_decoded(rules_of(decoding, one), leaves, _request(one))
     return attend(rules_of(replace(case, phase=""), one), _request(one))

@@ -120,7 +120,12 @@ def _traits(case: Case) -> set[tuple[str, Any]]:
 @cache
 def kernel_pair_cases(arch: str) -> tuple[Case, ...]:
     """The fewest pairwise cases found that meet every pair of kernel features that the pairwise cases meet."""
-    left, chosen = list(pairwise_cases(arch)), []
+    return feature_covering(pairwise_cases(arch))
+
+
+def feature_covering(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """The fewest of these cases found that meet every pair of kernel features that they all meet."""
+    left, chosen = list(cases), []
     missing = set().union(*map(_feature_pairs, left))
     while missing:
         best = max(left, key=lambda case: (len(_feature_pairs(case) & missing), len(_traits(case))))
@@ -194,7 +199,8 @@ def case_of(row: Row, index: int, arch: str = "sm90", lens: tuple[tuple[int, int
     packed = row["memory"].startswith("packed")
     small = [pair for pair in DIMS[row["dims"]] if not packed or pair[0] == pair[1]]
     dims = small[index % len(small)]
-    eight_bit = row["dtype"] in _EIGHT_BIT
+    kv_dtype = row.get("kv_dtype", "same")
+    eight_bit = row["dtype"] in _EIGHT_BIT or kv_dtype in _EIGHT_BIT
     if eight_bit:  # columns come in 16 bytes
         dims = (-(-dims[0] // 16) * 16, -(-dims[1] // 16) * 16)
     forms = ("bool2", "packed2", "bool3", "packed3") + (() if row["q_ragged"] else ("bool4", "packed4"))
@@ -203,7 +209,8 @@ def case_of(row: Row, index: int, arch: str = "sm90", lens: tuple[tuple[int, int
         name=f"pair{index}",
         arch=arch,
         dtype=row["dtype"],
-        out_dtype="fp16" if eight_bit and row["give"] and index % 3 == 1 else "",
+        kv_dtype=kv_dtype,
+        out_dtype="fp16" if row["dtype"] in _EIGHT_BIT and row["give"] and index % 3 == 1 else "",
         descales=("one", "head", "")[index % 3] if eight_bit else "",
         head_dim=dims[0],
         head_dim_v=dims[1],
@@ -252,10 +259,13 @@ DECODED_LENS = (
 def spec_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
     """Two calls of one kernel, for the exhaustive run: a ragged one and a batched one, options dealt out by index."""
     found = []
+    if spec.phase == "mla":
+        return _mla_cases(spec, index)
     for ragged in (False, True):
         number = 2 * index + ragged
         row: Row = {
             "dtype": spec.dtype,
+            "kv_dtype": spec.kv_dtype,
             "dims": (spec.head_dim, spec.head_dim_v),
             "mask": spec.mask,
             "paged": spec.paged,
@@ -275,10 +285,39 @@ def spec_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
         lens = DECODED_LENS[ragged] if spec.phase == "decode" else LENS[row["lens"]]
         assert fits(row, lens)
         case = replace(case_of(row, number, spec.arch, lens=lens), phase="decode" if spec.phase == "decode" else "")
-        case = replace(case, out_dtype=spec.out_dtype, kv_dtype=spec.kv_dtype)
+        case = replace(case, out_dtype=spec.out_dtype if spec.dtype in _EIGHT_BIT else "", kv_dtype=spec.kv_dtype)
         assert case.spec == spec
         found.append(replace(case, name=f"{spec.name}-{'ragged' if ragged else 'batched'}"))
     return tuple(found)
+
+
+def _mla_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
+    """Batched and ragged rows of a kernel of MLA."""
+    lens = ((0, 50), (3, 600), (1, 200), (4, 0), (7, 1), (2, 513))
+    case = Case(
+        name=f"{spec.name}-batched",
+        phase="mla",
+        dtype=spec.dtype,
+        head_dim=576,
+        head_dim_v=512,
+        mask=spec.mask,
+        kv_layout=("nhd", "hnd")[index % 2] if spec.paged else "batched",
+        page_size=(64, 16, 48)[index % 3],
+        seqused=not spec.paged,
+        heads_q=(16, 20, 72)[index % 3],
+        heads_kv=1,
+        lens=((2, 300), (2, 0), (2, 1100)),
+        skip=spec.skip,
+        pattern=DEALT[index % len(DEALT)],
+        threshold_kind=("float", "batch", "head")[index % 3],
+        softcap=20.0 if spec.softcap else 0.0,
+        sinks=index % 2 == 0,
+        scale=0.1,
+        seed=index,
+    )
+    kv_layout = case.kv_layout if spec.paged else "ragged"
+    ragged = replace(case, name=f"{spec.name}-ragged", q_layout="ragged", kv_layout=kv_layout, seqused=False, lens=lens)
+    return case, ragged
 
 
 def kind_cases(arch: str = "sm90") -> tuple[Case, ...]:

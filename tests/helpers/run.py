@@ -25,7 +25,7 @@ DEFAULT_SMS = 3  # of the emulated device: few, so that CTAs take several work i
 
 def params_of(built: Built) -> Params:
     """The call as a caller writes it."""
-    arguments: dict[str, Any] = {**built.tensors, **built.values}
+    arguments: dict[str, Any] = {"v": None, **built.tensors, **built.values}
     return Params(**arguments)
 
 
@@ -144,7 +144,9 @@ def _prepare(built: Built, sms: int, workspace: torch.Tensor | None) -> tuple[An
     from skimattn.codegen.matrix import combine_spec
 
     case, problem = built.case, validate(params_of(built))
-    specs = {case.spec.phase: case.spec} | ({"combine": combine_spec(case.spec)} if case.phase == "decode" else {})
+    specs = {case.spec.phase: case.spec}
+    if case.phase in ("decode", "mla"):
+        specs = {"decode": case.spec, "combine": combine_spec(case.spec)}
     if case.phase == "mixed":
         specs = specs_of(problem, case.arch)
     rows = {phase: kernels.unbuilt_row(one) for phase, one in specs.items()}

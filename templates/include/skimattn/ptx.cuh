@@ -20,6 +20,12 @@ SKIM_DEVICE int redux_max(int value) { return __reduce_max_sync(~0u, value); }
 SKIM_DEVICE uint32_t ballot(bool predicate) { return __ballot_sync(~0u, predicate); }
 SKIM_DEVICE int popcount(uint32_t bits) { return __popc(bits); }
 SKIM_DEVICE int lowest_bit(uint32_t bits) { return __ffs(bits) - 1; }
+// The same value. What follows from it is computed after this, not before a loop: addresses that are needed now and
+// then would take registers all the time.
+SKIM_DEVICE int late(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 SKIM_DEVICE bool warp_any(bool predicate) { return __any_sync(~0u, predicate); }
 
 template <int Registers>
@@ -71,6 +77,12 @@ SKIM_DEVICE void st_shared16(void* pointer, const float* x) {
 SKIM_DEVICE void ld_shared16(const void* pointer, float (&x)[4]) {
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
                : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "r"(smem_address(pointer))
+               : "memory");
+}
+SKIM_DEVICE void ld_shared16(const void* pointer, int (&x)[4]) {
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
                : "r"(smem_address(pointer))
                : "memory");
 }
@@ -244,6 +256,10 @@ SKIM_DEVICE void ld_global_quad(const float* address, float* x) {
   asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];"
                : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
                : "l"(address)
+               : "memory");
+}
+SKIM_DEVICE void st_global_quad(float* address, const float (&x)[4]) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(address), "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3])
                : "memory");
 }
 // What this kernel only reads.

@@ -6,7 +6,6 @@
 namespace skim_emulator {
 namespace {
 
-
 void wake_lanes(Warp& warp, uint32_t lanes) { warp.ready |= lanes; }
 
 // One warp arrives. With `waits` its lanes sleep until the barrier completes.

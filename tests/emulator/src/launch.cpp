@@ -64,8 +64,9 @@ void run() {
 // `entry` takes the parameter block; `ranges` are (base, bytes) pairs of global memory the kernel may touch, none =
 // not checked. Returns 0, or 1 with "kind\nmessage" in `error`.
 extern "C" int skim_emulator_launch(void (*entry)(const void*), const void* block, int grid, int threads,
-                                    int ctas_per_sm, int smem_bytes, int schedule, int strict_products, uint64_t seed, double seconds,
-                                    const uint64_t* ranges, int range_count, char* error, int error_bytes) {
+                                    int ctas_per_sm, int smem_bytes, int schedule, int strict_products, uint64_t seed,
+                                    double seconds, const uint64_t* ranges, int range_count, char* error,
+                                    int error_bytes) {
   using namespace skim_emulator;
   machine.kind.clear();
   machine.message.clear();

@@ -24,6 +24,7 @@ class Combine {
  public:
   static constexpr int kWarps = 2 * kGroupWarps;
   static constexpr int kColumns = Tr::kHeadDimV / kWarpThreads;  // of a lane, next to each other
+  static_assert(!kMlaColumns<Tr> || kColumns == kMlaBlock);
   // Of each branch: its columns, maximum and sum.
   static constexpr int kBranchFloats = Tr::kHeadDimV + 2;
   static_assert(kColumns == 2 || kColumns % 4 == 0);
@@ -209,8 +210,9 @@ class Combine {
 #pragma unroll
     for (int i = 0; i < kColumns; i += 2) {
       if (lane_ * kColumns + i >= p_.head_dim_v) continue;
+      const int at = kMlaColumns<Tr> ? mla_place(i) : i;
       ptx::st_global(reinterpret_cast<uint32_t*>(to + i),
-                     pack_output<typename Tr::Out>(state.o[i], state.o[i + 1], inverse));
+                     pack_output<typename Tr::Out>(state.o[at], state.o[at + 1], inverse));
     }
   }
 

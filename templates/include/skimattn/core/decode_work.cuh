@@ -89,11 +89,7 @@ SKIM_DEVICE void complete(DecodeItem& item, int lane, const Params& p) {
   }
 }
 
-template <class Storage>
-SKIM_DEVICE DecodeItem read_decode_item(const Storage& smem, int slot) {
-  int w[kDecodeWords];
-#pragma unroll
-  for (int i = 0; i < kDecodeWords; ++i) w[i] = static_cast<int>(ptx::ld_shared(&smem.work[slot][i]));
+SKIM_DEVICE DecodeItem item_of_words(const int (&w)[kDecodeWords]) {
   return {{w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]},
           w[8],
           w[9],
@@ -103,6 +99,13 @@ SKIM_DEVICE DecodeItem read_decode_item(const Storage& smem, int slot) {
           {w[13], w[14], w[15], w[16]},
           {w[17], w[18]},
           w[19]};
+}
+template <class Storage>
+SKIM_DEVICE DecodeItem read_decode_item(const Storage& smem, int slot) {
+  int words[kDecodeWords];
+#pragma unroll
+  for (int i = 0; i < kDecodeWords; ++i) words[i] = static_cast<int>(ptx::ld_shared(&smem.work[slot][i]));
+  return item_of_words(words);
 }
 template <class Storage>
 SKIM_DEVICE void write_decode_item(Storage& smem, int slot, const DecodeItem& item) {

@@ -48,7 +48,13 @@ SKIM_DEVICE Merge merge_of(const RowScale& a, const RowScale& b) {
 }
 SKIM_DEVICE float merge_column(const Merge& merge, float a, float b) { return fmaf(a, merge.first, b * merge.second); }
 
-// A part's row in the workspace: the columns, then the scale, padded to whole 16 bytes.
+// A part's row in the workspace: the columns, then the scale, padded to whole 16 bytes. MLA's columns lie in blocks of
+// 16, in the order in which a thread of wgmma has them: 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15.
+constexpr int kMlaBlock = 16;
+template <class Tr>
+inline constexpr bool kMlaColumns = Tr::kHeadDimV == 512;
+// Where a pair of columns of such a block lies, the first of which is the even number `column`.
+SKIM_DEVICE constexpr int mla_place(int column) { return column % 8 * 2 + column / 8 * 2; }
 template <class Tr>
 inline constexpr int kPartRowFloats = Tr::kHeadDimV + 4;
 

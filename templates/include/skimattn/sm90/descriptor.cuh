@@ -1,5 +1,6 @@
 // Shared-memory matrix descriptors of wgmma (PTX ISA, "Matrix-descriptor-format"): plain bits, no instruction.
-// All operands here are 16-bit with the 128-byte swizzle, stored as panels of 64 columns: [panel][row][128 bytes].
+// All operands here are 16-bit. What TMA loads has the 128-byte swizzle, and lies in panels of 64 columns:
+// [panel][row][128 bytes].
 #pragma once
 #include <skimattn/core/platform.cuh>
 
@@ -11,6 +12,14 @@ constexpr uint64_t kStrideOffset = uint64_t{1024 >> 4} << 32;  // between groups
 // K-major operand (A and B of Q.K^T). The leading offset is not used by this layout; the ISA wants 1.
 SKIM_DEVICE uint64_t k_major(const void* panel) {
   return (ptx::smem_address(panel) & 0x3FFFF) >> 4 | uint64_t{1} << 16 | kStrideOffset | kSwizzle128B;
+}
+
+// K-major operand that threads store: chunks of 16 bytes, [chunk][row][16 bytes], without a swizzle. A thread finds all
+// that it stores at fixed distances from one address, and the eight rows of a core matrix lie in all banks.
+constexpr int kChunkBytes = 16;
+SKIM_DEVICE uint64_t k_major_chunks(const void* first, int rows) {
+  return (ptx::smem_address(first) & 0x3FFFF) >> 4 | static_cast<uint64_t>(rows * kChunkBytes >> 4) << 16 |
+         uint64_t{8 * kChunkBytes >> 4} << 32;
 }
 
 // MN-major operand (V of P.V): 64-column panels `panel_bytes` apart, keys along K.

@@ -2,6 +2,7 @@
 //
 // wgmma.cuh (rendered) adds, for N in the emitted widths:
 //   Wgmma<Element, N>::ss(float (&d)[N/2], a_desc, b_desc, accumulate)  A, B in shared memory, both K-major
+//   Wgmma<Element, N>::ss_mn_major(float (&d)[N/2], a_desc, b_desc)     the same with B MN-major, d += A*B
 //   Wgmma<Element, N>::rs(float (&d)[N/2], a[4], b_desc)                A in registers, B MN-major, d += A*B
 //   Wgmma<Element, N>::rs_k_major(float (&d)[N/2], a[4], b_desc, accumulate)           the same with B K-major
 #pragma once

@@ -32,6 +32,7 @@ inline float shfl_xor(float value, int lanes) {
 inline uint32_t ballot(bool predicate) { return emu::warp_collective(emu::Collective::kBallot, predicate, 0); }
 inline bool warp_any(bool predicate) { return ballot(predicate) != 0; }
 inline int popcount(uint32_t bits) { return __builtin_popcount(bits); }
+inline int late(int value) { return value; }
 inline int lowest_bit(uint32_t bits) { return __builtin_ffs(static_cast<int>(bits)) - 1; }
 
 template <int Registers>
@@ -65,6 +66,7 @@ inline void st_shared16(void* pointer, uint32_t w0, uint32_t w1, uint32_t w2, ui
 }
 inline void st_shared16(void* pointer, const float* x) { emu::shared_write(pointer, x, 16); }
 inline void ld_shared16(const void* pointer, float (&x)[4]) { emu::shared_read(x, pointer, 16); }
+inline void ld_shared16(const void* pointer, int (&x)[4]) { emu::shared_read(x, pointer, 16); }
 inline uint32_t ld_shared(const void* pointer) {
   uint32_t value;
   emu::shared_read(&value, pointer, 4);
@@ -157,6 +159,10 @@ inline void st_global_pair(float* address, const Pair& pair) { host_store(addres
 inline Pair ld_global_pair(const float* address) {
   emu::global_access(address, sizeof(Pair), false);
   return {address[0], address[1]};
+}
+inline void st_global_quad(float* address, const float (&x)[4]) {
+  emu::global_access(address, 16, true);
+  std::memcpy(address, x, 16);
 }
 inline void ld_global_quad(const float* address, float* x) {
   emu::global_access(address, 16, false);

@@ -16,6 +16,9 @@ struct Wgmma {
   static void ss(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
     skim_emulator::wgmma(d, N, kHostElement<T>, nullptr, a, b, accumulate, false);
   }
+  static void ss_mn_major(float (&d)[N / 2], uint64_t a, uint64_t b) {
+    skim_emulator::wgmma(d, N, kHostElement<T>, nullptr, a, b, true, true);
+  }
   static void rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b) {
     skim_emulator::wgmma(d, N, kHostElement<T>, a, 0, b, true, true);
   }

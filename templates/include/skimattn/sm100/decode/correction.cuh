@@ -22,43 +22,50 @@ class DecodeCorrection {
         output_(ptx::ld_shared(&smem.tmem_address) + tmem_lanes(thread_ / kWarpThreads) + DecodeColumns<Tr>::kO) {}
 
   SKIM_DEVICE void run() {
-    for (DecodeItem item = receive(); item.base.valid; item = receive()) {
-      begin(item);
+    while (load_work()) {
+      const int last = read_item().hi;
 #pragma unroll 1
-      for (int leaf = item.lo; leaf < item.hi; ++leaf) {
-        const Span tiles = item.tiles_of(leaf);
+      for (int leaf = read_item().lo; leaf < last;) {
+        const int end = imin((leaf / Tr::kTwigLeaves + 1) * Tr::kTwigLeaves, last);
+        start_twig();
 #pragma unroll 1
-        for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
-          correct({item.first_key - n * Tr::kTileN, item.base.len_k - n * Tr::kTileN});
+        for (; leaf < end; ++leaf) {
+          correct_leaf(leaf);
+          fold();
         }
-        fold();
-        const bool is_last = leaf + 1 == item.hi;
-        if (is_last || (leaf + 1) % Tr::kTwigLeaves == 0) end_twig(item, is_last);
+        end_twig(end == last);
       }
+      release(&smem_.work_empty[work_.slot]);
+      work_.advance();
     }
   }
 
  private:
-  SKIM_DEVICE DecodeItem receive() {
-    const DecodeItem item = receive_item(smem_, work_);
-    release(&smem_.work_empty[work_.slot]);
-    work_.advance();
-    return item;
-  }
+  // Note: read again where it is needed rather than kept: O of the twig takes the registers.
+  SKIM_DEVICE DecodeItem read_item() const { return read_decode_item(smem_, ptx::shfl(work_.slot, 0)); }
 
-  SKIM_DEVICE void begin(const DecodeItem& item) {
+  SKIM_DEVICE bool load_work() {
+    ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
+    const DecodeItem item = read_item();
     for (int n = item.start.lo; n < item.start.hi; ++n) p_state_.advance();  // they have scores, and no P
-    if constexpr (kDescaled<typename Tr::Element>) {
-      unit_ = kSumUnit<typename Tr::Element> * v_descale(p_, item.base.batch, item.base.head);
-    }
     starts_branch_ = true;
     branch_ = {-kInf, 0.0f};
-    start_twig();
+    return item.base.valid != 0;
   }
+
   SKIM_DEVICE void start_twig() {
     twig_ = {-kInf, 0.0f};
 #pragma unroll
     for (int i = 0; i < kOut; ++i) o_[i] = 0.0f;
+  }
+
+  SKIM_DEVICE void correct_leaf(int leaf) {
+    const DecodeItem item = read_item();
+    const Span tiles = item.tiles_of(leaf);
+#pragma unroll 1
+    for (int n = tiles.hi - 1; n >= tiles.lo; --n) {
+      correct({item.first_key - n * Tr::kTileN, item.base.len_k - n * Tr::kTileN});
+    }
   }
 
   // What the softmax has to say next of this row.
@@ -129,24 +136,22 @@ class DecodeCorrection {
       }
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
-        const float own = kDescaled<typename Tr::Element> ? o[i] * unit_ : o[i];
-        o_[column + i] = merge_column(merge, o_[column + i], own);
+        o_[column + i] = merge_column(merge, o_[column + i], o[i] * kSumUnit<typename Tr::Element>);
       }
     }
   }
 
   // Twigs are merged in the part's place in the workspace, of which each thread reads what it wrote. The result of a
   // request that is one part goes to the output.
-  SKIM_DEVICE void end_twig(const DecodeItem& item, bool is_last) {
+  SKIM_DEVICE void end_twig(bool is_last) {
+    const DecodeItem item = read_item();
     const Place at = place_of(item);
     if (at.valid(0)) {
       float* row =
           part_row<Tr>(at.batch, item.base.head, item.base.row0 / Tr::kGroupRows, item.part, half_row(thread_), p_);
-      if (1 << p_.part_shift > Tr::kTwigLeaves) {
-        merge_twig(row + at.column);
-      } else {
-        branch_ = twig_;
-      }
+      const Merge merge = merge_of(branch_, twig_);
+      branch_ = merge.merged;
+      if (!starts_branch_) merge_twig(merge, row + at.column);
       if (is_last && item.only != 0) {
         store_result(at);
       } else {
@@ -154,7 +159,6 @@ class DecodeCorrection {
       }
     }
     starts_branch_ = false;
-    start_twig();
   }
 
   SKIM_DEVICE Place place_of(const DecodeItem& item) const {
@@ -164,13 +168,10 @@ class DecodeCorrection {
     return {{row}, {head}, half_of(thread_) * kOut, base.batch, base.len_q, base.len_k, base.q_offset, {0.0f}};
   }
 
-  SKIM_DEVICE void merge_twig(const float* before) {
-    const Merge merge = merge_of(branch_, twig_);
-    branch_ = merge.merged;
+  SKIM_DEVICE void merge_twig(const Merge& merge, const float* before) {
 #pragma unroll
     for (int i = 0; i < kOut; i += 2) {
-      ptx::Pair pair = {0.0f, 0.0f};
-      if (!starts_branch_) pair = ptx::ld_global_pair(before + i);
+      const ptx::Pair pair = ptx::ld_global_pair(before + i);
       o_[i] = merge_column(merge, pair.x, o_[i]);
       o_[i + 1] = merge_column(merge, pair.y, o_[i + 1]);
     }
@@ -183,7 +184,8 @@ class DecodeCorrection {
   }
 
   SKIM_DEVICE void store_result(const Place& at) const {
-    const float inverse = inverse_of(branch_.sum, branch_.max, 1.0f, at.head_of(0), p_);
+    float inverse = inverse_of(branch_.sum, branch_.max, 1.0f, at.head_of(0), p_);
+    if constexpr (kDescaled<typename Tr::Element>) inverse *= v_descale(p_, at.batch, at.head_of(0) / p_.qheads_per_kv);
     if (p_.lse != nullptr && at.column == 0) store_lse(branch_.sum, branch_.max, 1.0f, 0, at, p_);
     uint16_t* to = output_row(at, 0, p_) + at.column;
 #pragma unroll
@@ -200,7 +202,6 @@ class DecodeCorrection {
   float o_[kOut];          // of the twig's leaves so far
   RowScale twig_, branch_;
   bool starts_branch_ = true;  // whether the next twig is the part's first
-  float unit_ = 1.0f;          // what one unit of P.V counts
   PipelineState<kWorkSlots> work_;
   PipelineState<DecodeColumns<Tr>::kScoreSlots> p_state_;
   ValueTiles<Tr> values_;

@@ -55,7 +55,7 @@ SKIM_DEVICE void forward(const Params& p) {
     ptx::setmaxnreg_inc<Tr::kCorrectionRegs>();
     DecodeCorrection<Tr>(p, smem).run();
   } else {
-    ptx::setmaxnreg_inc<Tr::kSoftmaxRegs>();
+    ptx::setmaxnreg_dec<Tr::kSoftmaxRegs>();
     DecodeSoftmax<Tr>(p, smem).run();
   }
   // Tensor memory outlives everyone who uses it.
