@@ -69,8 +69,8 @@ def caught_by(mutation: Mutation, schedule: str) -> tuple[str, str]:
 
 
 def options_of(case: Case) -> dict[str, Any]:
-    """Of decode, one multiprocessor: CTAs take several items each."""
-    return {"sms": 1} if case.phase else {}
+    """Of mistakes in decode, one multiprocessor: CTAs take several items each."""
+    return {"sms": 1} if case.name in PARTS else {}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
