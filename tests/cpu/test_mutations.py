@@ -26,7 +26,7 @@ PARTS = {mutation.case.name: (1, 4, 8) for mutation in MUTATIONS_DECODE}
 
 
 def name_of(mutation: Mutation) -> str:
-    return f"{mutation.case.arch} {mutation.name}"
+    return f"{mutation.case.name} {mutation.name}"
 
 
 def parts_of(mutation: Mutation) -> tuple[int, ...]:
