@@ -26,7 +26,7 @@ PARTS = {mutation.case.name: (1, 4, 8) for mutation in MUTATIONS_DECODE}
 
 
 def name_of(mutation: Mutation) -> str:
-    return f"{mutation.case.arch} {mutation.name}"
+    return f"{mutation.case.name} {mutation.name}"
 
 
 def parts_of(mutation: Mutation) -> tuple[int, ...]:
@@ -69,8 +69,8 @@ def caught_by(mutation: Mutation, schedule: str) -> tuple[str, str]:
 
 
 def options_of(case: Case) -> dict[str, Any]:
-    """Of decode, one multiprocessor: CTAs take several items each."""
-    return {"sms": 1} if case.phase else {}
+    """Of mistakes in decode, one multiprocessor: CTAs take several items each."""
+    return {"sms": 1} if case.name in PARTS else {}
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
