@@ -34,6 +34,11 @@ ALLOWANCES: list[Allowance] = [
         "what is needed once per item or leaf waits in memory, beside what a conversion and its product hold at once",
     ),
     Allowance(
+        "spills<=64",
+        lambda spec: spec.phase == "decode" and spec.keys_dtype in FP8,
+        "likewise, in a few places outside the loop over tiles",
+    ),
+    Allowance(
         "spills<=256",
         lambda spec: spec.arch == "sm90" and spec.head_dim == 256,
         "half of a consumer's registers hold the output: its loaders spill what they need once per page or tile",

@@ -35,7 +35,7 @@ def test_a_model_is_built_for_the_gpus_here(tmp_path: Path, monkeypatch: pytest.
     arguments = ["--model", str(tmp_path), "--list", "--json", "--out", str(tmp_path / "out")]
     monkeypatch.setattr(local_gpu, "_capabilities", lambda: [(10, 0), (8, 0), (10, 0)])
     listed = json.loads(CliRunner().invoke(cli.command, arguments).stdout)
-    assert len(listed) == 6 and {row["arch"] for row in listed} == {"sm100"}
+    assert len(listed) == 13 and {row["arch"] for row in listed} == {"sm100"}
     monkeypatch.setattr(local_gpu, "_capabilities", lambda: [(8, 0), (12, 0)])
     done = CliRunner().invoke(cli.command, arguments)
     words = "--sm: expected one of sm90, sm100, as no GPU here says which (got GPUs: compute capability 8.0, "

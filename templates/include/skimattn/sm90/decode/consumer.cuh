@@ -230,7 +230,9 @@ class DecodeConsumer {
   }
   // Q as A operands.
   SKIM_DEVICE void load_q() {
-    const int lane = thread_ % kWarpThreads, row = thread_ / kWarpThreads * 16 + lane / 4;
+    // Note: opaque where Q is converted, or places in it would be kept in registers from item to item.
+    const int thread = Storage::Panels::kConvertsQ ? ptx::opaque(thread_) : thread_;
+    const int lane = thread % kWarpThreads, row = thread / kWarpThreads * 16 + lane / 4;
 #pragma unroll
     for (int i = 0; i < kStepsQ; ++i) {
 #pragma unroll
