@@ -69,7 +69,7 @@ def test_every_flipped_digit_is_refused(path: Path) -> None:
     ("change", "words"),
     [
         (lambda document: document.update(package="other"), "not a skimattn metadata file"),
-        (lambda document: document.update(format=2), "format: expected 3 \\(got 2\\)"),
+        (lambda document: document.update(format=2), "format: expected 4 \\(got 2\\)"),
         (lambda document: document.update(params_layout_sha256="0"), "params_layout_sha256: expected"),
         (lambda document: document.update(kernels={}), "kernels: expected a list \\(got dict\\)"),
         (lambda document: document.pop("kernels"), "kernels: expected a list"),

@@ -18,6 +18,7 @@ from tests.emulator.mutations_sm100 import MUTATIONS_SM100
 from tests.emulator.mutations_sm100_decode import MUTATIONS_SM100_DECODE
 from tests.helpers.cases import Case
 from tests.helpers.check import assert_same_bits, check
+from tests.helpers.decode_properties import same_answers
 from tests.helpers.run import run_case
 
 MUTATIONS = (
@@ -40,14 +41,15 @@ def parts_of(mutation: Mutation) -> tuple[int, ...]:
     return mutation.parts if isinstance(mutation, DecodeMutation) else (0,)
 
 
-def run_in_parts(case: Case, parts: tuple[int, ...], **options: Any) -> None:
-    """Runs are checked, and each gives the bits of the first."""
+def run_in_parts(case: Case, parts: tuple[int, ...], twin: Case | None = None, **options: Any) -> None:
+    """The first run is checked; the others give its bits, and so does the twin."""
     first, held = run_case(case, "emulator", part_leaves=parts[0], **options)
     check(first, held)
     for leaves in parts[1:]:
         again, _ = run_case(case, "emulator", held, part_leaves=leaves, **options)
-        check(again, held)
-        assert_same_bits(f"parts of {parts[0]} and {leaves}", first, again)
+        same_answers(f"parts of {parts[0]} and {leaves}", first, again)
+    if twin is not None:
+        assert_same_bits("the twin", first, run_case(twin, "emulator", held, part_leaves=parts[0], **options)[0])
 
 
 def caught_by(mutation: Mutation, schedule: str) -> tuple[str, str]:
@@ -62,8 +64,8 @@ def caught_by(mutation: Mutation, schedule: str) -> tuple[str, str]:
         return compile_kernel(spec, source_override=patch)
 
     try:
-        options = options_of(mutation.case) | {"schedule": schedule}
-        run_in_parts(mutation.case, parts_of(mutation), compiled=compiled, **options)
+        options = options_of(mutation.case) | {"schedule": schedule, "compiled": compiled}
+        run_in_parts(mutation.case, parts_of(mutation), getattr(mutation, "twin", None), **options)
     except EmulatorError as error:
         found = error.kind, error.message
     except AssertionError as error:

@@ -27,8 +27,13 @@ STAT = Case(
 )
 DENSE = replace(STAT, name="mutation-decode-dense", skip="dense", mask="causal", lens=((2, 1300), (2, 1300)))
 LONG = replace(STAT, name="mutation-decode-long", lens=((2, 5300),), heads_q=8, heads_kv=1, mask="causal")
+# Rows of which some show, in the last bit of what they are, in which order leaves were merged.
+ORDER = replace(LONG, name="mutation-decode-order", heads_q=128, lens=((1, 4700),), skip="dense")
+START = replace(STAT, name="mutation-decode-start", pattern="all_but_first", lens=((4, 1000), (4, 1000)))
+WHOLE = replace(DENSE, name="mutation-decode-whole-tiles", lens=((2, 1280),) * 2)
+SHORT = replace(DENSE, name="mutation-decode-short", lens=((2, 60),) * 5)
 D256 = replace(DENSE, name="mutation-decode-d256", head_dim=256, head_dim_v=256, heads_q=4)
-WINDOW = replace(STAT, name="mutation-decode-window", mask="window", window=(2500, 0), lens=((3, 4700),), heads_q=8)
+WINDOW = replace(STAT, name="mutation-decode-window", mask="window", window=(1900, 0), lens=((3, 4700),), heads_q=8)
 BORDERS = replace(WINDOW, name="mutation-decode-borders", window=(700, 0), lens=((4, 1090),))
 CACHE = replace(STAT, name="mutation-decode-e4m3", kv_dtype="e4m3", descales="head", heads_q=8)
 HEADS = replace(STAT, name="mutation-decode-heads", heads_q=96, heads_kv=1, lens=((1, 1600),))
@@ -50,6 +55,10 @@ MIXED = replace(
 
 @dataclass(frozen=True)
 class DecodeMutation(Mutation):
-    """``parts``: the sizes of parts in which the call runs. Every run is checked, and gives the bits of the first."""
+    """``parts``: the sizes of parts in which the call runs. The first is checked, the others give its bits.
+
+    ``twin``: another call with these bits.
+    """
 
     parts: tuple[int, ...] = (1, 4)
+    twin: Case | None = None

@@ -12,8 +12,10 @@ from .mutation_decode import (
     OPERANDS,
     PAGED,
     PRODUCER,
+    SHORT,
     STAT,
     STORAGE,
+    WHOLE,
     DecodeMutation,
 )
 from .mutations_decode_answers import WRONG_DECODE_ANSWERS
@@ -78,7 +80,7 @@ MUTATIONS_DECODE: tuple[Mutation, ...] = (
         "    this->await_v();\n    clear_unseen(seen);\n",
         "    clear_unseen(seen);\n",
         DENSE,
-        ("early-read", "race"),
+        ("early-read", "race", "early-overwrite"),
     ),
     DecodeMutation(
         "K never handed back",
@@ -177,7 +179,7 @@ MUTATIONS_DECODE: tuple[Mutation, ...] = (
         "      ptx::mbarrier_wait_parity(&vote.voted, vote_.phase);\n",
         "",
         STAT,
-        ("race",),
+        ("race", "barrier"),
     ),
     DecodeMutation(
         "a warp that would skip does not wait for the others' vote",
@@ -226,14 +228,14 @@ MUTATIONS_DECODE: tuple[Mutation, ...] = (
         "return Storage::kReadsQAtOnce && hi_ - lo_ == 1;",
         "return Storage::kReadsQAtOnce;",
         DENSE,
-        (*_STOLEN, "fence"),
+        (*_STOLEN, "fence", "early-read"),
     ),
     DecodeMutation(
         "no proxy fence before Q comes where leaves were merged",
         CONSUMER,
         "      ptx::fence_proxy_async();  // what was merged is overwritten by the next Q\n",
         "",
-        DENSE,
+        WHOLE,
         ("fence",),
     ),
     DecodeMutation(
@@ -242,7 +244,7 @@ MUTATIONS_DECODE: tuple[Mutation, ...] = (
         "return Storage::kReadsQAtOnce && hi_ - lo_ == 1;",
         "return true;",
         D256,
-        _STOLEN,
+        (*_STOLEN, "early-read"),
     ),
     DecodeMutation(
         "Q never handed back",
@@ -252,6 +254,16 @@ MUTATIONS_DECODE: tuple[Mutation, ...] = (
         DENSE,
         ("deadlock",),
         parts=(4,),
+    ),
+    DecodeMutation(
+        "Q handed back before all of it is in registers",
+        CONSUMER,
+        "    if constexpr (Tr::kQInRegisters) {\n      load_q();\n",
+        "    if (frees_q_early()) operands_.release(&smem_.q_empty);\n"
+        "    if constexpr (Tr::kQInRegisters) {\n      load_q();\n",
+        SHORT,
+        (*_STOLEN, "early-read"),
+        moved="    if (frees_q_early()) operands_.release(&smem_.q_empty);\n",
     ),
     DecodeMutation(
         "Q is not awaited",
@@ -266,7 +278,7 @@ MUTATIONS_DECODE: tuple[Mutation, ...] = (
         CONSUMER,
         "    if (!uniform(item.base.valid)) return false;\n",
         "    if (!uniform(item.base.valid)) return false;\n" + _RELEASE_WORK,
-        DENSE,
+        SHORT,
         ("race",),
         moved=_RELEASE_WORK,
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .mutation import MASK, RESULT, SCHEDULER, Mutation
 from .mutation_decode import (
     BORDERS,
@@ -14,9 +16,12 @@ from .mutation_decode import (
     LONG,
     MIXED,
     OPERANDS,
+    ORDER,
+    PAGED,
     PRODUCER,
     SINKS,
     SPLIT,
+    START,
     STAT,
     WINDOW,
     WORK,
@@ -33,7 +38,7 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
         CONSUMER,
         "      rows_.max[r] = start_max_[r];\n",
         "      rows_.max[r] = -kInf;\n",
-        STAT,
+        START,
         (RESULT,),
     ),
     DecodeMutation(
@@ -50,7 +55,7 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
         CONSUMER,
         "      rows_.sum[r] = 0.0f;\n",
         "      if (leaf == lo_) rows_.sum[r] = 0.0f;\n",
-        DENSE,
+        STAT,
         (RESULT,),
         parts=(4,),
     ),
@@ -85,6 +90,7 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
         "  return true;",
         ZERO,
         (RESULT,),
+        twin=replace(ZERO, skip="dense"),
     ),
     DecodeMutation("invalid rows vote", CONSUMER, "!at_.valid(r) | row_can_skip(", "row_can_skip(", LONG, (RESULT,)),
     # ---- counts and maps
@@ -119,7 +125,7 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
         EPILOGUE,
         "is_last || (leaf + 1) % Tr::kTwigLeaves == 0;",
         "is_last;",
-        LONG,
+        ORDER,
         (RESULT,),
         parts=(1, 8),
     ),
@@ -127,8 +133,8 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
         "twigs counted from the part's first leaf",
         EPILOGUE,
         "(leaf + 1) % Tr::kTwigLeaves == 0;",
-        "(leaf + 2) % Tr::kTwigLeaves == 0;",
-        WINDOW,
+        "(leaf + 3) % Tr::kTwigLeaves == 0;",
+        ORDER,
         (RESULT,),
         parts=(1, 8),
     ),
@@ -137,7 +143,7 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
         COMBINE,
         "for (int leaf = twig; leaf < twig + Tr::kTwigLeaves; ++leaf) {",
         "for (int leaf = twig + Tr::kTwigLeaves - 1; leaf >= twig; --leaf) {",
-        LONG,
+        ORDER,
         (RESULT,),
     ),
     DecodeMutation(
@@ -145,7 +151,7 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
         COMBINE,
         "          if (lo + leaf >= 0 && lo + leaf < end) of_twig.merge(next[leaf]);\n",
         "          if (lo + leaf >= 0 && lo + leaf < end) merged.merge(next[leaf]);\n",
-        LONG,
+        ORDER,
         (RESULT,),
     ),
     DecodeMutation(
@@ -153,7 +159,7 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
         COMBINE,
         "      for (int i = 0; i < branches; ++i) all.merge(merge_branch(row, first + i));\n",
         "      for (int i = branches - 1; i >= 0; --i) all.merge(merge_branch(row, first + i));\n",
-        LONG,
+        ORDER,
         (RESULT,),
         parts=(1, 4),
     ),
@@ -238,7 +244,7 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
         OPERANDS,
         "    if (seen.lo <= 0 && seen.hi >= Tr::kTileN) return;\n",
         "    return;\n",
-        DENSE,
+        PAGED,
         (RESULT,),
     ),
     DecodeMutation(

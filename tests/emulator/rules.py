@@ -126,6 +126,10 @@ BROKEN = {  # kernel -> (kind, what the message must say)
     "mma_overwrite": ("early-overwrite", r"thread 130 .*st_shared at smem\+8192, which a wgmma still reads"),
     "mma_overwrite_by_load": ("early-overwrite", r"tma_load of tma_q at smem\+0, which a wgmma still reads"),
     "mma_unfenced_write": ("fence", r"wgmma reads smem\+\d+, written by thread \d+ without a fence_proxy_async"),
+    "load_over_unfenced_write": (
+        "fence",
+        r"tma_load of tma_q at smem\+0, written by thread \d+ without a fence_proxy_",
+    ),
     "descriptor_base_offset": ("descriptor", r"operand B: expected base offset 0.*\(got 2\)"),
     "descriptor_reserved": ("descriptor", r"reserved bits"),
     "descriptor_bounds": ("out-of-bounds", r"operand B reads smem\+\d+, outside the 17408 bytes"),
@@ -144,6 +148,11 @@ BROKEN = {  # kernel -> (kind, what the message must say)
     "mma_by_one_informed_warp": ("race", r"wgmma uses smem\+\d+, filled by a tma_load whose mbarrier smem\+16384"),
     "mma_fence_after_barrier": ("race", r"no barrier after its fence_proxy_async"),
     "load_after_one_warps_wait": ("race", r"tma_load of tma_q at smem\+0, read by a wgmma: no barrier since thread 1 "),
+    "load_after_read": ("race", r"thread 0 .*tma_load of tma_q at smem\+0, read by thread 1: no barrier in between"),
+    "load_after_fence": (
+        "race",
+        r"tma_load of tma_q at smem\+0, written by thread 1: no barrier after its fence",
+    ),
     "overwrite_after_store_wait": ("race", r"st_shared at smem\+0, read by a tma_store: no barrier since thread 0"),
     "deep_recursion": ("out-of-bounds", r"thread 0 .*memory fault"),
 }

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 PHASES = (
     ("cases", "test_gpu_cases.py", True),
+    ("decode", "test_gpu_decode.py", False),
     ("large", "test_gpu_large.py", False),
     ("runtime", "test_gpu_runtime.py", False),
 )

@@ -21,6 +21,7 @@ from tests.helpers.build import Built, build, sentinel, stats_before
 from tests.helpers.cases import Case, Content, contents
 from tests.helpers.check import Result, bits, check
 from tests.helpers.gpu import gpu_arch
+from tests.helpers.gpu_calls import on_gpu, reset, same, snapshot
 from tests.helpers.properties import Target, repeated_runs
 from tests.helpers.run import params_of, result_of, run_case, run_on_gpu
 
@@ -40,30 +41,6 @@ RERUN = (
     replace(_LONG, skip="dense"),
     replace(_LONG, skip="skip"),
 )
-
-
-def on_gpu(case: Case, device: str = "cuda") -> tuple[Built, list[Content], Params]:
-    held = contents(case)
-    there = build(case, held).to(device)
-    return there, held, params_of(there)
-
-
-def reset(built: Built) -> None:
-    """Outputs as they were before the call."""
-    for name in ("out", "lse"):
-        built.tensors[name].fill_(sentinel(built.tensors[name].dtype))
-    if "stats" in built.tensors:
-        built.tensors["stats"].copy_(stats_before(tuple(built.tensors["stats"].shape)))
-        built.tensors["skip_map"].fill_(99)
-
-
-def snapshot(built: Built) -> dict[str, torch.Tensor]:
-    names = [name for name in ("out", "lse", "stats", "skip_map") if name in built.tensors]
-    return {name: bits(built.tensors[name]).clone() for name in names}
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def verify(built: Built, held: list[Content]) -> None:

@@ -483,6 +483,15 @@ KERNEL(mma_unfenced_write) {
   issue(s, d);
   finish(d);
 }
+KERNEL(load_over_unfenced_write) {
+  init(s);
+  fill(s.a);
+  ptx::cta_sync();
+  if (!leader()) return;
+  ptx::mbarrier_arrive_expect_tx(&s.full, kTile);
+  load(p, s, s.a);
+  ptx::mbarrier_wait_parity(&s.full, 0);
+}
 SKIM_DEVICE void run_descriptor(const Params& p, Shared& s, uint64_t bits) {
   load_both(p, s);
   if (!in_group()) return;
@@ -615,6 +624,26 @@ KERNEL(load_after_one_warps_wait) {
     load(p, s, s.a);
     ptx::mbarrier_wait_parity(&s.full, 1);
   }
+}
+KERNEL(load_after_read) {
+  init(s);
+  if (thread() == 1) ptx::ld_shared(s.a);
+  ptx::shfl(0, 0);
+  if (!leader()) return;
+  ptx::mbarrier_arrive_expect_tx(&s.full, kTile);
+  load(p, s, s.a);
+  ptx::mbarrier_wait_parity(&s.full, 0);
+}
+KERNEL(load_after_fence) {
+  init(s);
+  if (thread() == 1) ptx::st_shared(s.a, 5);
+  ptx::cta_sync();
+  ptx::fence_proxy_async();
+  ptx::shfl(0, 0);
+  if (!leader()) return;
+  ptx::mbarrier_arrive_expect_tx(&s.full, kTile);
+  load(p, s, s.a);
+  ptx::mbarrier_wait_parity(&s.full, 0);
 }
 KERNEL(overwrite_after_store_wait) {
   fill(s.a);

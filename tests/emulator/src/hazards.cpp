@@ -57,6 +57,34 @@ uint32_t proxy_fence(const Fibre& writer, uint32_t time) {
   return fence == writer.fence_times.end() ? 0 : *fence;
 }
 
+// Before a word is written: every thread that has read it must be known to have done so.
+void check_threads_have_read(const Fibre& fibre, uint32_t word, uint32_t offset, const char* what) {
+  Cta& cta = *fibre.cta;
+  if (!cta.words[word].read) return;
+  const auto& times = cta.readers[word];
+  for (int t = 0; t < cta.threads; ++t) {
+    const uint32_t time = times[static_cast<size_t>(t)];
+    if (time == 0 || t == fibre.ids.thread || knows(fibre.clock, t, time)) continue;
+    fail("race", "%s at smem+%u, read by thread %d: no barrier in between", what, offset, t);
+  }
+}
+
+// Before a copy writes over what a thread wrote: its fence_proxy_async since, and a barrier, must have come.
+void check_write_is_fenced(const Fibre& fibre, uint32_t word, const char* what) {
+  check_word(fibre, word, what);
+  const Word& state = fibre.cta->words[word];
+  if (state.writer == 0) return;
+  const Fibre& writer = fibre.cta->fibres[static_cast<size_t>(state.writer - 1)];
+  const uint32_t fence = proxy_fence(writer, state.time);
+  if (fence == 0) {
+    fail("fence", "%s at smem+%u, written by thread %d without a fence_proxy_async since", what, word * 4,
+         writer.ids.thread);
+  }
+  if (&writer == &fibre || knows(fibre.clock, writer.ids.thread, fence)) return;
+  fail("race", "%s at smem+%u, written by thread %d: no barrier after its fence_proxy_async", what, word * 4,
+       writer.ids.thread);
+}
+
 // Before this thread, or a copy it starts, may write a granule: everybody who read it must be known to be done.
 void check_readers_done(const Fibre& fibre, const Granule& granule, uint32_t offset, const char* what) {
   const Cta& cta = *fibre.cta;
@@ -118,14 +146,7 @@ void generic_write(Fibre& fibre, uint32_t offset, uint32_t bytes, const void* va
       check_word(fibre, word, "st_shared");
     }
     Word& state = cta.words[word];
-    if (state.read) {
-      const auto& times = cta.readers[word];
-      for (int t = 0; t < cta.threads; ++t) {
-        const uint32_t time = times[static_cast<size_t>(t)];
-        if (time == 0 || t == fibre.ids.thread || knows(fibre.clock, t, time)) continue;
-        fail("race", "st_shared at smem+%u, read by thread %d: no barrier in between", offset, t);
-      }
-    }
+    check_threads_have_read(fibre, word, offset, "st_shared");
     state.writer = static_cast<uint16_t>(fibre.ids.thread + 1);
     state.time = fibre.time;
   }
@@ -142,7 +163,10 @@ void async_write_begins(Fibre& fibre, uint32_t offset, uint32_t bytes, const cha
     }
     check_landed(cta, fibre.clock, granule, at, what.c_str());
     check_readers_done(fibre, granule, at, what.c_str());
-    for (uint32_t word = at / 4; granule.written && word < at / 4 + 4; ++word) check_word(fibre, word, what.c_str());
+    for (uint32_t word = at / 4; word < at / 4 + kGranule / 4; ++word) {
+      check_threads_have_read(fibre, word, at, what.c_str());
+      if (granule.written) check_write_is_fenced(fibre, word, what.c_str());
+    }
     granule.loads = 1;
   }
 }
