@@ -115,8 +115,10 @@ def checked_kernels(dry: bool) -> Found:
 def first_kernels(dry: bool, count: int = 24) -> Found:
     """A few calls that meet most features, one after the other, against the oracle; exact skip maps and counts."""
     catalogue, runner = import_module("tests.helpers.catalogue"), import_module("tests.helpers.run")
-    checks = import_module("tests.helpers.check")
-    problems, cases = [], catalogue.covering_cases(2 if dry else count, "sm100")
+    checks, decoding = import_module("tests.helpers.check"), import_module("tests.helpers.decode_cases")
+    prefill = catalogue.covering_cases(1 if dry else count, "sm100")
+    decode = catalogue.feature_covering(decoding.decode_pairwise_cases("sm100"))[: 1 if dry else count]
+    problems, cases = [], (*prefill, *decode)
     for case in cases:
         print(f"case {case.name} {case.spec.name}", flush=True)  # what hangs is the last one named
         try:
@@ -145,21 +147,31 @@ def every_case(dry: bool) -> Found:
 
 def timing(dry: bool) -> Found:
     """Speed beside cuDNN and FlashAttention-4 where they are installed. No figure here is a reason to fail."""
+    options = ["--seqlens", "16384", "--sparsities", "0", "0.5", "0.9", "--peers", *PEERS]
+    return _bench(dry, "prefill", options, "tflops")
+
+
+def decode_timing(dry: bool) -> Found:
+    """Decode steps, dense and with skipped tiles; peers of other GPUs are left out. No figure is a reason to fail."""
+    return _bench(dry, "decode", ["--only", "b64 16k", "b16 8k", "b1 128k", "--peers"], "us")
+
+
+def _bench(dry: bool, command: str, options: Sequence[str], figure: str) -> Found:
+    """What ``python -m bench COMMAND`` measures; wrong outputs are problems."""
     if dry:
         return {"problems": [], "skipped": "needs a GPU"}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "bench", "prefill", "--seqlens", "16384", "--sparsities", "0", "0.5", "0.9"]
-        done = _command([*command, "--peers", *PEERS, "--out", folder])
+        done = _command([sys.executable, "-m", "bench", command, *options, "--out", folder])
         files = list(Path(folder).glob("*.json"))
         if not files:
-            return {"problems": ["bench prefill wrote no results", *(done.stdout + done.stderr).splitlines()[-20:]]}
+            return {"problems": [f"bench {command} wrote no results", *(done.stdout + done.stderr).splitlines()[-20:]]}
         document = json.loads(files[0].read_text())
     wrong = [check for case in document["cases"] for check in case["checks"] if not check["passed"]]
     problems = [f"wrong output: {check}" for check in wrong]
     if not document["finished"]:  # its file is saved after every case, and when a kernel fails
-        problems += ["bench prefill broke off", *(done.stdout + done.stderr).splitlines()[-20:]]
-    rows = [[case["case"], row["name"], row["tflops"]] for case in document["cases"] for row in case["rows"]]
-    return {"tflops": rows, "document": document, "problems": problems}
+        problems += [f"bench {command} broke off", *(done.stdout + done.stderr).splitlines()[-20:]]
+    rows = [[case["case"], row["name"], row[figure]] for case in document["cases"] for row in case["rows"]]
+    return {figure: rows, "document": document, "problems": problems}
 
 
 def _command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -186,9 +198,10 @@ STAGES = (
     Stage(issue_order, 600, "set ordered_products = False in codegen/tiles/sm100_prefill.py: P.V is then waited for"),
     Stage(build, 1800, "the compiler differs from the one that CI uses"),
     Stage(checked_kernels, 600, "a trap names the access; a kernel that passes without checks only hides it"),
-    Stage(first_kernels, 600, "products are right and kernels are not: the last case named is where to look"),
+    Stage(first_kernels, 900, "products are right and kernels are not: the last case named is where to look"),
     Stage(every_case, 3600, "rerun one case with: python -m pytest tests/gpu/test_gpu_cases.py -k NAME"),
     Stage(timing, 1800, "outputs were right before and are wrong at this size"),
+    Stage(decode_timing, 1800, "decode was right before and is wrong at this size"),
 )
 
 

@@ -13,7 +13,7 @@ import pytest
 from bench import first_b200_run as first
 
 BY_NAME = {stage.name: stage for stage in first.STAGES}
-CHEAP = [BY_NAME[name] for name in ("environment", "probes", "build", "checked_kernels", "timing")]
+CHEAP = [BY_NAME[name] for name in ("environment", "probes", "build", "checked_kernels", "timing", "decode_timing")]
 
 
 def test_a_dry_run_of_what_is_cheap(capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,8 +25,9 @@ def test_a_dry_run_of_what_is_cheap(capsys: pytest.CaptureFixture[str]) -> None:
         "build": "passed",
         "checked_kernels": "passed",
         "timing": "skipped",
+        "decode_timing": "skipped",
     }, found
-    assert found["verdict"] == "passed as far as it can be tried here; not tried: timing"
+    assert found["verdict"] == "passed as far as it can be tried here; not tried: timing, decode_timing"
     agree = found["stages"][1]["agree"]
     assert len(agree) >= 3 and all(text.split(" of ")[0] == text.split(" of ")[1] for text in agree.values())
     assert "environment    passed" in capsys.readouterr().out
@@ -106,6 +107,10 @@ def test_a_benchmark_that_breaks_off_has_not_passed(monkeypatch: pytest.MonkeyPa
     wrong = {**case, "checks": [{"passed": False}]}
     monkeypatch.setattr(first, "_command", bench_that_stops("now", [wrong], 1))
     assert first.timing(False)["problems"] == ["wrong output: {'passed': False}"]
+    case = {"case": "b64 16k", "rows": [{"name": "ours dense", "us": {"median": 1.0}}], "checks": []}
+    monkeypatch.setattr(first, "_command", bench_that_stops("now", [case], 0))
+    found = first.decode_timing(False)
+    assert (found["problems"], found["us"]) == ([], [["b64 16k", "ours dense", {"median": 1.0}]])
 
 
 def test_hints_name_what_exists() -> None:

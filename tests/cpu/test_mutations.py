@@ -15,12 +15,20 @@ from tests.emulator.mutations_decode import MUTATIONS_DECODE
 from tests.emulator.mutations_decode_e4m3 import MUTATIONS_DECODE_E4M3
 from tests.emulator.mutations_mla import MUTATIONS_MLA
 from tests.emulator.mutations_sm100 import MUTATIONS_SM100
+from tests.emulator.mutations_sm100_decode import MUTATIONS_SM100_DECODE
 from tests.helpers.cases import Case
 from tests.helpers.check import assert_same_bits, check
 from tests.helpers.decode_properties import same_answers
 from tests.helpers.run import run_case
 
-MUTATIONS = (*MUTATIONS_SM90, *MUTATIONS_DECODE, *MUTATIONS_DECODE_E4M3, *MUTATIONS_MLA, *MUTATIONS_SM100)
+MUTATIONS = (
+    *MUTATIONS_SM90,
+    *MUTATIONS_DECODE,
+    *MUTATIONS_DECODE_E4M3,
+    *MUTATIONS_MLA,
+    *MUTATIONS_SM100,
+    *MUTATIONS_SM100_DECODE,
+)
 CASES = {mutation.case.name: mutation.case for mutation in MUTATIONS}
 PARTS = {mutation.case.name: (1, 4, 8) for mutation in MUTATIONS_DECODE}
 

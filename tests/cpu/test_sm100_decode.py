@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.emulator import EmulatorError, compile_kernel
 from tests.helpers.bodies import name
 from tests.helpers.cases import Case, contents
 from tests.helpers.catalogue import feature_covering
@@ -94,6 +95,18 @@ def test_schedules_grids_and_batches_do_not_show(dim: str, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["fp16", "e4m3"])
 def test_kinds_agree(dtype: str) -> None:
     kinds_agree(replace(BATCH, name="kinds", dtype=dtype, head_dim=128, head_dim_v=128), Target("emulator", "sm100"))
+
+
+def test_a_cta_outlives_its_commits() -> None:
+    """Where the last tile is skipped, no product is waited for after it."""
+    case = replace(BATCH, head_dim=128, head_dim_v=128, lens=((3, 1500),), pattern="all_but_first")
+
+    def forget(header: str, text: str) -> str:
+        return text.replace("    outlive_commits();\n", "") if header.endswith("decode/mma_warp.cuh") else text
+
+    kernel = compile_kernel(case.spec, source_override=forget)
+    with pytest.raises(EmulatorError, match="before the tcgen05 products and commits of thread 256 are done"):
+        run_case(case, "emulator", kernel=kernel, schedule="late")
 
 
 @pytest.mark.exhaustive

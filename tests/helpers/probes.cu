@@ -20,8 +20,22 @@ struct Step {
   uint32_t d, instruction, from_tensor_memory, accumulate;
 };
 
+// What a load or store of shape 16x32bx2 gives and takes, by way of 32x32b: into columns from 256 on, and from 384 on.
+SKIM_DEVICE void move_halves(uint32_t address) {
+  uint32_t bits[kChunk];
+  float words[kChunk];
+  ptx::tcgen05_ld_halves<kChunk, 96>(words, address);
+  ptx::tcgen05_wait_ld<kChunk>(words);
+  ptx::tcgen05_st<kChunk>(address + 256, words);
+  ptx::tcgen05_ld<kChunk>(words, address + kChunk);
+  ptx::tcgen05_wait_ld<kChunk>(words);
+  for (int i = 0; i < kChunk; ++i) bits[i] = __builtin_bit_cast(uint32_t, words[i]);
+  ptx::tcgen05_st_halves<kChunk, 96>(address + 384, bits);
+  ptx::tcgen05_wait_st();
+}
+
 // params: custom_mask = images, page_table = tensor memory before [CTA][128][512], cu_seqlens_q = steps [CTA][len_q],
-// cu_seqlens_k = how many steps each CTA has, out = tensor memory after.
+// cu_seqlens_k = how many steps each CTA has, -1 = it moves halves, out = tensor memory after.
 template <class Element>
 SKIM_DEVICE void run(const Params& p) {
   auto& s = *reinterpret_cast<Shared*>(ptx::dynamic_smem());
@@ -70,6 +84,7 @@ SKIM_DEVICE void run(const Params& p) {
   }
   ptx::mbarrier_wait_parity(&s.done, 0);
   ptx::tcgen05_fence_after_thread_sync();
+  if (ptx::ld_global(p.cu_seqlens_k + cta) < 0) move_halves(tensor + lane0);
   float* out = static_cast<float*>(p.out) + row;
   for (int column = 0; column < kColumns; column += kChunk) {
     float words[kChunk];

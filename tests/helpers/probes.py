@@ -57,6 +57,7 @@ class Program:
     shows: str
     dtype: str
     steps: tuple[Step, ...]
+    halves: bool = False  # moves words by loads and stores of 16 lanes (16x32bx2) instead
 
 
 def lanes_of(m: int) -> NDArray[np.int64]:
@@ -68,6 +69,8 @@ def lanes_of(m: int) -> NDArray[np.int64]:
 def run_model(program: Program, image: Image, before: Words) -> Words:
     """Tensor memory [128, 512] after a program, its products one after the other."""
     memory = before.copy()
+    if program.halves:
+        _move_halves(memory)
     for step in program.steps:
         m, n, depth = step.product.m, step.product.n, step.product.depth
         lanes = lanes_of(m)
@@ -84,6 +87,15 @@ def run_model(program: Program, image: Image, before: Words) -> Words:
             sums = sums + memory[lanes, columns].view(np.float32)
         memory[lanes, columns] = sums.view(np.uint32)
     return memory
+
+
+def _move_halves(memory: Words) -> None:
+    """Thread i of a warp has lane i % 16, from 16 on with columns 96 further on."""
+    lane = np.arange(LANES)
+    first, offset = lane // 32 * 32 + lane % 16, lane % 32 // 16 * 96
+    columns = offset[:, None] + np.arange(32)
+    memory[:, 256:288] = memory[first[:, None], columns]
+    memory[first[:, None], 384 + columns] = memory[:, 32:64].copy()
 
 
 def layout_programs() -> list[Program]:
@@ -146,8 +158,12 @@ def chain_programs() -> list[Program]:
 
 @cache
 def programs() -> tuple[Program, ...]:
-    """Everything that is probed, the simplest first. The first has no product: st and ld alone."""
-    return (Program("copy", "st and ld reach the same cells", "bf16", ()), *layout_programs(), *chain_programs())
+    """Everything that is probed, the simplest first. The first two have no product: st and ld alone."""
+    moves = (
+        Program("copy", "st and ld reach the same cells", "bf16", ()),
+        Program("halves", "st and ld of 16 lanes reach the cells that they should", "bf16", (), halves=True),
+    )
+    return (*moves, *layout_programs(), *chain_programs())
 
 
 def fill(chosen: tuple[Program, ...], seed: int = 5) -> tuple[Image, Words]:
@@ -175,7 +191,8 @@ def pack_steps(chosen: tuple[Program, ...]) -> tuple[NDArray[np.uint8], NDArray[
     for row, program in zip(packed, chosen, strict=True):
         for at, step in zip(row, program.steps, strict=False):
             at[:] = np.frombuffer(step.pack(), np.uint8)
-    return packed, np.array([len(program.steps) for program in chosen], np.int32), most
+    counts = [-1 if program.halves else len(program.steps) for program in chosen]
+    return packed, np.array(counts, np.int32), most
 
 
 def differences(chosen: tuple[Program, ...], images: Image, before: Words, after: Words) -> dict[str, int]:
