@@ -247,12 +247,18 @@ def all_specs() -> tuple[KernelSpec, ...]:
 
 
 def _candidates() -> Iterator[KernelSpec]:
-    """All combinations of values; but those of head dims, most of which do not exist, are left out right away."""
+    """All combinations of values; of head dims, most of which do not exist, those of the phase."""
     names = [feature.name for feature in FEATURES]
-    phase, dims = names.index("phase"), slice(names.index("head_dim"), names.index("head_dim_v") + 1)
-    for values in product(*(feature.values for feature in FEATURES)):
-        if values[dims] in HEAD_DIMS[str(values[phase])]:
-            yield KernelSpec(*values)  # type: ignore[arg-type]
+    phase, dim, dim_v = (names.index(name) for name in ("phase", "head_dim", "head_dim_v"))
+    before, after = ([feature.values for feature in part] for part in (FEATURES[:dim], FEATURES[dim_v + 1 :]))
+    order = [BY_NAME[name].values.index for name in ("head_dim", "head_dim_v")]
+    rest = tuple(product(*after))
+    for first in product(*before):
+        for dims in sorted(
+            HEAD_DIMS[str(first[phase])], key=lambda pair: [at(x) for at, x in zip(order, pair, strict=True)]
+        ):
+            for last in rest:
+                yield KernelSpec(*first, *dims, *last)  # type: ignore[arg-type]
 
 
 def in_default(spec: KernelSpec) -> bool:
