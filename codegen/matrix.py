@@ -258,7 +258,8 @@ def _candidates() -> Iterator[KernelSpec]:
             HEAD_DIMS[str(first[phase])], key=lambda pair: [at(x) for at, x in zip(order, pair, strict=True)]
         ):
             for last in rest:
-                yield KernelSpec(*first, *dims, *last)  # type: ignore[arg-type]
+                values = (*first, *dims, *last)
+                yield KernelSpec(*values)  # type: ignore[arg-type]
 
 
 def in_default(spec: KernelSpec) -> bool:
@@ -302,8 +303,9 @@ SMOKE = (
     combine_spec(_DECODE100),
 )
 
+_SMOKE = frozenset(SMOKE)
 _BELONGS: Mapping[str, Callable[[KernelSpec], bool]] = {
-    "smoke": lambda spec: spec in SMOKE,
+    "smoke": lambda spec: spec in _SMOKE,
     "default": in_default,
     "full": lambda spec: True,
 }

@@ -251,7 +251,9 @@ def test_clean_removes_what_builds_made_and_nothing_else(out: Path, templates: P
     assert standin.run("--clean", "--out", out / "nowhere").returncode == 0
 
 
-def test_a_build_with_nothing_to_do_takes_under_half_a_second(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_with_nothing_to_do_takes_about_a_millisecond_a_kernel(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     specs = matrix.specs("default")
     chosen = pipeline.Build(out, standin.TOOLCHAIN)
     compiled = standin.pretend_compiler(monkeypatch, chosen, specs)
@@ -263,7 +265,7 @@ def test_a_build_with_nothing_to_do_takes_under_half_a_second(out: Path, monkeyp
         done = standin.run("--sm", "90", "100", "--out", out)
         seconds.append(time.perf_counter() - start)
         assert summary(done) == f"0 compiled, {len(specs)} up to date, 0 failed"
-    assert min(seconds) < 0.5, seconds
+    assert min(seconds) < 1e-3 * len(specs), seconds
 
 
 def test_estimates_come_from_what_was_measured(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
