@@ -35,6 +35,8 @@ SHORT = replace(DENSE, name="mutation-decode-short", lens=((2, 60),) * 5)
 D256 = replace(DENSE, name="mutation-decode-d256", head_dim=256, head_dim_v=256, heads_q=4)
 WINDOW = replace(STAT, name="mutation-decode-window", mask="window", window=(1900, 0), lens=((3, 4700),), heads_q=8)
 BORDERS = replace(WINDOW, name="mutation-decode-borders", window=(700, 0), lens=((4, 1090),))
+# Dense: in a skipped tile a key more or less would not show.
+EDGE = replace(BORDERS, name="mutation-decode-edge", skip="dense")
 CACHE = replace(STAT, name="mutation-decode-e4m3", kv_dtype="e4m3", descales="head", heads_q=8)
 HEADS = replace(STAT, name="mutation-decode-heads", heads_q=96, heads_kv=1, lens=((1, 1600),))
 ZERO = replace(

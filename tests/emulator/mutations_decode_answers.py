@@ -11,6 +11,7 @@ from .mutation_decode import (
     COMBINE,
     CONSUMER,
     DENSE,
+    EDGE,
     EPILOGUE,
     HEADS,
     LONG,
@@ -260,7 +261,7 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
         MASK,
         "? 0 : diagonal - p.window_left;",
         "? 0 : diagonal - p.window_left + 1;",
-        WINDOW,
+        EDGE,
         (RESULT,),
     ),
 )
