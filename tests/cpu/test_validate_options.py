@@ -192,7 +192,7 @@ WRITTEN = [
     wrong("return_lse_int", batched, "return_lse", "a bool", "1", return_lse=1),
 ]
 EIGHT_BIT = [
-    wrong("descale_16_bit", batched, "q_descale", "None with bf16 tensors", "a tensor", q_descale=torch.ones(1)),
+    wrong("descale_16_bit", batched, "q_descale", "None with q of bf16", "a tensor", q_descale=torch.ones(1)),
     wrong("descale_float", eight_bit, "k_descale", "a torch.Tensor", "float", k_descale=1.0),
     wrong("descale_dtype", eight_bit, "v_descale", "float32", "float64", v_descale=torch.ones(1).double()),
     wrong("descale_device", eight_bit, "q_descale", "on cpu, like q", "meta", q_descale=torch.ones(1, device="meta")),
