@@ -11,6 +11,7 @@ from .mutation import Mutation
 FOLDER = "skimattn/sm90/decode"
 CONSUMER, PRODUCER, STORAGE = f"{FOLDER}/consumer.cuh", "skimattn/core/decode_producer.cuh", f"{FOLDER}/storage.cuh"
 EPILOGUE, OPERANDS = f"{FOLDER}/epilogue.cuh", f"{FOLDER}/operands.cuh"
+FEEDER, STATS = "skimattn/core/decode_feeder.cuh", "skimattn/core/decode_stats.cuh"
 COMBINE, SPLIT, WORK = "skimattn/core/combine.cuh", "skimattn/core/split.cuh", "skimattn/core/decode_work.cuh"
 
 # Leaves of 512 keys, 8 tiles. On one multiprocessor, so that each of its two CTAs takes several items in turn.

@@ -24,6 +24,7 @@ from .mutation_decode import (
     SPLIT,
     START,
     STAT,
+    STATS,
     WINDOW,
     WORK,
     ZERO,
@@ -97,7 +98,7 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
     # ---- counts and maps
     DecodeMutation(
         "heads without a row in a group count its tiles",
-        PRODUCER,
+        STATS,
         "imin(rows, qheads_per_kv)};",
         "qheads_per_kv};",
         HEADS,
@@ -105,7 +106,7 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
     ),
     DecodeMutation(
         "a group's heads counted from the kv head's first",
-        PRODUCER,
+        STATS,
         "(heads.first + i) % qheads_per_kv;",
         "i % qheads_per_kv;",
         HEADS,
@@ -114,8 +115,8 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
     DecodeMutation("skipped tiles not counted", PRODUCER, "skipped += kept ? 0 : 1;", "", STAT, (RESULT,)),
     DecodeMutation(
         "maps written to the first group",
-        PRODUCER,
-        "item.base.row0 / Tr::kGroupRows * p_.skip_map_stride_group;",
+        STATS,
+        "item.base.row0 / Tr::kGroupRows * p.skip_map_stride_group;",
         "0;",
         HEADS,
         (RESULT,),

@@ -10,7 +10,7 @@ from .mutation import RESULT, Mutation
 
 FOLDER = "skimattn/sm100/decode"
 MMA, SOFTMAX, CORRECTION = f"{FOLDER}/mma_warp.cuh", f"{FOLDER}/softmax.cuh", f"{FOLDER}/correction.cuh"
-STORAGE, PRODUCER = f"{FOLDER}/storage.cuh", "skimattn/core/decode_producer.cuh"
+STORAGE, FEEDER = f"{FOLDER}/storage.cuh", "skimattn/core/decode_feeder.cuh"
 
 DENSE = Case(
     "mutation100-decode",
@@ -221,7 +221,7 @@ MUTATIONS_SM100_DECODE: tuple[Mutation, ...] = (
     ),
     Mutation(
         "an item written over one that is still read",
-        PRODUCER,
+        FEEDER,
         "    ptx::mbarrier_wait_parity(&smem_.work_empty[work_.slot], work_.phase ^ 1);\n",
         "",
         ITEMS,

@@ -38,18 +38,18 @@ LENS: dict[str, tuple[tuple[int, int], ...]] = {
     "ragged_late": ((190, 260), (64, 64), (3, 400)),
     "ragged_self": ((70, 70), (0, 0), (130, 130), (17, 17)),
 }
-_KERNEL = ("dtype", "dims", "mask", "paged", "skip", "softcap", "alibi")
+KERNEL = ("dtype", "dims", "mask", "paged", "skip", "softcap", "alibi")
 _TOO_CLOSE = {(102, "sm100")}  # seeds whose call has a tile that is too close to call, which nobody can check
 _SIXTEEN_BIT, _EIGHT_BIT = ("bf16", "fp16"), ("e4m3",)
 DTYPES = {"sm90": _SIXTEEN_BIT, "sm100": (*_SIXTEEN_BIT, *_EIGHT_BIT)}
 
 
 @cache
-def kernels(dtypes: tuple[str, ...] = _SIXTEEN_BIT) -> tuple[tuple[Any, ...], ...]:
-    """The kernels of the pairwise set, as values of ``_KERNEL``: pairs of default features, and some of the rest."""
+def kernels(dtypes: tuple[str, ...] = _SIXTEEN_BIT, dims: tuple[Any, ...] = tuple(DIMS)) -> tuple[tuple[Any, ...], ...]:
+    """The kernels of the pairwise set, as values of ``KERNEL``: pairs of default features, and some of the rest."""
     factors: dict[str, Any] = {
         "dtype": dtypes,
-        "dims": tuple(DIMS),
+        "dims": dims,
         "mask": MASKS,
         "paged": (False, True),
         "skip": ("dense", "skip", "stat"),
@@ -57,7 +57,7 @@ def kernels(dtypes: tuple[str, ...] = _SIXTEEN_BIT) -> tuple[tuple[Any, ...], ..
     plain = [{**row, "softcap": False, "alibi": False} for row in covering(factors, _default, seed=1)]
     extras = {**factors, "dims": ((128, 128),), "dtype": dtypes[:1], "softcap": (False, True), "alibi": (False, True)}
     rare = covering(extras, lambda row: row["softcap"] or row["alibi"], seed=2, limit=7)
-    return tuple(dict.fromkeys(tuple(row[name] for name in _KERNEL) for row in plain + rare))
+    return tuple(dict.fromkeys(tuple(row[name] for name in KERNEL) for row in plain + rare))
 
 
 def _default(row: Row) -> bool:
@@ -67,7 +67,7 @@ def _default(row: Row) -> bool:
 def _allowed(row: Row) -> bool:
     """Whether a row of factors is a legal call of one of the kernels."""
     kept = kernels(_EIGHT_BIT if row["dtype"] in _EIGHT_BIT else _SIXTEEN_BIT)
-    return tuple(row[name] for name in _KERNEL) in kept and fits(row)
+    return tuple(row[name] for name in KERNEL) in kept and fits(row)
 
 
 def fits(row: Row, lens: tuple[tuple[int, int], ...] = ()) -> bool:

@@ -26,7 +26,6 @@ LENS: dict[str, tuple[tuple[int, int], ...]] = {
 }
 HEADS = ((2, 2), (4, 2), (3, 1), (8, 1), (16, 2), (16, 1), (20, 4))
 DIMS = ((64, 64), (128, 128), (256, 256))
-_KERNEL = ("dtype", "dims", "mask", "paged", "skip", "softcap", "alibi")
 # Cases whose seed gives a tile that is too close to call, which nobody can check.
 _TOO_CLOSE = {
     *((f"decode{index}", "sm90") for index in (3, 44, 89, 109)),
@@ -36,31 +35,11 @@ _SIXTEEN_BIT, _EIGHT_BIT = ("bf16", "fp16"), ("e4m3",)
 _BASE = Case(name="", phase="decode", heads_q=1, pattern="random")
 
 
-@cache
-def decode_kernels(dtypes: tuple[str, ...]) -> tuple[tuple[Any, ...], ...]:
-    """The kernels of the pairwise set, as values of ``_KERNEL``."""
-    factors: dict[str, Any] = {
-        "dtype": dtypes,
-        "dims": DIMS,
-        "mask": catalogue.MASKS,
-        "paged": (False, True),
-        "skip": ("dense", "skip", "stat"),
-    }
-    plain = [{**row, "softcap": False, "alibi": False} for row in covering(factors, _default, seed=1)]
-    extras = {**factors, "dims": ((128, 128),), "dtype": dtypes[:1], "softcap": (False, True), "alibi": (False, True)}
-    rare = covering(extras, lambda row: row["softcap"] or row["alibi"], seed=2, limit=7)
-    return tuple(dict.fromkeys(tuple(row[name] for name in _KERNEL) for row in plain + rare))
-
-
-def _default(row: Row) -> bool:
-    return not row["paged"] or row["mask"] in ("causal", "window", "chunked")
-
-
 def _allowed(row: Row) -> bool:
     per_kv = row["heads"][0] // row["heads"][1]
     decoded = all(PHASES.decodes(len_q, len_k, per_kv) for len_q, len_k in LENS[row["lens"]])
-    kernels = decode_kernels(_EIGHT_BIT if row["dtype"] in _EIGHT_BIT else _SIXTEEN_BIT)
-    kept = tuple(row[name] for name in _KERNEL) in kernels
+    kernels = catalogue.kernels(_EIGHT_BIT if row["dtype"] in _EIGHT_BIT else _SIXTEEN_BIT, DIMS)
+    kept = tuple(row[name] for name in catalogue.KERNEL) in kernels
     return decoded and kept and catalogue.fits(row, LENS[row["lens"]])
 
 

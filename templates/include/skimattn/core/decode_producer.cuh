@@ -1,17 +1,20 @@
 // The warps that feed a decode CTA: one draws work and tells everybody, one loads K, one V, one Q. All lanes of a warp
 // load, each its boxes, since pages may be small.
 #pragma once
+#include <skimattn/core/decode_feeder.cuh>
+#include <skimattn/core/decode_stats.cuh>
 #include <skimattn/core/decode_vote.cuh>
 
 namespace skimattn {
 
 // `Storage` is the architecture's shared memory.
 template <class Tr, class Storage>
-class DecodeProducer {
+class DecodeProducer : DecodeFeeder<Tr, Storage> {
  public:
+  using Base = DecodeFeeder<Tr, Storage>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense, kCounts = Tr::kSkip == Skip::kStat;
 
-  SKIM_DEVICE DecodeProducer(const Params& p, Storage& smem, int lane) : p_(p), smem_(smem), lane_(lane) {}
+  using Base::Base;
 
   // `kLoadsQueries`: this warp loads Q too.
   template <bool kLoadsQueries>
@@ -21,8 +24,8 @@ class DecodeProducer {
     uint32_t phase = 0;
     for (int ticket = counter.first();;) {
       const DecodeItem item = scheduler.decode(p_, ticket, lane_);
-      publish(item);
-      if (kLoadsQueries && item.base.valid) load_next_q(item);
+      this->publish(item);
+      if (kLoadsQueries && item.base.valid) this->load_next_q(item);
       // Note: drawn no earlier than K's loader needs it. Items are few and long: one that waits here for its turn might
       // be at work elsewhere.
       if (item.base.valid) ptx::mbarrier_wait_parity(&smem_.keys_loaded, phase);
@@ -37,15 +40,15 @@ class DecodeProducer {
   }
 
   SKIM_DEVICE void run_keys() {
-    for (DecodeItem item = receive(); item.base.valid; item = receive()) {
+    for (DecodeItem item = this->receive(); item.base.valid; item = this->receive()) {
       load_keys(item);
       if (lane_ == 0) ptx::mbarrier_arrive(&smem_.keys_loaded);
-      release_item();
+      this->release_item();
     }
   }
 
   SKIM_DEVICE void run_values() {
-    for (DecodeItem item = receive(); item.base.valid; item = receive()) {
+    for (DecodeItem item = this->receive(); item.base.valid; item = this->receive()) {
       int visited = 0, skipped = 0;
       for (int leaf = item.lo; leaf < item.hi; ++leaf) {
         const Span tiles = item.tiles_of(leaf);
@@ -55,38 +58,17 @@ class DecodeProducer {
           skipped += kept ? 0 : 1;
         }
       }
-      if constexpr (kCounts) add_stats(item, visited, skipped);
-      release_item();
+      if constexpr (kCounts) DecodeStats<Tr>::add(item, visited, skipped, lane_, kWarpThreads, p_);
+      this->release_item();
     }
   }
 
-  SKIM_DEVICE void run_queries() {
-    for (DecodeItem item = receive(); item.base.valid; item = receive()) {
-      load_next_q(item);
-      release_item();
-    }
-  }
+  using Base::run_queries;
 
  private:
-  SKIM_DEVICE DecodeItem receive() {
-    ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
-    return read_decode_item(smem_, work_.slot);
-  }
-  SKIM_DEVICE void release_item() {
-    ptx::warp_sync();
-    if (lane_ == 0) ptx::mbarrier_arrive(&smem_.work_empty[work_.slot]);
-    work_.advance();
-  }
-
-  SKIM_DEVICE void publish(const DecodeItem& item) {
-    ptx::mbarrier_wait_parity(&smem_.work_empty[work_.slot], work_.phase ^ 1);
-    ptx::warp_sync();  // an item without keys may be given back before a lane that lags has seen this phase
-    if (lane_ == 0) {
-      write_decode_item(smem_, work_.slot, item);
-      ptx::mbarrier_arrive(&smem_.work_full[work_.slot]);
-    }
-    work_.advance();
-  }
+  using Base::lane_;
+  using Base::p_;
+  using Base::smem_;
 
   SKIM_DEVICE void load_keys(const DecodeItem& item) {
     if constexpr (kSkips) {
@@ -128,71 +110,8 @@ class DecodeProducer {
       ++votes_;
       run_.add(kept);
       if (kept && !early) load_v(item, n);
-      if constexpr (kCounts) record(item, n, kept);
+      if constexpr (kCounts) DecodeStats<Tr>::record(item, n, kept, lane_, kWarpThreads, p_);
       return kept;
-    }
-  }
-
-  // Query heads [0, count) of the kv head that have a row in the item's group, from `first` on, modulo their number.
-  struct Heads {
-    int first, count;
-  };
-  SKIM_DEVICE Heads heads_of(const DecodeItem& item) const {
-    const int qheads_per_kv = p_.qheads_per_kv;
-    const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0);
-    return {item.base.row0 % qheads_per_kv, imin(rows, qheads_per_kv)};
-  }
-  SKIM_DEVICE int head_at(const DecodeItem& item, const Heads& heads, int i) const {
-    const int qheads_per_kv = p_.qheads_per_kv;
-    return item.base.head * qheads_per_kv + (heads.first + i) % qheads_per_kv;
-  }
-
-  SKIM_DEVICE void record(const DecodeItem& item, int n, bool kept) const {
-    if (p_.skip_map == nullptr) return;
-    const Heads heads = heads_of(item);
-    for (int i = lane_; i < heads.count; i += kWarpThreads) {
-      uint8_t* row = p_.skip_map + item.base.batch * p_.skip_map_stride_batch +
-                     head_at(item, heads, i) * p_.skip_map_stride_head +
-                     item.base.row0 / Tr::kGroupRows * p_.skip_map_stride_group;
-      ptx::st_global(row + n, static_cast<uint8_t>(kept ? 1 : 2));
-    }
-  }
-
-  SKIM_DEVICE void add_stats(const DecodeItem& item, int visited, int skipped) const {
-    const Heads heads = heads_of(item);
-    for (int i = lane_; i < heads.count; i += kWarpThreads) {
-      const int64_t pair = static_cast<int64_t>(item.base.batch) * p_.stats_stride_batch +
-                           head_at(item, heads, i) * p_.stats_stride_head;
-      ptx::atomic_add(p_.stats + 2 * pair, static_cast<unsigned long long>(visited));
-      ptx::atomic_add(p_.stats + 2 * pair + 1, static_cast<unsigned long long>(skipped));
-    }
-  }
-
-  SKIM_DEVICE void load_next_q(const DecodeItem& item) {
-    ptx::mbarrier_wait_parity(&smem_.q_empty, q_.phase ^ 1);
-    load_q(item);
-    q_.advance();
-  }
-
-  // Q's rows in packed order, a box of heads x rows after the other.
-  SKIM_DEVICE void load_q(const DecodeItem& item) {
-    const uint64_t policy = ptx::createpolicy_evict_first();
-    const int qheads_per_kv = p_.qheads_per_kv, box_rows = p_.q_box_heads * p_.q_box_rows;
-    const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0), boxes = ceil_div(rows, box_rows);
-    const int outer = p_.cu_seqlens_q == nullptr ? item.base.batch : 0;
-    if (lane_ == 0) {
-      ptx::mbarrier_arrive_expect_tx(&smem_.q_full, boxes * box_rows * kPanelRowBytes * Storage::kPanelsQ);
-    }
-    ptx::warp_sync();
-    for (int box = lane_; box < boxes; box += kWarpThreads) {
-      const int packed = item.base.row0 + box * box_rows;
-      const int head = item.base.head * qheads_per_kv + packed % qheads_per_kv;
-      const int row = item.base.q_offset + packed / qheads_per_kv;
-#pragma unroll
-      for (int panel = 0; panel < Storage::kPanelsQ; ++panel) {
-        ptx::tma_load(smem_.q() + panel * Storage::kQPanelBytes + box * box_rows * kPanelRowBytes, &p_.tma_q,
-                      &smem_.q_full, policy, panel * kPanelColumns<typename Tr::ElementQ>, head, row, outer);
-      }
     }
   }
 
@@ -242,13 +161,8 @@ class DecodeProducer {
     }
   }
 
-  const Params& p_;
-  Storage& smem_;
-  const int lane_;
-  PipelineState<1> q_;
-  PipelineState<Tr::kStages> k_;   // run_keys
-  PipelineState<Tr::kStagesV> v_;  // run_values
-  PipelineState<kWorkSlots> work_;
+  PipelineState<Tr::kStages> k_;             // run_keys
+  PipelineState<Tr::kStagesV> v_;            // run_values
   PipelineState<Storage::kVoteSlots> vote_;  // run_values
   uint32_t votes_ = 1;                       // number of this tile's vote; 0 is none
   KeptRun run_;

@@ -7,6 +7,7 @@
 #include <skimattn/core/score_mod.cuh>
 #include <skimattn/sm90/decode/epilogue.cuh>
 #include <skimattn/sm90/decode/operands.cuh>
+#include <skimattn/sm90/decode/place.cuh>
 
 namespace skimattn::sm90 {
 
@@ -86,22 +87,10 @@ class DecodeConsumer {
   }
 
   SKIM_DEVICE Place place_of(const DecodeItem& item) const {
-    const int qheads_per_kv = p_.qheads_per_kv, lane = thread_ % kWarpThreads;
-    const int first = item.base.row0 + thread_ / kWarpThreads * 16 + lane / 4;
-    Place at;
-    at.column = lane % 4 * 2;
-    at.batch = item.base.batch;
-    at.len_q = item.base.len_q;
-    at.len_k = item.base.len_k;
-    at.q_offset = item.base.q_offset;
+    Place at = packed_place<Tr>(item, thread_, p_);
+    if constexpr (Tr::kAlibi && kConverts && !Tr::kSoftcap) {
 #pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) {
-      const int packed = first + Layout::kRowStep * r;
-      at.row[r] = packed / qheads_per_kv;
-      at.head[r] = item.base.head * qheads_per_kv + packed % qheads_per_kv;
-      at.alibi[r] = 0.0f;
-      if constexpr (Tr::kAlibi) at.alibi[r] = alibi_slope(at.batch, at.head[r], p_) * p_.bias_scale;
-      if constexpr (Tr::kAlibi && kConverts && !Tr::kSoftcap) at.alibi[r] /= unit_;
+      for (int r = 0; r < kThreadRows; ++r) at.alibi[r] /= unit_;
     }
     return at;
   }

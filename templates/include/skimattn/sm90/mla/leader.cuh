@@ -102,7 +102,7 @@ class MlaLeader : public MlaGroup<Tr, true> {
   // Raw scores of tile n, masked; the slot keeps its left half.
   template <bool kMasked>
   SKIM_DEVICE void compute_scores(float (&s)[kScores], int n) {
-    const uint64_t q = k_major(smem_.q), k = advance(k_major(smem_.kv[0]), kv_.slot * Storage::kKvBytes);
+    const uint64_t q = k_major(smem_.q()), k = advance(k_major(smem_.kv[0]), kv_.slot * Storage::kKvBytes);
 #pragma unroll
     for (int part = 0; part < Storage::kParts; ++part) {
       this->wait_for(part);

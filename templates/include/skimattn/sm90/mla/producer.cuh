@@ -1,19 +1,22 @@
 // The warps that feed an MLA decode CTA: one draws work, tells everybody, and loads tiles of the latent cache; one
 // loads Q; in stat kernels, one counts. All lanes of a warp load, each its boxes, since pages may be small.
 #pragma once
-#include <skimattn/sm90/decode/stats.cuh>
+#include <skimattn/core/decode_feeder.cuh>
+#include <skimattn/core/decode_stats.cuh>
 #include <skimattn/sm90/mla/storage.cuh>
 
 namespace skimattn::sm90 {
 
 template <class Tr>
-class MlaProducer {
+class MlaProducer : DecodeFeeder<Tr, MlaStorage<Tr>> {
  public:
   using Storage = MlaStorage<Tr>;
+  using Base = DecodeFeeder<Tr, Storage>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense;
   static constexpr int kColumns = Storage::kColumns;
 
-  SKIM_DEVICE MlaProducer(const Params& p, Storage& smem, int lane) : p_(p), smem_(smem), lane_(lane) {}
+  using Base::Base;
+  using Base::run_queries;
 
   SKIM_DEVICE void run_keys() {
     DecodeScheduler<Tr> scheduler(p_);
@@ -22,7 +25,7 @@ class MlaProducer {
       // Drawn early: its latency hides behind this item's lookup and loads.
       const int next = lane_ == 0 ? counter.next() : 0;
       const DecodeItem item = scheduler.decode(p_, ticket, lane_);
-      publish(item);
+      this->publish(item);
       if (item.base.valid) load_keys(item);
       if (!item.base.valid && lane_ == 0) counter.finish(next, scheduler.items());
       if (!item.base.valid) break;
@@ -30,20 +33,10 @@ class MlaProducer {
     }
   }
 
-  SKIM_DEVICE void run_queries() {
-    PipelineState<1> q;
-    for (DecodeItem item = receive(); item.base.valid; item = receive()) {
-      ptx::mbarrier_wait_parity(&smem_.q_empty, q.phase ^ 1);
-      load_q(item);
-      release_item();
-      q.advance();
-    }
-  }
-
   SKIM_DEVICE void run_counts() {
     PipelineState<Storage::kVoteSlots> place;
     uint32_t votes = 0;
-    for (DecodeItem item = receive(); item.base.valid; item = receive()) {
+    for (DecodeItem item = this->receive(); item.base.valid; item = this->receive()) {
       int visited = 0, skipped = 0;
       for (int leaf = item.lo; leaf < item.hi; ++leaf) {
         const Span tiles = item.tiles_of(leaf);
@@ -60,31 +53,14 @@ class MlaProducer {
         }
       }
       DecodeStats<Tr>::add(item, visited, skipped, lane_, kWarpThreads, p_);
-      release_item();
+      this->release_item();
     }
   }
 
  private:
-  SKIM_DEVICE DecodeItem receive() {
-    ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
-    return read_decode_item(smem_, work_.slot);
-  }
-
-  SKIM_DEVICE void release_item() {
-    ptx::warp_sync();
-    if (lane_ == 0) ptx::mbarrier_arrive(&smem_.work_empty[work_.slot]);
-    work_.advance();
-  }
-
-  SKIM_DEVICE void publish(const DecodeItem& item) {
-    ptx::mbarrier_wait_parity(&smem_.work_empty[work_.slot], work_.phase ^ 1);
-    ptx::warp_sync();  // an item without keys may be given back before a lane that lags has seen this phase
-    if (lane_ == 0) {
-      write_decode_item(smem_, work_.slot, item);
-      ptx::mbarrier_arrive(&smem_.work_full[work_.slot]);
-    }
-    work_.advance();
-  }
+  using Base::lane_;
+  using Base::p_;
+  using Base::smem_;
 
   SKIM_DEVICE void load_keys(const DecodeItem& item) {
     if constexpr (kSkips) {
@@ -151,33 +127,7 @@ class MlaProducer {
     }
   }
 
-  // Q's rows in packed order, a box of heads x rows after the other.
-  SKIM_DEVICE void load_q(const DecodeItem& item) {
-    const uint64_t policy = ptx::createpolicy_evict_first();
-    const int qheads_per_kv = p_.qheads_per_kv, box_rows = p_.q_box_heads * p_.q_box_rows;
-    const int rows = imin(Tr::kGroupRows, item.packed_rows(p_) - item.base.row0), boxes = ceil_div(rows, box_rows);
-    const int outer = p_.cu_seqlens_q == nullptr ? item.base.batch : 0;
-    if (lane_ == 0) {
-      ptx::mbarrier_arrive_expect_tx(&smem_.q_full, boxes * box_rows * kPanelRowBytes * Storage::kPanels);
-    }
-    ptx::warp_sync();
-    for (int box = lane_; box < boxes; box += kWarpThreads) {
-      const int packed = item.base.row0 + box * box_rows;
-      const int head = item.base.head * qheads_per_kv + packed % qheads_per_kv;
-      const int row = item.base.q_offset + packed / qheads_per_kv;
-#pragma unroll
-      for (int panel = 0; panel < Storage::kPanels; ++panel) {
-        ptx::tma_load(smem_.q + panel * Storage::kQPanelBytes + box * box_rows * kPanelRowBytes, &p_.tma_q,
-                      &smem_.q_full, policy, panel * kColumns, head, row, outer);
-      }
-    }
-  }
-
-  const Params& p_;
-  Storage& smem_;
-  const int lane_;
   PipelineState<Tr::kStages> kv_;  // run_keys
-  PipelineState<kWorkSlots> work_;
 };
 
 }  // namespace skimattn::sm90

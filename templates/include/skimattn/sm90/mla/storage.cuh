@@ -10,7 +10,7 @@ namespace skimattn::sm90 {
 template <class Tr>
 struct MlaStorage {
   static constexpr int kColumns = kPanelColumns<typename Tr::Element>;
-  static constexpr int kPanels = Tr::kHeadDim / kColumns, kPanelsV = Tr::kHeadDimV / kColumns;
+  static constexpr int kPanels = Tr::kHeadDim / kColumns, kPanelsQ = kPanels, kPanelsV = Tr::kHeadDimV / kColumns;
   static constexpr int kQPanelBytes = Tr::kGroupRows * kPanelRowBytes;
   static constexpr int kKvPanelBytes = Tr::kTileN * kPanelRowBytes;
   static constexpr int kKvBytes = kPanels * kKvPanelBytes;            // of one tile
@@ -24,7 +24,7 @@ struct MlaStorage {
   }
   SKIM_DEVICE static constexpr int panels(int part) { return part == kRest ? kPanels - kPanelsV : kPanelsV / 2; }
 
-  alignas(1024) uint8_t q[kPanels * kQPanelBytes];
+  alignas(1024) uint8_t queries[kPanelsQ * kQPanelBytes];
   alignas(1024) uint8_t kv[Tr::kStages][kKvBytes];
   alignas(1024) uint8_t p[Tr::kTileN / 8][Tr::kGroupRows][16];  // see k_major_chunks
   // What the leader tells of each row. Of a kept tile: what older output counts; at the end of a leaf: its RowMerge.
@@ -37,6 +37,8 @@ struct MlaStorage {
   uint64_t work_full[kWorkSlots], work_empty[kWorkSlots];
   alignas(16) uint32_t work[kWorkSlots][kDecodeWords];
   DecodeVote votes[kVoteSlots];
+
+  SKIM_DEVICE uint8_t* q() { return queries; }
 
   SKIM_DEVICE void init_barriers() {
     ptx::mbarrier_init(&q_full, 1);

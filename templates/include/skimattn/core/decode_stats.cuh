@@ -2,7 +2,7 @@
 #pragma once
 #include <skimattn/core/decode_work.cuh>
 
-namespace skimattn::sm90 {
+namespace skimattn {
 
 // By `threads` threads together, of which the caller is number `thread`.
 template <class Tr>
@@ -46,4 +46,4 @@ struct DecodeStats {
   }
 };
 
-}  // namespace skimattn::sm90
+}  // namespace skimattn
