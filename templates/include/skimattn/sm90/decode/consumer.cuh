@@ -122,6 +122,12 @@ class DecodeConsumer {
     const int clean_first = uniform(item.range.clean_first), clean_last = uniform(item.range.clean_last);
 #pragma unroll
     for (int i = 0; i < kOut; ++i) o_[i] = 0.0f;
+    // Note: read by no product before they are computed. Left undefined, ptxas of CUDA 12.8 serializes the products.
+#pragma unroll
+    for (int i = 0; i < Tr::kTileN / 16; ++i) {
+#pragma unroll
+      for (int word = 0; word < 4; ++word) probabilities_[i][word] = 0;
+    }
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       rows_.max[r] = start_max_[r];
