@@ -129,6 +129,7 @@ FIELDS: tuple[Field, ...] = (
     _int32("v_descale_stride_head", "elements"),
     _int32("stats_stride_batch", "pairs"),
     _int32("stats_stride_head", "pairs"),
+    _int32("decode_more_keys", "how many more keys than rows a request has that is decode's"),
     _int32("decode_always_rows", "packed rows up to which a request is decode's; 0 = none is"),
     _int32("decode_most_rows", "packed rows up to which it is if it has many keys"),
     _int32("decode_keys_per_row", "how many for each of them"),

@@ -22,8 +22,15 @@ BRANCH_LEAVES = 8
 MLA_MOST_ROWS = 2048  # packed rows of a request that MLA decode takes: what the workspace has room for at any length
 
 
-def decodes(len_q: int, len_k: int, qheads_per_kv: int) -> bool:
-    """Whether a request of ``len_q`` rows and ``len_k`` keys is computed by decode kernels."""
+def decodes(len_q: int, len_k: int, qheads_per_kv: int, has_cache: bool) -> bool:
+    """Whether a request of ``len_q`` rows and ``len_k`` keys is computed by decode kernels.
+
+    ``has_cache`` = the call's keys come from a cache (pages, or a buffer that ``seqused_k`` says the used part of). In
+    other calls a request needs more keys than rows: self-attention over short texts is prefill's, and a ragged batch
+    whose queries and keys share their offsets holds nothing for decode, which the host knows without their values.
+    """
+    if not has_cache and len_k <= len_q:
+        return False
     packed = len_q * qheads_per_kv
     return packed <= GROUP_ROWS or (packed <= MAX_GROUPS * GROUP_ROWS and len_k >= KEYS_PER_ROW * packed)
 

@@ -126,6 +126,17 @@ class Problem:
         return self.form.paged or self.params.cu_seqlens_k is not None or self.params.seqused_k is not None
 
     @property
+    def has_cache(self) -> bool:
+        """Whether keys come from a cache: which requests are decoded depends on it."""
+        return self.form.paged or self.params.seqused_k is not None
+
+    @property
+    def own_keys(self) -> bool:
+        """Whether every request is known to have as many keys as rows, since they share their offsets."""
+        params = self.params
+        return params.cu_seqlens_q is params.cu_seqlens_k is not None and params.seqused_q is params.seqused_k is None
+
+    @property
     def empty(self) -> bool:
         """Whether there is no row to write."""
         return self.batch == 0 or self.rows == 0

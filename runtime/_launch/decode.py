@@ -42,15 +42,21 @@ _BUSY, _ITEM = 0.35, 0.12
 _FEW_PARTS = 8  # of a row, which one warp merges
 _NEVER = float("inf")
 _KEPT = 1024  # cuts
-# What both phases are told about whose a request is; where no prefill kernel exists, all are decode's.
-RULE: dict[str, Value] = {
-    "decode_always_rows": GROUP_ROWS,
-    "decode_most_rows": _MOST_ROWS,
-    "decode_keys_per_row": KEYS_PER_ROW,
-}
-ALL_REQUESTS: dict[str, Value] = {"decode_always_rows": _MOST_ROWS}
+_ANY_KEYS = -(1 << 31)
+# What decode is told where no prefill kernel exists, so that all requests are its own.
+ALL_REQUESTS: dict[str, Value] = {"decode_more_keys": _ANY_KEYS, "decode_always_rows": _MOST_ROWS}
 # The same of MLA, whose requests have more.
 ALL_LATENT: dict[str, Value] = {"decode_always_rows": MLA_MOST_ROWS, "decode_most_rows": MLA_MOST_ROWS}
+
+
+def rule_of(problem: Problem) -> dict[str, Value]:
+    """What both phases are told about whose a request is: :func:`split.decodes`."""
+    return {
+        "decode_more_keys": _ANY_KEYS if problem.has_cache else 1,
+        "decode_always_rows": GROUP_ROWS,
+        "decode_most_rows": _MOST_ROWS,
+        "decode_keys_per_row": KEYS_PER_ROW,
+    }
 
 
 class Cut(NamedTuple):
@@ -185,13 +191,13 @@ def plan_decode(
         problem: the call.
         kernel: computes parts.
         combine: merges them.
-        scalars: what prefill would be told of the same call, and another rule than ``RULE``.
+        scalars: what prefill would be told of the same call, and another rule than :func:`rule_of`.
         maps: those of K and V.
         cut: of the call.
         sm_count: multiprocessors of the device.
     """
     common: dict[str, Value] = {
-        **RULE,
+        **rule_of(problem),
         **scalars,
         "heads_in_l2": problem.heads_kv,  # no two CTAs read the same keys at any time
         "requests_in_l2": min(WARP_THREADS, problem.batch),

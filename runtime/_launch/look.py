@@ -67,16 +67,16 @@ class Look(NamedTuple):
 class Looks:
     """The looks of one form's calls on one device, ``recent`` those that came last.
 
-    In a ragged batch one tensor may be the offsets of queries and keys. Such calls are ``recent_twins``, whose looks
-    leave out the second one, the tensor number ``twin_at`` (0 where there is none).
+    In a ragged batch one tensor may be the offsets of queries and keys, in all calls of the form. Looks leave out the
+    second one then, the tensor number ``twin_at`` (0 where there is none).
     """
 
     def __init__(self, names: tuple[str, ...], problem: Problem, ordinal: int) -> None:
         """``problem`` is a call of that form, whose tensors are called ``names``."""
         params = problem.params
         self.recent: tuple[Look, ...] = ()
-        self.recent_twins: tuple[Look, ...] = ()
-        self.twin_at = names.index("cu_seqlens_k") if {"cu_seqlens_q", "cu_seqlens_k"} <= {*names} else 0
+        shares = params.cu_seqlens_q is params.cu_seqlens_k is not None
+        self.twin_at = names.index("cu_seqlens_k") if shares else 0
         self._ordinal = ordinal
         self._dtypes = [getattr(params, name).dtype for name in names]
         heads_q, heads_kv, columns = problem.heads_q, problem.heads_kv, problem.head_dim
@@ -119,16 +119,10 @@ class Looks:
         sides = [_side(tensor, *places) for tensor, places in zip(tensors[:3], self._places, strict=True)]
         all_strides = [_inner_strides(tensor) for tensor in tensors[:3]] + self._strides[3:]
         rows = list(zip(tensors, self._sizes, all_strides, strict=True))
-        at = self.twin_at
-        twins = at > 0 and tensors[at] is tensors[at - 1]
-        if twins:
-            del rows[at]
+        if self.twin_at:
+            del rows[self.twin_at]
         look = Look(alike(*zip(*rows, strict=True)), *sides)
-        if look.alike is _never:
-            return look
-        if twins:
-            self.recent_twins = (look, *self.recent_twins[: _LOOKS - 1])
-        else:
+        if look.alike is not _never:
             self.recent = (look, *self.recent[: _LOOKS - 1])
         return look
 

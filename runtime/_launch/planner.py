@@ -11,7 +11,7 @@ from skimattn.codegen.tiles.common import panel_columns
 from .._call.arguments import POINTERS
 from .._call.problem import Problem
 from .buffers import Buffers
-from .decode import ALL_LATENT, ALL_REQUESTS, RULE, Cut, Cutter, plan_decode
+from .decode import ALL_LATENT, ALL_REQUESTS, Cut, Cutter, plan_decode, rule_of
 from .plan import (
     KernelLaunch,
     LaunchPlan,
@@ -88,7 +88,7 @@ class Planner:
         scalars = sized_scalars(problem, kernel, buffers)
         if "decode" in self.rows:
             heads, requests = shared_in_l2(problem, varlen_q=True)
-            scalars |= {**RULE, "heads_in_l2": heads, "requests_in_l2": requests}
+            scalars |= {**rule_of(problem), "heads_in_l2": heads, "requests_in_l2": requests}
         return KernelLaunch(kernel, maps, self._fixed_of(problem, kernel), scalars, grid)
 
     def _decode(self, problem: Problem, buffers: Buffers, cut: Cut) -> Iterator[KernelLaunch]:

@@ -111,10 +111,8 @@ class Shortcut:
         # Note: long and plain on purpose. Half a microsecond here is one on the hosts of GPUs, and a call for each of
         # these steps made them twice as slow.
         looks, at = self._looks, self._twin_at
-        recent, compared = looks.recent, tensors
-        if at and tensors[at] is tensors[at - 1]:
-            recent, compared = looks.recent_twins, tensors[:at] + tensors[at + 1 :]
-        for look in recent:
+        compared = tensors[:at] + tensors[at + 1 :] if at else tensors
+        for look in looks.recent:
             if look.alike(*compared):
                 break
         else:

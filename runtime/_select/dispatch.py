@@ -58,18 +58,23 @@ def phase_rule(problem: Problem, arch: str) -> Callable[[int, int], tuple[str, .
         return lambda _len_q, _len_k: ("prefill",)
     per_kv, varlen_q, varlen_k = problem.heads_q // problem.heads_kv, problem.varlen_q, problem.varlen_k
 
+    has_cache = problem.has_cache
+
     most_rows = split.MAX_GROUPS * split.GROUP_ROWS // per_kv
     if isinstance(matrix.judge(_spec(problem, arch, "prefill")), matrix.Rejected):
         # Decode takes what it can, whatever the keys; of longer requests it is prefill's kernel that is missing.
         return lambda len_q, _len_k: ("decode",) if len_q <= most_rows else ("prefill",)
+    if problem.own_keys:
+        return lambda _len_q, _len_k: ("prefill",)
     of_long: tuple[str, ...] = ("prefill", "decode") if varlen_q else ("prefill",)
 
     def phases(len_q: int, len_k: int) -> tuple[str, ...]:
         if len_q > most_rows:  # which :func:`split.decodes` says too, but this comes in every launch
             return of_long
-        if split.decodes(len_q, 0 if varlen_k else len_k, per_kv):
+        if split.decodes(len_q, 0 if varlen_k else len_k, per_kv, has_cache):
             return ("decode",)  # those of fewer rows or more keys are too
-        return ("prefill", "decode") if varlen_q or split.decodes(len_q, len_k, per_kv) else ("prefill",)
+        may_decode = varlen_q or split.decodes(len_q, len_k, per_kv, has_cache)
+        return ("prefill", "decode") if may_decode else ("prefill",)
 
     return phases
 

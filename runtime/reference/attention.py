@@ -39,10 +39,10 @@ def attention(problem: Problem, kernels: Kernels, buffers: Buffers) -> None:
         if kernel is not None and kernel.name not in _announced:
             _announced.add(kernel.name)
             LOGGER.info("CPU tensors: the reference computes what %s would (slow, for trying things out)", kernel.name)
-    per_kv = problem.heads_q // problem.heads_kv
+    per_kv, has_cache = problem.heads_q // problem.heads_kv, problem.has_cache
     with shielded():
         for request in requests(problem, buffers):
-            if kernels.prefill and not (kernels.decode and decodes(request.len_q, request.len_k, per_kv)):
+            if kernels.prefill and not (kernels.decode and decodes(request.len_q, request.len_k, per_kv, has_cache)):
                 prefill.compute(problem, kernels.prefill, request)
             else:
                 assert kernels.decode, "a call has a kernel"

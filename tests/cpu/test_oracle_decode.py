@@ -89,8 +89,11 @@ def test_spacing() -> None:
 
 
 def test_rule() -> None:
-    assert RULE.decodes(16, 0, 4) and not RULE.decodes(17, 1087, 4) and RULE.decodes(17, 1088, 4)
-    assert RULE.decodes(1, 4096, 256) and not RULE.decodes(1, 10**6, 257)
+    for has_cache in (False, True):
+        assert not RULE.decodes(17, 1087, 4, has_cache=has_cache) and RULE.decodes(17, 1088, 4, has_cache=has_cache)
+        assert RULE.decodes(1, 4096, 256, has_cache=has_cache) and not RULE.decodes(1, 10**6, 257, has_cache=has_cache)
+        assert RULE.decodes(16, 17, 4, has_cache=has_cache)
+        assert RULE.decodes(16, 16, 4, has_cache=has_cache) == RULE.decodes(0, 0, 4, has_cache=has_cache) == has_cache
 
 
 @pytest.mark.parametrize("mask", ["full", "causal", "window", "chunked", "custom"])

@@ -26,11 +26,18 @@ def lengths(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
+def both_offsets(*values: int) -> dict[str, torch.Tensor]:
+    """One tensor for queries and keys."""
+    return dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), lengths(*values))
+
+
 @pytest.mark.parametrize(
     ("params", "wanted"),
     [
         (call(1, 300), DECODE),
-        (call(16, 10), DECODE),  # 64 packed rows
+        (call(16, 17), DECODE),  # 64 packed rows
+        (call(16, 16), PREFILL),  # that have no keys before their own
+        (call(16, 10, seqused_k=lengths(10)), DECODE),  # from a cache, whatever it holds
         (call(17, 1087), PREFILL),
         (call(17, 1088), DECODE),
         (call(64, 4095), PREFILL),
@@ -45,7 +52,13 @@ def lengths(*values: int) -> torch.Tensor:
         # Of rows: the bound decides for decode, nothing can decide for prefill.
         (call(40, 50, cu_seqlens_q=lengths(0, 40)), BOTH),
         (call(40, 50, cu_seqlens_q=lengths(0, 16, 40), cu_seqlens_k=lengths(0, 20, 50), max_seqlen_q=24), BOTH),
-        (call(40, 50, cu_seqlens_q=lengths(0, 16, 32, 40), cu_seqlens_k=lengths(0, 9, 9, 50), max_seqlen_q=16), DECODE),
+        (call(40, 50, cu_seqlens_q=lengths(0, 16, 32, 40), cu_seqlens_k=lengths(0, 9, 9, 50), max_seqlen_q=16), BOTH),
+        # Self-attention, of which nothing is decode's, if the host knows it to be that.
+        (call(40, 40, cu_seqlens_q=lengths(0, 16, 40), cu_seqlens_k=lengths(0, 16, 40), max_seqlen_q=24), BOTH),
+        (call(40, 40, **both_offsets(0, 16, 40), max_seqlen_q=24), PREFILL),
+        (call(9, 9, **both_offsets(0, 9)), PREFILL),
+        (call(40, 40, **both_offsets(0, 16, 40), seqused_q=lengths(1, 2)), BOTH),
+        (call(9, 9, **both_offsets(0, 9), seqused_k=lengths(5)), DECODE),
         (call(100, 50, seqused_q=lengths(7)), BOTH),
         (call(100, 50, seqused_q=lengths(7), max_seqlen_q=16), DECODE),
         (call(64, 4096, seqused_q=lengths(7)), DECODE),  # with fewer rows all the more
@@ -64,15 +77,16 @@ def test_phases(params: Params, wanted: tuple[str, ...]) -> None:
 def test_more_keys_and_fewer_rows_speak_for_decode() -> None:
     """What the host relies on where it knows bounds only."""
     for keys in (0, 15, 16, 1000, 1039, 1040, 3000, 4096, 10**6):
-        by_rows = [decodes(rows, keys, 1) for rows in range(300)]
-        assert by_rows == sorted(by_rows, reverse=True)
-        assert all(decodes(rows, keys + 1, 1) for rows in range(300) if by_rows[rows])
-        assert most_rows(keys) == sum(by_rows) - 1
+        for has_cache in (False, True):
+            by_rows = [decodes(rows, keys, 1, has_cache) for rows in range(300)]
+            assert by_rows == sorted(by_rows, reverse=True)
+            assert all(decodes(rows, keys + 1, 1, has_cache) for rows in range(300) if by_rows[rows])
+        assert most_rows(keys) == sum(by_rows) - 1  # from a cache
 
 
 def test_kernels_of_features() -> None:
     """Decode has no kernel of 192 columns, and takes a larger one; merging knows no mask and no option."""
-    q, k, v = (torch.zeros(1, 8, 2, dim).half() for dim in (192, 192, 128))
+    q, k, v = (torch.zeros(1, rows, 2, dim).half() for rows, dim in ((8, 192), (9, 192), (9, 128)))
     specs = specs_of(validate(Params(q, k, v, mask="causal", softcap=3.0, skip_softmax_threshold=0.1)), "sm90")
     names = ["skim_sm90_decode_fp16_d256_causal_skip_softcap", "skim_sm90_combine_fp16_d256_full_dense"]
     assert [spec.name for spec in specs.values()] == names

@@ -66,6 +66,7 @@ def test_the_kernels_of_a_decode_step() -> None:
         assert scalars["work_counter"] == COUNTER
         wanted = {"part_shift": 0, "parts": 12, "groups": 1, "part_rows": 8, "q_box_heads": 4, "q_box_rows": 2}
         wanted |= {"first_request": 0, "round_requests": 3, "requests_in_l2": 3, "mask": 1}
+        wanted |= {"decode_more_keys": 1}  # no cache
         wanted |= {"decode_always_rows": 64, "decode_most_rows": 256, "decode_keys_per_row": 16}
         assert {name: scalars[name] for name in wanted} == wanted
         assert (scalars["heads_q"], scalars["heads_kv"], scalars["head_dim_v"], scalars["len_q"]) == (8, 2, 128, 2)
@@ -136,7 +137,7 @@ def test_both_phases_share_a_batch_by_the_same_rule() -> None:
     (prefill, first, second), _ = launches(validate(call))
     phases = [launch.kernel.phase for launch in (prefill, first, second)]
     assert phases == ["prefill", "decode", "combine"]
-    for name in ("decode_always_rows", "decode_most_rows", "decode_keys_per_row"):
+    for name in ("decode_more_keys", "decode_always_rows", "decode_most_rows", "decode_keys_per_row"):
         assert prefill.scalars[name] == first.scalars[name] == second.scalars[name] > 0
     assert prefill.scalars["requests_in_l2"] == 2  # requests differ in what they have to do
     assert set(prefill.maps) == {"tma_q", "tma_k", "tma_v", "tma_o"}

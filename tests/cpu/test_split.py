@@ -27,19 +27,24 @@ from skimattn.codegen.tiles import split
     ],
 )
 def test_which_requests_are_decoded(len_q: int, qheads_per_kv: int, fewest_keys: int | None) -> None:
-    if fewest_keys is None:
-        assert not split.decodes(len_q, (1 << 31) - 1, qheads_per_kv)
-        return
-    assert split.decodes(len_q, fewest_keys, qheads_per_kv)
-    assert split.decodes(len_q, fewest_keys + 1, qheads_per_kv)
-    assert fewest_keys == 0 or not split.decodes(len_q, fewest_keys - 1, qheads_per_kv)
+    for has_cache in (False, True):
+
+        def decodes(len_k: int, has_cache: bool = has_cache) -> bool:
+            return split.decodes(len_q, len_k, qheads_per_kv, has_cache)
+
+        if fewest_keys is None:
+            assert not decodes((1 << 31) - 1)
+            continue
+        fewest = fewest_keys if has_cache else max(fewest_keys, len_q + 1)  # self-attention is prefill's
+        assert decodes(fewest) and decodes(fewest + 1)
+        assert fewest == 0 or not decodes(fewest - 1)
 
 
 @pytest.mark.parametrize("qheads_per_kv", [1, 3, 8, 65, 256])
 def test_the_most_rows_are_those_of_some_request(qheads_per_kv: int) -> None:
     """``most_rows`` bounds every decoded request of at most so many keys, and for one head per kv head is reached."""
     for len_k in (0, 1, 63, 64 * 16, 65 * 16 - 1, 65 * 16, 100 * 16 + 15, 4095, 4096, 1 << 20):
-        packed = [rows * qheads_per_kv for rows in range(300) if split.decodes(rows, len_k, qheads_per_kv)]
+        packed = [rows * qheads_per_kv for rows in range(300) if split.decodes(rows, len_k, qheads_per_kv, True)]
         assert max(packed) <= split.most_rows(len_k)
         if qheads_per_kv == 1:
             assert max(packed) == split.most_rows(len_k)

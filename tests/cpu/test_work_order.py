@@ -48,6 +48,7 @@ class Batch:
     # Packed rows up to which requests are left to decode kernels, those to which they are if they have keys enough, and
     # how many keys for each row that is.
     decoded: tuple[int, int, int] = (0, 0, 0)
+    more_keys: int = -BIG - 1  # than rows that those have at least
     seed: int = field(default=0, compare=False)
 
     @property
@@ -82,6 +83,7 @@ def hand_out(batch: Batch) -> NDArray[np.int32]:
     block.heads_in_l2, block.requests_in_l2 = batch.section, batch.requests
     block.len_q = batch.most_q if batch.ragged_q else batch.lens_q[0]
     block.len_k = batch.most_k
+    block.decode_more_keys = batch.more_keys
     block.decode_always_rows, block.decode_most_rows, block.decode_keys_per_row = batch.decoded
     ranges = [(tensor.data_ptr(), 4 * tensor.numel()) for tensor in (*tensors.values(), out, counter)]
     kernel().launch(block, batch.grid, 128, 0, seed=batch.seed, ranges=ranges)
@@ -96,7 +98,9 @@ def hand_out(batch: Batch) -> NDArray[np.int32]:
 def is_decoded(batch: Batch, rows: int, keys: int) -> bool:
     always, most, keys_per_row = batch.decoded
     packed = rows * batch.heads_q // batch.heads_kv
-    return always > 0 and (packed <= always or (packed <= most and keys >= packed * keys_per_row))
+    if always == 0 or keys < rows + batch.more_keys:
+        return False
+    return packed <= always or (packed <= most and keys >= packed * keys_per_row)
 
 
 def wanted(batch: Batch) -> Counter[tuple[int, int, int]]:
@@ -150,6 +154,7 @@ def batches(draw: st.DrawFn) -> Batch:
         else (),
         most_q=draw(st.sampled_from((BIG, 700, 200, 128, 1, 0))),
         most_k=draw(st.sampled_from((BIG, 100))),
+        more_keys=draw(st.sampled_from((-BIG - 1, 1))),
         decoded=draw(st.sampled_from(((0, 0, 0), (0, 0, 0), (64, 256, 16), (150, 400, 1)))),
         seed=draw(st.integers(0, 3)),
     )
@@ -164,6 +169,7 @@ def batches(draw: st.DrawFn) -> Batch:
 @example(Batch((50, -20, 300), (50, -20, 300), used_q=(60, 10, -5)))
 @example(Batch((32, 33, 33, 128, 129), (0, 1055, 1056, 4096, 9999), decoded=(64, 256, 16)))
 @example(Batch((32, 32), (0, 1), grid=40, decoded=(64, 256, 16)))
+@example(Batch((7, 7, 7, 0), (7, 8, 0, 0), decoded=(64, 256, 16), more_keys=1))
 def test_every_tile_is_handed_out_once(batch: Batch) -> None:
     check(batch)
 

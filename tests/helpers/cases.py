@@ -141,7 +141,8 @@ class Case:
             return self.phase in ("decode", "mla")
         if self.arch == "sm90" and self.keys_dtype == "e4m3":
             return True  # no prefill kernel reads those
-        return PHASES.decodes(len_q, len_k, self.heads_q // self.heads_kv)
+        has_cache = self.paged or self.seqused
+        return PHASES.decodes(len_q, len_k, self.heads_q // self.heads_kv, has_cache=has_cache)
 
     def launched(self) -> Case:
         """The same call as ``launch`` computes it: each request by its own lengths."""

@@ -37,7 +37,8 @@ _BASE = Case(name="", phase="decode", heads_q=1, pattern="random")
 
 def _allowed(row: Row) -> bool:
     per_kv = row["heads"][0] // row["heads"][1]
-    decoded = all(PHASES.decodes(len_q, len_k, per_kv) for len_q, len_k in LENS[row["lens"]])
+    has_cache = row["paged"] or row["seqused"]
+    decoded = all(PHASES.decodes(len_q, len_k, per_kv, has_cache=has_cache) for len_q, len_k in LENS[row["lens"]])
     kernels = catalogue.kernels(_EIGHT_BIT if row["dtype"] in _EIGHT_BIT else _SIXTEEN_BIT, DIMS)
     kept = tuple(row[name] for name in catalogue.KERNEL) in kernels
     return decoded and kept and catalogue.fits(row, LENS[row["lens"]])

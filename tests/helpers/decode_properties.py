@@ -30,8 +30,8 @@ RAGGED = Case(
     heads_kv=2,
 )
 PAGED = replace(RAGGED, kv_layout="nhd", page_size=16)
-# Some requests are decode's, some prefill's; of the third and fourth one key decides.
-_BOTH = ((1, 700), (70, 130), (40, 1279), (40, 1280), (0, 9), (1, 1), (66, 2), (2, 0))
+# Some requests are decode's, some prefill's; of the third and fourth one key decides, and of the last two.
+_BOTH = ((1, 700), (70, 130), (40, 1279), (40, 1280), (0, 9), (1, 1), (66, 2), (2, 0), (9, 9), (9, 10))
 MIXED = replace(RAGGED, phase="mixed", heads_q=4, lens=_BOTH)
 LONG = replace(RAGGED, lens=((1, 4700), (2, 1100)), heads_q=4, heads_kv=1)
 LONGS = (

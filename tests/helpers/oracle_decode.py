@@ -36,14 +36,19 @@ _SEE_THE_FIRST_KEY = ("full", "causal", "custom")
 
 @dataclass(frozen=True)
 class Phases:
-    """Which requests are decoded: of up to ``always`` packed rows, or up to ``most`` with ``keys_per_row`` for each."""
+    """Which requests are decoded: of up to ``always`` packed rows, or up to ``most`` with ``keys_per_row`` for each.
+
+    But for those whose keys come from no cache and are no more than their rows.
+    """
 
     always: int
     most: int
     keys_per_row: int
 
-    def decodes(self, len_q: int, len_k: int, qheads_per_kv: int) -> bool:
+    def decodes(self, len_q: int, len_k: int, qheads_per_kv: int, *, has_cache: bool) -> bool:
         """Of one request."""
+        if len_q >= len_k and not has_cache:
+            return False
         packed = len_q * qheads_per_kv
         return packed <= self.always or (packed <= self.most and len_k >= self.keys_per_row * packed)
 

@@ -74,6 +74,7 @@ struct UniformTileScheduler {
 // Whether a request is computed by decode kernels: codegen/tiles/split.py has the rule.
 SKIM_DEVICE bool decodes(const Params& p, int len_q, int len_k) {
   const int packed = len_q * (p.heads_q / p.heads_kv);
+  if (len_k - len_q < p.decode_more_keys) return false;
   return packed <= p.decode_always_rows || (packed <= p.decode_most_rows && len_k >= p.decode_keys_per_row * packed);
 }
 
