@@ -1,4 +1,4 @@
-"""What is known about each architecture that kernels are made for: where they run, and how far that was tried."""
+"""What is known about each architecture that kernels are made for: where they run, and what compiles them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from dataclasses import dataclass
 class Arch:
     """One architecture of the feature table.
 
-    ``capability`` is the compute capability of the GPUs that its cubins load on, ``gpus`` names some of them, ``cuda``
-    is the oldest CUDA whose compilers take its kernels, and ``verified`` says by what they are known to be right.
+    ``capability`` is the compute capability of the GPUs that its cubins load on, ``gpus`` names some of them, and
+    ``cuda`` is the oldest CUDA whose compilers take its kernels.
     """
 
     name: str
     capability: tuple[int, int]
     gpus: str
     cuda: tuple[int, int]
-    verified: str
 
     @property
     def target(self) -> str:
@@ -29,8 +28,8 @@ class Arch:
 ARCHS: Mapping[str, Arch] = {
     arch.name: arch
     for arch in (
-        Arch("sm90", (9, 0), "H100, H200", (12, 8), "run on an H200"),
+        Arch("sm90", (9, 0), "H100, H200", (12, 8)),
         # 12.8 has no max of three operands; 12.9 has, but keeps too much in registers, so that most kernels spill.
-        Arch("sm100", (10, 0), "B200, GB200", (12, 9), "compiles; verified on the emulator; not run on Blackwell"),
+        Arch("sm100", (10, 0), "B200, GB200", (12, 9)),
     )
 }

@@ -14,13 +14,13 @@ import click
 from click.core import ParameterSource
 
 from . import matrix, model, output, pipeline, places
-from .arch import ARCHS
 from .errors import ArgumentError, BuildError
 from .features import BY_NAME, Value
 from .local_gpu import local_archs
 from .metadata import listing
 from .spec import KernelSpec
 from .toolchain import COMPILERS, find_toolchain
+from .verified import trial_of, trials_of
 
 _LISTS = ("--sm", "--only", "--explain")  # options that take all values up to the next option
 
@@ -144,7 +144,7 @@ def show_explanation(items: Sequence[str]) -> int:
         return 1
     spec = verdict.spec
     sets = [name for name in matrix.SETS if spec in matrix.specs(name)]
-    click.echo(f"accepted: {spec.name}\nin sets: {', '.join(sets)}\nverified: {ARCHS[spec.arch].verified}")
+    click.echo(f"accepted: {spec.name}\nin sets: {', '.join(sets)}\nverified: {trial_of(spec).result}")
     click.echo(f"build it: {matrix.build_command(spec)}")
     return 0
 
@@ -166,8 +166,8 @@ def show_list(specs: Sequence[KernelSpec], folder: Path, as_json: bool) -> None:
             f"{row['name']:{width}}  {tile:>9}  {row['group_rows']:>5}  {row['threads']:>7}  {registers:>9}"
             f"  {row['smem_bytes']:>10}  {row['tmem_columns']:>4}  {spills:>6}  {_built_word(row)}"
         )
-    for arch in dict.fromkeys(spec.arch for spec in specs):
-        click.echo(f"{arch}: {ARCHS[arch].verified}")
+    for trial in trials_of(specs):
+        click.echo(f"{trial.kernels}: {trial.result}")
     outdated = sum(row["stale"] for row in rows)
     more = f", {outdated} stale: built from other sources than those of now" if outdated else ""
     click.echo(f"{len(rows)} kernels, {sum(row['built'] for row in rows)} built in {folder}{more}")

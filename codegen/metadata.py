@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from . import parameter_block, places
-from .arch import ARCHS
 from .errors import MetadataError
 from .report import Report
 from .spec import KernelSpec
 from .tiles import order_of, tile_of
+from .verified import trial_of
 
 FORMAT = 4
 
@@ -23,7 +23,7 @@ FORMAT = 4
 class Kernel:
     """One compiled kernel. The first fields are those of its spec; bytes for sizes, rows and keys for tiles.
 
-    ``source_sha256`` is of everything that was compiled. ``verified`` says by what the architecture's kernels are known
+    ``source_sha256`` is of everything that was compiled. ``verified`` says by what kernels of its family are known
     to be right.
     """
 
@@ -104,7 +104,7 @@ def _geometry(spec: KernelSpec) -> dict[str, Any]:
         "smem_bytes": tile.smem_bytes(spec),
         "tmem_columns": tile.tmem_columns(spec),
         "params_size": parameter_block.SIZE,
-        "verified": ARCHS[spec.arch].verified,
+        "verified": trial_of(spec).result,
     }
 
 

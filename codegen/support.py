@@ -11,6 +11,7 @@ from .arch import ARCHS
 from .features import BY_NAME
 from .spec import KernelSpec
 from .tiles import tile_of
+from .verified import trials_of
 
 COMMAND = "python -m skimattn.codegen.support README.md"
 BEGIN = f"<!-- support matrix: {COMMAND} -->"
@@ -39,8 +40,9 @@ def _arch_table() -> list[str]:
     for arch in ARCHS.values():
         mine = matrix.specs("full", archs=[arch.name])
         read = ", ".join(_values(mine, "dtype"))
+        tried = "; ".join(f"`{trial.kernels}` {trial.result}" for trial in trials_of(mine))
         counts = "; ".join(_count(arch.name, str(phase)) for phase in BY_NAME["phase"].values if _has(mine, phase))
-        lines.append(f"| `{arch.name}` | {arch.gpus} | {read} | {_outputs(mine)} | {counts} | {arch.verified} |")
+        lines.append(f"| `{arch.name}` | {arch.gpus} | {read} | {_outputs(mine)} | {counts} | {tried} |")
     return lines
 
 

@@ -31,7 +31,7 @@ class Explanation:
 
     ``path`` is ``"cuda"`` (a kernel), ``"reference"`` (CPU tensors) or ``"none"`` (refused). ``kernel`` is the kernel's
     name; the reference computes what that kernel would. ``tile`` is (rows, keys). ``built`` is whether the kernel was
-    built from the sources of now. ``verified`` says by what kernels of its architecture are known to be right.
+    built from the sources of now. ``verified`` says by what kernels of its family are known to be right.
     ``trace`` tells every step. A call may need several kernels: then these are about the first that ``trace`` names,
     and ``built`` about all of them.
     """

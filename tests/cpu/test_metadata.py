@@ -127,7 +127,7 @@ def test_other_json_is_refused(path: Path) -> None:
         ("group_rows", 128, "group_rows: expected 64 \\(got 128\\)"),
         ("tmem_columns", 512, "tmem_columns: expected 0 \\(got 512\\)"),
         ("ctas_per_sm", 2, "ctas_per_sm: expected 1 \\(got 2\\)"),
-        ("verified", "certainly", "verified: expected 'run on an H200'"),
+        ("verified", "certainly", "verified: expected 'run on an H200 and an H100'"),
         ("tile_n", 96, "tile_n: expected \\d+ \\(got 96\\)"),
         ("smem_bytes", 1, "smem_bytes: expected"),
         ("key", 1, "key: expected"),
@@ -187,15 +187,21 @@ def test_listing_has_the_promised_fields() -> None:
     assert unbuilt["tile"] == built["tile"]
 
 
-def test_rows_say_how_far_their_architecture_was_tried() -> None:
+def test_rows_say_how_far_their_kind_was_tried() -> None:
     (hopper,) = specs("smoke", {"mask": ["chunked"]}, ["sm90"])
     (blackwell,) = specs("smoke", {"mask": ["chunked"]}, ["sm100"])
-    rows = [metadata.kernel_of(spec, REPORT, "x.cubin") for spec in (hopper, blackwell)]
+    (mla,) = specs("smoke", {"phase": ["mla"]}, ["sm90"])
+    decode = replace(hopper, phase="decode", head_dim=128)
+    rows = [metadata.kernel_of(spec, REPORT, "x.cubin") for spec in (hopper, blackwell, mla)]
+    rows += [metadata.kernel_of(spec, REPORT, "x.cubin") for spec in (decode, replace(decode, kv_dtype="e4m3"))]
     assert [row.verified for row in rows] == [
-        "run on an H200",
+        "run on an H200 and an H100",
         "compiles; verified on the emulator; not run on Blackwell",
+        "compiles; verified on the emulator; not run on a GPU yet",
+        "run on an H100",
+        "compiles; verified on the emulator; not run on a GPU yet",
     ]
-    assert [(row.group_rows, row.tmem_columns) for row in rows] == [(64, 0), (128, 512)]
+    assert [(row.group_rows, row.tmem_columns) for row in rows[:2]] == [(64, 0), (128, 512)]
     assert all(f'"verified": "{row.verified}"' in metadata.dump(rows) for row in rows)
 
 
