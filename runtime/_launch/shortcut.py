@@ -83,6 +83,7 @@ class Shortcut:
         """What there is besides q, k, v and outputs."""
         params = problem.params
         self._measured = bool(names) or params.max_seqlen_q is not None or params.max_seqlen_k is not None
+        self._only_offsets = tuple(names) == ("cu_seqlens_q", "cu_seqlens_k") and problem.own_keys
         self._table = names.index("page_table") if "page_table" in names else -1
         self._offsets_q = names.index("cu_seqlens_q") if "cu_seqlens_q" in names else -1
         self._counts = []  # of elements: so many more than requests, times so many; 0 = it is looked at apart
@@ -129,7 +130,18 @@ class Shortcut:
             raise Elsewhere
         pointers: list[int] = []
         ragged_q = self._ragged_q
-        if self._measured:
+        if self._only_offsets:
+            offsets = tensors[3]
+            pointer, requests, total, width = offsets.data_ptr(), offsets.numel() - 1, keys, 0
+            if not pointer or requests < 1:
+                raise Elsewhere
+            pointers = [pointer, pointer]
+            len_q, len_k = params.max_seqlen_q, params.max_seqlen_k
+            if type(len_q) is not int or not 0 <= len_q <= rows:
+                len_q = rows if len_q is None else _cut(len_q, rows, known=False)
+            if type(len_k) is not int or not 0 <= len_k <= keys:
+                len_k = keys if len_k is None else _cut(len_k, keys, known=False)
+        elif self._measured:
             others = tensors[3 : self._others_end]
             requests = others[self._offsets_q].numel() - 1 if ragged_q else batch
             pointers = self._pointers(others, requests)

@@ -347,6 +347,26 @@ def test_one_tensor_of_offsets(fake: FakeDriver, taken: list[bool], monkeypatch:
         launch(Params(**arguments))
 
 
+def test_self_attention_of_texts_end_to_end(fake: FakeDriver, taken: list[bool]) -> None:
+    """One tensor of offsets and hints of any size, or none: which of the requests are long does not matter."""
+    choose = random.Random(5)
+
+    def hint(rows: int) -> int | None:
+        return choose.choice((None, 0, 1, rows, rows + 1, choose.randrange(rows)))
+
+    for _ in range(40):
+        rows, batch = choose.randrange(129, 700), choose.randrange(1, 5)
+        q, k, v = rows_of(choose, rows, 4, 128), rows_of(choose, rows, 2, 128), rows_of(choose, rows, 2, 128)
+        offsets = ints(*sorted(choose.randrange(rows) for _ in range(batch)), rows)
+        named = {"cu_seqlens_q": offsets, "cu_seqlens_k": offsets}
+        both_ways_agree(fake, q=q, k=k, v=v, **named, max_seqlen_q=hint(rows), max_seqlen_k=hint(rows))
+        assert fake.launches[-1].block.decode_always_rows == 0
+    assert sum(taken) > 20  # boxes for few keys are smaller, and such calls go the long way
+    for wrong in (-1, True, 2.0):
+        with pytest.raises(ArgumentError, match=r"^max_seqlen_q: expected"):
+            launch(Params(q, k, v, **named, max_seqlen_q=wrong))  # type: ignore[arg-type]
+
+
 def test_tensors_of_one_row_do_not_speak_for_longer_ones(fake: FakeDriver, taken: list[bool]) -> None:
     """With one row any stride will do, but the next call has the same strides and more rows."""
     memory_of_q = torch.zeros(2 * 4 * 128 * 3, dtype=torch.bfloat16)
