@@ -46,7 +46,11 @@ _ANY_KEYS = -(1 << 31)
 # What decode is told where no prefill kernel exists, so that all requests are its own.
 ALL_REQUESTS: dict[str, Value] = {"decode_more_keys": _ANY_KEYS, "decode_always_rows": _MOST_ROWS}
 # The same of MLA, whose requests have more.
-ALL_LATENT: dict[str, Value] = {"decode_always_rows": MLA_MOST_ROWS, "decode_most_rows": MLA_MOST_ROWS}
+ALL_LATENT: dict[str, Value] = {
+    "decode_more_keys": _ANY_KEYS,
+    "decode_always_rows": MLA_MOST_ROWS,
+    "decode_most_rows": MLA_MOST_ROWS,
+}
 
 
 def rule_of(problem: Problem) -> dict[str, Value]:

@@ -75,6 +75,19 @@ def writable(cache: Cache, rows: Rows, lengths: torch.Tensor) -> tuple[torch.Ten
     return page, index, there & (rows.place >= 0)
 
 
+def quantized(x: torch.Tensor, dtype: torch.dtype, descale: torch.Tensor | None, rows: Rows) -> torch.Tensor:
+    """New rows as a cache of ``dtype`` keeps them: of 8 bits divided by ``descale``, which reading multiplies with.
+
+    ``descale`` is None = 1, one number, or ``[B, Hkv]``. What is larger than the largest number becomes that.
+    """
+    if x.dtype == dtype:
+        return x
+    values, most = x.float(), torch.finfo(dtype).max
+    if descale is not None:
+        values = values / (descale[rows.request].unsqueeze(-1) if descale.dim() == 2 else descale)
+    return values.clamp(-most, most).to(dtype)
+
+
 def append(cache: Cache, k: torch.Tensor, v: torch.Tensor, rows: Rows, lengths: torch.Tensor) -> None:
     """Write new rows into the cache behind ``lengths`` ``[B]`` keys; those that have no place there are left out."""
     if rows.place.numel() == 0 or cache.k.shape[0] * cache.page_size == 0:

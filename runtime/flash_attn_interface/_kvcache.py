@@ -11,7 +11,7 @@ from torch.compiler import is_compiling
 from .._call.checks import require_tensor
 from .._call.validate import validate
 from ..params import UNLIMITED, Params
-from ._append import append, rows_of
+from ._append import append, quantized, rows_of
 from ._cache import readable_cache
 from ._kvcache_checks import Checked, New, check, check_positions
 from ._shared import Result, Threshold, cap, compute, hint, readable, refuse, window_arguments
@@ -62,8 +62,9 @@ def flash_attn_with_kvcache(
         k_cache: ``[B_cache, S, Hkv, D]``, or pages ``[pages, page_size, Hkv, D]`` with ``page_table``, of any size.
         v_cache: as ``k_cache``, with Dv columns.
         k: new keys ``[B, S_new, Hkv, D]``, or ``[total_new, Hkv, D]`` with ``cu_seqlens_k_new``. They become keys
-            ``cache_seqlens``, ``cache_seqlens + 1``, ... of their request, which then counts that many more.
-        v: new values, as ``k`` with Dv columns.
+            ``cache_seqlens``, ``cache_seqlens + 1``, ... of their request, which then counts that many more. Of the
+            cache's type, or of q's over a cache of e4m3: rotated, divided by ``k_descale``, clamped, rounded.
+        v: new values, as ``k`` with Dv columns (divided by ``v_descale``).
         qv: refused unless None.
         rotary_cos: ``[positions, rotary_dim / 2]`` of q's type, rotary_dim at most D; with ``k``, it rotates q and k,
             in float32. New key i stands at position ``cache_seqlens + i``; row i of q likewise with a causal mask, a
@@ -133,12 +134,19 @@ def flash_attn_with_kvcache(
     if checked.new is not None:
         if not is_compiling():  # what is refused must not have been appended
             validate(Params(q, seen.k, seen.v, **mask, **{name: x for name, x in arguments.items() if x is not None}))
-        q = _append(q, checked, checked.new, moving=mask["mask"] != "full")
+        q = _append(q, checked, checked.new, (k_descale, v_descale), moving=mask["mask"] != "full")
     out, lse = compute({"q": q, "k": seen.k, "v": seen.v}, mask, with_lse=return_softmax_lse, **arguments)
     return out if lse is None else (out, lse)
 
 
-def _append(q: torch.Tensor, checked: Checked, new: New, *, moving: bool) -> torch.Tensor:
+def _append(
+    q: torch.Tensor,
+    checked: Checked,
+    new: New,
+    descales: tuple[torch.Tensor | None, torch.Tensor | None],
+    *,
+    moving: bool,
+) -> torch.Tensor:
     """Write the new keys and values; returns q, rotated as they are. ``moving``: each row of q by its own position."""
     rows, k = rows_of(new.k, new.cu_seqlens), new.k
     if new.rotary is not None:
@@ -146,5 +154,7 @@ def _append(q: torch.Tensor, checked: Checked, new: New, *, moving: bool) -> tor
         places_q = new.rotary.positions(rows_of(q, checked.cu_seqlens_q), moving=moving)
         check_positions(new.rotary, places, places_q)
         k, q = new.rotary.turn(k, places), new.rotary.turn(q, places_q)
-    append(checked.cache, k, new.v, rows, new.lengths)
+    cache = checked.cache
+    k, v = (quantized(x, cache.k.dtype, descale, rows) for x, descale in zip((k, new.v), descales, strict=True))
+    append(cache, k, v, rows, new.lengths)
     return q

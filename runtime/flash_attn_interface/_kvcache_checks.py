@@ -78,7 +78,7 @@ def check(
         length = integer("cache_seqlens", cache_seqlens, 0)
         lengths = torch.full((batch,), length, dtype=torch.int32, device=q.device)
     rotary = _rotary(q, given, vectors["rotary_seqlens"], lengths, interleaved, appended=k is not None)
-    new = _new(cache, k, v, offsets, lengths, batch, rotary)
+    new = _new(q, cache, k, v, offsets, lengths, batch, rotary)
     on_cpu = q.device.type == "cpu" and not is_compiling()
     if index is not None and on_cpu:
         _check_numbers("cache_batch_idx", index, len(k_cache if table is None else table) - 1)
@@ -157,6 +157,7 @@ def _check_caches(q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor,
 
 
 def _new(
+    q: torch.Tensor,
     cache: Cache,
     k: torch.Tensor | None,
     v: torch.Tensor | None,
@@ -173,7 +174,7 @@ def _new(
     for name, new, whole in (("k", k, cache.k), ("v", v, cache.v)):
         if new is None:
             raise expected(name, "new keys and new values, or neither", None)
-        _like_q(name, new, cache.k, cache.k.dtype)
+        _like_q(name, new, cache.k, *dict.fromkeys((cache.k.dtype, q.dtype)))
         require_shape(name, new, [*_rows_of_new(k, offsets, batch), *whole.shape[2:]])
     if lengths is None:
         raise expected("cache_seqlens", "an int, or int32 [B], since k and v are appended there", None)

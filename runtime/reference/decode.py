@@ -124,14 +124,16 @@ class _Group:
         return torch.where((self.limit > -math.inf).all(dim=1, keepdim=True), start, -math.inf)
 
     def _start_tiles(self) -> list[int]:
-        """Tile 0 where rows see the first key; else the last one, and the one before if a row that has keys sees none.
+        """Tile 0 where rows see the first key, and large scores gather there.
 
-        By geometry, whatever a custom mask says.
+        With windows, slopes or sinks the last one, and the one before if a row that has keys sees none of it. By
+        geometry, whatever a custom mask says.
         """
-        if self.problem.mask in ("full", "causal", "custom"):
+        problem = self.problem
+        if problem.mask in ("full", "causal", "custom") and not problem.form.alibi and problem.params.sinks is None:
             return list(self.tiles[:1])
-        if not self.tiles:
-            return []
+        if not self.tiles or problem.mask == "custom":
+            return list(self.tiles[-1:])
         has_keys, sees_last = self.seen[0].any(dim=1), self.seen[0, :, self._keys(self.tiles[-1])].any(dim=1)
         return list(self.tiles[-1:] if bool((sees_last | ~has_keys).all()) else self.tiles[-2:])
 

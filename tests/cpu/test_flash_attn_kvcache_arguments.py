@@ -239,3 +239,43 @@ def test_pages_that_no_row_sees_need_not_be_there() -> None:
     out, lse = call(run)
     check_caches(step, run)
     check(step, run, out, lse)
+
+
+@pytest.mark.parametrize("shape", [None, (), (2, 2)], ids=str)
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("rotary", [False, True])
+def test_keys_of_sixteen_bits_go_into_a_cache_of_eight(
+    shape: tuple[int, ...] | None, ragged: bool, rotary: bool
+) -> None:
+    """They are what one gets who quantizes them first; numbers too large become the largest, NaN stays."""
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, heads, 64, generator=random).bfloat16() for heads in (4, 2, 2))
+    k[0, 0, 0, 40], k[0, 1, 1, 41], v[1, 2, 1, 5] = 3e4, -3e4, math.nan
+    old = [torch.randn(2, 32, 2, 64, generator=random).to(torch.float8_e4m3fn) for _ in "kv"]
+    given = {} if shape is None else {f"{x}_descale": torch.rand(shape, generator=random) + 0.5 for x in "kv"}
+    whole = {name: x.expand(2, 2) for name, x in given.items()}
+    angle = torch.rand(64, 16, generator=random)
+    tables = (angle.cos().bfloat16(), angle.sin().bfloat16()) if rotary else (None, None)
+    # Rotated alone: appended to a cache of 16 bits.
+    straight = [torch.zeros(2, 32, 2, 64).bfloat16() for _ in "kv"]
+    flash_attn_with_kvcache(q, *straight, k, v, None, *tables, 20, causal=True)
+    wanted = []
+    for name, cache, new in zip("kv", old, straight, strict=True):
+        cache = cache.clone()
+        for request in range(2):
+            for head in range(2):
+                scale = float(whole[f"{name}_descale"][request, head]) if whole else 1.0
+                numbers = new[request, 20:23, head].double() / scale
+                numbers[numbers > 448], numbers[numbers < -448] = 448.0, -448.0
+                cache[request, 20:23, head] = numbers.float().to(cache.dtype)
+        wanted.append(cache)
+    passed = {"k": k.flatten(0, 1), "v": v.flatten(0, 1)} if ragged else {"k": k, "v": v}
+    if ragged:
+        passed["cu_seqlens_k_new"] = torch.tensor([0, 3, 6], dtype=torch.int32)
+    named = {"rotary_cos": tables[0], "rotary_sin": tables[1], "cache_seqlens": 20, "causal": True}
+    out = flash_attn_with_kvcache(q, *old, **passed, **named, **given)
+    for cache, meant in zip(old, wanted, strict=True):
+        assert torch.equal(cache.view(torch.uint8), meant.view(torch.uint8))
+    if not rotary:
+        named = {"cache_seqlens": 23, "causal": True}
+        assert torch.equal(out.nan_to_num(9.0), flash_attn_with_kvcache(q, *wanted, **named, **given).nan_to_num(9.0))

@@ -58,6 +58,11 @@ CAUSES: list[tuple[Call, Call, str]] = [
     (PLAIN, {"v": None}, "v: expected new keys and new values, or neither (got None)"),
     (PLAIN, {"k": None}, "k: expected new keys and new values, or neither (got None)"),
     (PLAIN, {"k": NEW.half()}, "k: expected dtype torch.bfloat16 (got torch.float16)"),
+    (
+        PLAIN,
+        {name: lambda x: x.to(torch.float8_e4m3fn) for name in ("k_cache", "v_cache")} | {"k": NEW.half()},
+        "k: expected dtype torch.float8_e4m3fn or torch.bfloat16 (got torch.float16)",
+    ),
     (PLAIN, {"k": NEW[:2]}, "k: expected shape [3, 2, 2, 64] (got [2, 2, 2, 64])"),
     (PLAIN, {"v": NEW[:, :1]}, "v: expected shape [3, 2, 2, 64] (got [3, 1, 2, 64])"),
     (PLAIN, {"k": NEW[0], "v": NEW[0]}, "k: expected shape [3, S_new, 2, 64] (got [2, 2, 64])"),

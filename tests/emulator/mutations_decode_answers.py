@@ -31,7 +31,8 @@ from .mutation_decode import (
     DecodeMutation,
 )
 
-_START = "    return {range.first, range.first + 1};\n"
+_START = " return {range.first, range.first + 1};\n"
+_START_RULE = "  if (kSeesFirstKeys && !Tr::kAlibi && p.sinks == nullptr) return"
 
 WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
     # ---- start values, and leaves that start anew
@@ -65,8 +66,24 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
         "full masks start from the last tile",
         WORK,
         _START,
-        "    return {range.last - 1, range.last};\n",
+        " return {range.last - 1, range.last};\n",
         STAT,
+        (RESULT,),
+    ),
+    DecodeMutation(
+        "slopes start from tile 0",
+        WORK,
+        _START_RULE,
+        _START_RULE.replace("!Tr::kAlibi", "true"),
+        replace(STAT, name="mutation-decode-alibi", alibi=True),
+        (RESULT,),
+    ),
+    DecodeMutation(
+        "sinks start from tile 0",
+        WORK,
+        _START_RULE,
+        _START_RULE.replace("p.sinks == nullptr", "true"),
+        replace(STAT, name="mutation-decode-stat-sinks", sinks=True),
         (RESULT,),
     ),
     DecodeMutation(

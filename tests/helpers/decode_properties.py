@@ -25,14 +25,15 @@ RAGGED = Case(
     lens=_UNEVEN,
     q_layout="ragged",
     kv_layout="ragged",
+    seqused=True,
     pattern="random",
     heads_q=8,
     heads_kv=2,
 )
-PAGED = replace(RAGGED, kv_layout="nhd", page_size=16)
+PAGED = replace(RAGGED, kv_layout="nhd", page_size=16, seqused=False)
 # Some requests are decode's, some prefill's; of the third and fourth one key decides, and of the last two.
 _BOTH = ((1, 700), (70, 130), (40, 1279), (40, 1280), (0, 9), (1, 1), (66, 2), (2, 0), (9, 9), (9, 10))
-MIXED = replace(RAGGED, phase="mixed", heads_q=4, lens=_BOTH)
+MIXED = replace(RAGGED, phase="mixed", heads_q=4, lens=_BOTH, seqused=False)
 LONG = replace(RAGGED, lens=((1, 4700), (2, 1100)), heads_q=4, heads_kv=1)
 LONGS = (
     LONG,

@@ -150,8 +150,12 @@ class _Walk:
         return rows // self.per_kv, self.first_head + rows % self.per_kv
 
     def _start_tiles(self, tiles: range, geometry: Bits) -> list[int]:
-        """Tile 0 where rows see the first key; else the last one, and for rows that miss it the one before."""
-        if self.rules.mask in _SEE_THE_FIRST_KEY or len(tiles) < 2:
+        """Tile 0 where rows see the first key; else the last one, and for rows that miss it the one before.
+
+        Slopes and sinks make it the last one as well.
+        """
+        near = self.rules.alibi is not None or self.rules.sinks is not None
+        if len(tiles) < 2 or (self.rules.mask in _SEE_THE_FIRST_KEY and not near):
             return list(tiles[:1])
         border = tiles[-1] * self.rules.tile_n
         misses = geometry.any(axis=1) & ~geometry[:, border:].any(axis=1)

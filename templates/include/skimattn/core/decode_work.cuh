@@ -37,26 +37,25 @@ SKIM_DEVICE Span group_rows(const DecodeItem& item, const Params& p) {
   return {item.base.row0 / qheads_per_kv, ceil_div(end, qheads_per_kv)};
 }
 
-// Tile 0 where rows see the first key; else the last visible tile, and the one before it if some row that has keys sees
-// none there. Geometry alone, whatever a custom mask says.
+// Tile 0, where rows see the first keys and large scores gather there; with windows, slopes or sinks of their own the
+// last visible tile, and the one before it if some row that has keys sees none there. Geometry alone, whatever a custom
+// mask says. bench/NOTES.md has the measurement.
 template <class Tr>
 SKIM_DEVICE Span start_tiles(const DecodeItem& item, const Params& p) {
   const TileRange& range = item.range;
   if (range.last <= range.first) return {0, 0};
-  if constexpr (!kHidesFirstKeys<Tr::kMask> || Tr::kMask == Mask::kCustom) {
-    return {range.first, range.first + 1};
-  } else {
-    const Span rows = group_rows<Tr>(item, p);
-    const int offset = item.base.len_k - item.base.len_q, border = (range.last - 1) * Tr::kTileN;
-    for (int row = rows.lo; row < rows.hi; ++row) {
-      const Span seen = visible_keys<Tr::kMask>(row + offset, item.base.len_k, p);
-      if (seen.hi <= seen.lo) continue;
-      // Note: later rows see at least as far, so the first row that has keys answers for all of them.
-      const bool enough = seen.hi > border || range.last - 1 == range.first;
-      return {range.last - (enough ? 1 : 2), range.last};
-    }
-    return {0, 0};
+  constexpr bool kSeesFirstKeys = !kHidesFirstKeys<Tr::kMask> || Tr::kMask == Mask::kCustom;
+  if (kSeesFirstKeys && !Tr::kAlibi && p.sinks == nullptr) return {range.first, range.first + 1};
+  const Span rows = group_rows<Tr>(item, p);
+  const int offset = item.base.len_k - item.base.len_q, border = (range.last - 1) * Tr::kTileN;
+  for (int row = rows.lo; row < rows.hi; ++row) {
+    const Span seen = visible_keys<Tr::kMask>(row + offset, item.base.len_k, p);
+    if (seen.hi <= seen.lo) continue;
+    // Note: later rows see at least as far, so the first row that has keys answers for all of them.
+    const bool enough = seen.hi > border || range.last - 1 == range.first;
+    return {range.last - (enough ? 1 : 2), range.last};
   }
+  return {0, 0};
 }
 
 // By a whole warp: whether the thresholds of all heads of the item's group are above 0.
