@@ -72,6 +72,7 @@ BATCH = Case(
     lens=((1, 9), (4, 0), (3, 2500), (0, 40), (22, 1100), (1, 1025)),
     q_layout="ragged",
     kv_layout="ragged",
+    seqused=True,
     pattern="random",
 )
 DIMS = {"d64": 64, "d128": 128, "d256": 256}
