@@ -21,6 +21,7 @@ from skimattn.tools.cli import demo
 from tests.helpers.standin import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TESTS = "python -m pytest -n auto --dist worksteal"
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 COPIED = (
@@ -83,7 +84,8 @@ def test_support_matrix_is_rewritten_and_a_readme_without_markers_refused(tmp_pa
 def test_fresh_machine_commands_are_one_line_each() -> None:
     first, second = blocks("bash", section("Start"))
     assert first.count("\n") == second.count("\n") == 1
-    assert first.endswith("&& python -m skimattn demo\n") and second.endswith("&& python -m pytest\n")
+    assert first.endswith("&& python -m skimattn demo\n") and second.endswith(f"&& {TESTS}\n")
+    assert f"\n{TESTS}\n" in (ROOT / ".ci/run").read_text()
     assert (ROOT / "constraints.txt").is_file()
     installs = [words[2:] for words in commands() if words[:2] == ["pip", "install"]]
     assert installs == [["-e", target, "-c", "constraints.txt"] for target in (".", ".[test]")]
@@ -121,7 +123,7 @@ def test_every_command_is_one_of_those_that_are_checked() -> None:
 
 
 def test_every_option_exists() -> None:
-    known = options_of(cli.command, demo) | {"--help"}
+    known = options_of(cli.command, demo) | {"--help", "--dist"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) <= known
 
 
