@@ -129,7 +129,7 @@ def test_every_architecture_of_the_table_is_described() -> None:
 
 
 def test_what_smoke_decodes_it_combines() -> None:
-    assert set(matrix.with_combine(specs("smoke"))) == set(specs("smoke"))
+    assert set(matrix.with_helpers(specs("smoke"))) == set(specs("smoke"))
     decoding = specs("smoke", {"phase": ["decode"]})
     assert {(spec.mask, spec.paged, spec.skip) for spec in decoding} == {
         ("causal", True, "dense"),
@@ -182,7 +182,7 @@ def test_kernels_that_combine_are_chosen_with_the_decode_kernels_that_need_them(
         assert combine in all_specs() and (combine.head_dim, combine.dtype) == (spec.head_dim_v, spec.out_dtype)
     everything = specs("full")
     for name in matrix.SETS:
-        assert set(matrix.with_combine(specs(name))) == set(specs(name)) <= set(everything)
+        assert set(matrix.with_helpers(specs(name))) == set(specs(name)) <= set(everything)
 
 
 def test_only_and_architectures_both_hold() -> None:

@@ -11,17 +11,24 @@ namespace skimattn::sm90 {
 template <class Tr>
 struct Epilogue {
   using Storage = SharedStorage<Tr>;
+  using Element = typename Tr::Element;
   using Place = FragmentPlace<Layout>;
   static constexpr int kOut = Tr::kHeadDimV / 2, kColumns = Storage::kColumnsO;
 
-  SKIM_DEVICE static void store(const float (&o)[kOut], const RowState& rows, const Place& at, const WorkItem& item,
-                                const Params& p, Storage& smem, int group, int thread) {
+  // A raw score is worth `scale_log2` a unit.
+  SKIM_DEVICE static void store(const float (&o)[kOut], const RowState& rows, float scale_log2, const Place& at,
+                                const WorkItem& item, const Params& p, Storage& smem, int group, int thread) {
     float inverse[kThreadRows];
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
-      const float sum = quad_sum(rows.sum[r]);
-      inverse[r] = inverse_of(sum, rows.max[r], p.scale_log2, at.head, p);
-      if (p.lse != nullptr && at.column == 0 && at.valid(r)) store_lse(sum, rows.max[r], p.scale_log2, r, at, p);
+      const float sum = quad_sum(rows.sum[r]) * kSumUnit<Element>;
+      inverse[r] = inverse_of(sum, rows.max[r], scale_log2, at.head, p);
+      if (p.lse != nullptr && at.column == 0 && at.valid(r)) store_lse(sum, rows.max[r], scale_log2, r, at, p);
+    }
+    if constexpr (kDescaled<Element>) {
+      const float unit = kSumUnit<Element> * v_descale(p, at.batch, at.head / (p.heads_q / p.heads_kv));
+#pragma unroll
+      for (int r = 0; r < kThreadRows; ++r) inverse[r] *= unit;
     }
     const bool whole = item.row0 + (group + 1) * Tr::kGroupRows <= item.len_q;
     if (whole) {
