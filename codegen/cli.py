@@ -144,7 +144,8 @@ def show_explanation(items: Sequence[str]) -> int:
         return 1
     spec = verdict.spec
     sets = [name for name in matrix.SETS if spec in matrix.specs(name)]
-    click.echo(f"accepted: {spec.name}\nin sets: {', '.join(sets)}\nverified: {ARCHS[spec.arch].verified}")
+    verified = ARCHS[spec.arch].verified_of(spec.phase, spec.dtype)
+    click.echo(f"accepted: {spec.name}\nin sets: {', '.join(sets)}\nverified: {verified}")
     click.echo(f"build it: {matrix.build_command(spec)}")
     return 0
 
@@ -166,8 +167,8 @@ def show_list(specs: Sequence[KernelSpec], folder: Path, as_json: bool) -> None:
             f"{row['name']:{width}}  {tile:>9}  {row['group_rows']:>5}  {row['threads']:>7}  {registers:>9}"
             f"  {row['smem_bytes']:>10}  {row['tmem_columns']:>4}  {spills:>6}  {_built_word(row)}"
         )
-    for arch in dict.fromkeys(spec.arch for spec in specs):
-        click.echo(f"{arch}: {ARCHS[arch].verified}")
+    for arch, verified in dict.fromkeys((row["arch"], row["verified"]) for row in rows):
+        click.echo(f"{arch}: {verified}")
     outdated = sum(row["stale"] for row in rows)
     more = f", {outdated} stale: built from other sources than those of now" if outdated else ""
     click.echo(f"{len(rows)} kernels, {sum(row['built'] for row in rows)} built in {folder}{more}")

@@ -102,8 +102,10 @@ RULES = (
     ),
     Rule(
         "transpose-options",
-        lambda spec: spec.phase == "transpose"
-        and (spec.mask != "full" or spec.skip != "dense" or spec.softcap or spec.alibi or spec.out_dtype != "bf16"),
+        lambda spec: (
+            spec.phase == "transpose"
+            and (spec.mask != "full" or spec.skip != "dense" or spec.softcap or spec.alibi or spec.out_dtype != "bf16")
+        ),
         "values are transposed in one way, whatever mask, options and output go with them: bf16 stands for all outputs",
     ),
     _HEAD_DIMS,
@@ -303,6 +305,7 @@ def in_default(spec: KernelSpec) -> bool:
 
 
 _BASE = KernelSpec("sm90", "prefill", "bf16", "bf16", 128, 128, "causal", False, "dense", False, False)
+_BYTES = replace(_BASE, dtype="e4m3", skip="skip")
 _MLA = replace(_BASE, phase="mla", head_dim=576, head_dim_v=512, paged=True, skip="stat")
 _DECODE = replace(_BASE, phase="decode", paged=True)
 _BASE100, _DECODE100 = replace(_BASE, arch="sm100"), replace(_DECODE, arch="sm100")
@@ -312,6 +315,8 @@ SMOKE = (
     replace(_BASE, skip="stat"),
     replace(_BASE, dtype="fp16", out_dtype="fp16", head_dim=64, head_dim_v=64, mask="full", skip="skip"),
     replace(_BASE, head_dim=192, mask="chunked"),
+    _BYTES,
+    replace(_BYTES, phase="transpose", mask="full", skip="dense"),
     replace(_BASE, head_dim=256, head_dim_v=256, mask="window", paged=True, skip="stat"),
     _DECODE,
     replace(_DECODE, skip="skip"),
@@ -363,9 +368,7 @@ def specs(
 
 
 def with_helpers(specs: Iterable[KernelSpec]) -> tuple[KernelSpec, ...]:
-    """These kernels, those that combine what the decode kernels among them leave, and those that transpose V for prefill,
-    in the order of the table.
-    """
+    """These kernels and those that combine what decode leaves or transpose V for prefill, in the order of the table."""
     attending = {spec for spec in specs if spec.phase not in HELPERS}
     helping = {combine_spec(spec) for spec in attending if spec.phase in ("decode", "mla")}
     helping |= {helper for spec in attending if spec.phase == "prefill" and (helper := transpose_spec(spec))}

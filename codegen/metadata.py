@@ -23,7 +23,7 @@ FORMAT = 4
 class Kernel:
     """One compiled kernel. The first fields are those of its spec; bytes for sizes, rows and keys for tiles.
 
-    ``source_sha256`` is of everything that was compiled. ``verified`` says by what the architecture's kernels are known
+    ``source_sha256`` is of everything that was compiled. ``verified`` says by what kernels like this one are known
     to be right.
     """
 
@@ -104,7 +104,7 @@ def _geometry(spec: KernelSpec) -> dict[str, Any]:
         "smem_bytes": tile.smem_bytes(spec),
         "tmem_columns": tile.tmem_columns(spec),
         "params_size": parameter_block.SIZE,
-        "verified": ARCHS[spec.arch].verified,
+        "verified": ARCHS[spec.arch].verified_of(spec.phase, spec.dtype),
     }
 
 

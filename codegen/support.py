@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from . import matrix
-from .arch import ARCHS
+from .arch import ARCHS, EMULATED
 from .features import BY_NAME
 from .spec import KernelSpec
 from .tiles import tile_of
@@ -19,13 +19,14 @@ END = "<!-- end of support matrix -->"
 
 def table() -> str:
     """What kernels exist, as Markdown."""
-    specs = [spec for spec in matrix.all_specs() if spec.phase != "combine"]
+    specs = [spec for spec in matrix.all_specs() if spec.phase not in matrix.HELPERS]
     sizes = ", ".join(f"{len(matrix.specs(name))} in `{name}`" for name in matrix.SETS)
     kinds = ", ".join(_values(specs, "skip"))
     lines = [
         f"Kernels: {sizes}. Every architecture, phase and type has every combination below, each as {kinds}. `combine` "
         "merges what `decode` left of requests that several CTAs computed: one kernel for each type and head_dim of v. "
         + _caches(specs)
+        + _prefill_of_bytes(specs)
         + " `mla` is decode in latent form: masks `full` and `causal`, batched, ragged, paged, with softcap, no alibi.",
         "",
     ]
@@ -40,7 +41,8 @@ def _arch_table() -> list[str]:
         mine = matrix.specs("full", archs=[arch.name])
         read = ", ".join(_values(mine, "dtype"))
         counts = "; ".join(_count(arch.name, str(phase)) for phase in BY_NAME["phase"].values if _has(mine, phase))
-        lines.append(f"| `{arch.name}` | {arch.gpus} | {read} | {_outputs(mine)} | {counts} | {arch.verified} |")
+        tried = "; ".join([arch.verified, *(f"`{phase}` of `{dtype}` {EMULATED}" for phase, dtype in arch.emulated)])
+        lines.append(f"| `{arch.name}` | {arch.gpus} | {read} | {_outputs(mine)} | {counts} | {tried} |")
     return lines
 
 
@@ -62,6 +64,20 @@ def _caches(specs: Iterable[KernelSpec]) -> str:
     caches, phases = ", ".join(_values(mixed, "kv_dtype")), ", ".join(_values(mixed, "phase"))
     archs = ", ".join(_values(mixed, "arch"))
     return f"Caches of {caches} under queries of {', '.join([*common, *rare])}: {phases} on {archs}."
+
+
+def _prefill_of_bytes(specs: Iterable[KernelSpec]) -> str:
+    """What comes before e4m3 prefill of SM90, and what of it is in ``default``."""
+    mine = [
+        spec for spec in specs if matrix.in_default(spec) and matrix.transpose_spec(spec) and spec.phase == "prefill"
+    ]
+    plain, paged = (
+        ", ".join(_values((spec for spec in mine if spec.paged is those), "mask")) for those in (False, True)
+    )
+    return (
+        " `transpose` makes V ready for `e4m3` prefill on `sm90`: one kernel for each head_dim of v, paged or not. Of "
+        f"that prefill `default` has masks {plain} and, paged, {paged}, as {', '.join(_values(mine, 'skip'))}."
+    )
 
 
 def _outputs(specs: Iterable[KernelSpec]) -> str:

@@ -60,8 +60,9 @@ class Sm90PrefillTile(Tile):
         }
 
 
-# (head_dim, head_dim_v) -> tile, by bytes per element. In 16 bits a third K slot where it fits: K is waited for in every
-# tile, V only in kept ones. In 8 bits as many as fit, up to four; O is twice as wide as Q, and cannot take its place.
+# (head_dim, head_dim_v) -> tile, by bytes per element. In 16 bits a third K slot where it fits: K is waited for in
+# every tile, V only in kept ones. In 8 bits as many as fit, up to four; O is twice as wide as Q, whose place it cannot
+# take.
 _TILES = {
     2: {
         (64, 64): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),

@@ -1,4 +1,4 @@
-"""The kernel that transposes V for e4m3 prefill of SM90: a CTA of eight warps takes a tile of one kv head's keys at a time.
+"""The kernel that transposes V for e4m3 prefill of SM90: CTAs of eight warps take tiles of one kv head's keys in turn.
 
 It copies as many bytes as it writes, and computes next to nothing; what counts is that several CTAs of an SM have
 copies under way.

@@ -11,6 +11,7 @@ from skimattn.codegen.tiles.common import panel_columns
 
 from .._call.arguments import POINTERS
 from .._call.problem import Problem
+from .._select.workspace import places_of
 from .buffers import Buffers
 from .decode import ALL_LATENT, ALL_REQUESTS, RULE, Cut, Cutter, plan_decode
 from .plan import (
@@ -28,7 +29,7 @@ from .plan import (
     sized_scalars,
     work_items,
 )
-from .transpose import map_of_places, places_of
+from .transpose import map_of_places
 
 
 class Planner:
@@ -60,7 +61,7 @@ class Planner:
             problem: a validated call with at least one row.
             buffers: outputs and packed custom mask.
         """
-        launches = []
+        launches: list[KernelLaunch] = []
         if "prefill" in self.rows:
             launches += self._prefill(problem, buffers)
         cut = self._cut(problem)

@@ -14,7 +14,7 @@ from .._call.validate import validate
 from .._cuda.device import device
 from ..errors import ArgumentError, NoKernelError
 from ..params import Params
-from . import kernels
+from . import kernels, workspace
 from .dispatch import REFERENCE_VARIABLE, arch_of, reference_arch, specs_of
 
 
@@ -31,7 +31,7 @@ class Explanation:
 
     ``path`` is ``"cuda"`` (a kernel), ``"reference"`` (CPU tensors) or ``"none"`` (refused). ``kernel`` is the kernel's
     name; the reference computes what that kernel would. ``tile`` is (rows, keys). ``built`` is whether the kernel was
-    built from the sources of now. ``verified`` says by what kernels of its architecture are known to be right.
+    built from the sources of now. ``verified`` says by what kernels like it are known to be right.
     ``trace`` tells every step. A call may need several kernels: then these are about the first that ``trace`` names,
     and ``built`` about all of them.
     """
@@ -91,6 +91,8 @@ def _explain_call(params: Params) -> Explanation:
     trace.append(f"head_dim: {problem.head_dim}, {problem.head_dim_v} run on {spec.head_dim}, {spec.head_dim_v}")
     trace.append(f"kind: {_kind_reason(problem)}")
     trace.append(f"phase: {_PHASE_REASONS['prefill' in specs, 'decode' in specs]}")
+    if on_gpu and "transpose" in specs:
+        trace.append(f"workspace: {workspace.describe(problem, rows['transpose'])}")
     if not on_gpu:
         specs = {phase: spec for phase, spec in specs.items() if phase not in matrix.HELPERS}  # it has all at hand
     found = [_accepted(spec, "cuda" if on_gpu else "reference", trace) for spec in specs.values()]

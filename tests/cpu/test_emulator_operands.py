@@ -73,8 +73,8 @@ def bytes_of(seed: int) -> tuple[np.ndarray, np.ndarray]:
 def a_words(bits: np.ndarray) -> np.ndarray:
     """A [64, 128] as each thread has it: uint32 [thread, step, 4].
 
-    PTX ISA, fragments of .e4m3 for m64nNk32: element i of a thread lies in row groupID, or groupID + 8 where i is 4 to 7
-    or 12 to 15, and in column 4 * threadID_in_group + i % 4, + 16 where i >= 8.
+    PTX ISA, fragments of .e4m3 for m64nNk32: element i of a thread lies in row groupID, or groupID + 8 where i is 4 to
+    7 or 12 to 15, and in column 4 * threadID_in_group + i % 4, + 16 where i >= 8.
     """
     words = np.zeros((128, 4, 16), np.uint8)
     for thread in range(128):

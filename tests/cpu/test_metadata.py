@@ -196,6 +196,12 @@ def test_rows_say_how_far_their_architecture_was_tried() -> None:
         "compiles; verified on the emulator; not run on Blackwell",
     ]
     assert [(row.group_rows, row.tmem_columns) for row in rows] == [(64, 0), (128, 512)]
+    for phase in ("prefill", "transpose"):
+        (eight_bit,) = specs("smoke", {"phase": [phase], "dtype": ["e4m3"]}, ["sm90"])
+        rows.append(metadata.kernel_of(eight_bit, REPORT, "x.cubin"))
+        assert rows[-1].verified == "compiles; verified on the emulator; not run on a GPU"
+    decoding = next(spec for spec in specs("full", {"phase": ["decode"], "dtype": ["e4m3"]}, ["sm90"]))
+    assert metadata.kernel_of(decoding, REPORT, "x.cubin").verified == "run on an H200"
     assert all(f'"verified": "{row.verified}"' in metadata.dump(rows) for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""E4m3 prefill of SM90 on the emulator: kernel pairs, patterns, properties, and what V goes through before its product."""
+"""E4m3 prefill of SM90 on the emulator: kernel pairs, patterns, properties, and V on its way to the product."""
 
 from __future__ import annotations
 
