@@ -95,7 +95,9 @@ def tile_of(spec: KernelSpec) -> Sm90PrefillTile:
         # Skipped tiles leave little to hide the next rows' arrival behind; bench/NOTES.md has the measurements.
         stages = 2 if element_bytes > 1 else found.stages
         found = replace(found, stages=stages, stages_q=2, q_register_steps=2)
-    if (spec.paged or spec.mask in ("window", "chunked") or spec.head_dim == 192) and spec.head_dim_v <= 128:
-        # The loaders need more than 40 registers to follow pages or two mask edges. A 256-column output leaves none.
+    has_spare = spec.head_dim_v <= 128 or element_bytes == 1
+    if (spec.paged or spec.mask in ("window", "chunked") or spec.head_dim == 192) and has_spare:
+        # The loaders need more than 40 registers to follow pages or two mask edges. A 256-column output leaves none,
+        # but in 8 bits, where P takes half as much.
         found = replace(found, producer_regs=56, consumer_regs=224)
     return found

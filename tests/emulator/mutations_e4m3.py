@@ -245,9 +245,9 @@ MUTATIONS_E4M3: tuple[Mutation, ...] = (
     ),
     Mutation(
         "descales of scores left out",
-        CONSUMER,
-        "return kScaled && !Tr::kSoftcap ? p_.scale_log2 * unit_ : p_.scale_log2;",
-        "return p_.scale_log2;",
+        EPILOGUE,
+        "return kDescaled<Element> && !Tr::kSoftcap ? p.scale_log2 * unit : p.scale_log2;",
+        "return p.scale_log2;",
         STAT,
         (RESULT,),
     ),

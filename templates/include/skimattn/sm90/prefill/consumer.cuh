@@ -103,8 +103,7 @@ class Consumer {
     unit_ = qk_descale(p_, item.batch, item.head / (p_.heads_q / p_.heads_kv));
     if constexpr (Tr::kAlibi && !Tr::kSoftcap) at_.alibi /= unit_;
   }
-  // Note: written so that without descales both are constants, which take no register.
-  SKIM_DEVICE float scale_log2() const { return kScaled && !Tr::kSoftcap ? p_.scale_log2 * unit_ : p_.scale_log2; }
+  SKIM_DEVICE float scale_log2() const { return Epilogue<Tr>::scale_log2(unit_, p_); }
   SKIM_DEVICE float score_scale() const { return kScaled ? p_.score_scale * unit_ : p_.score_scale; }
 
   SKIM_DEVICE void mainloop() {
@@ -362,7 +361,7 @@ class Consumer {
 
   SKIM_DEVICE void epilogue() {
     const WorkItem item = read_item();
-    Epilogue<Tr>::store(o_, rows_, scale_log2(), place_of(item), item, p_, smem_, group_, thread_);
+    Epilogue<Tr>::store(o_, rows_, unit_, place_of(item), item, p_, smem_, group_, thread_);
     release(&smem_.work_empty[work_slot()]);
     ++items_;
   }

@@ -18,10 +18,11 @@ struct SharedStorage {
   static constexpr int kKBytes = kPanels * kKvPanelBytes;                                    // of one tile
   static constexpr int kVBytes = kTransposedV ? Tr::kHeadDimV * Tr::kTileN : kPanelsV * kKvPanelBytes;
   static_assert(Tr::kHeadDimV <= Tr::kHeadDim);
-  static_assert(Tr::kSeparateO || (Tr::kStagesQ == 1 && kOBytes <= kQBytes));
+  static constexpr int kPlanesO = Tr::kSeparateO ? kOBytes / kQBytes : 0, kPlanes = Tr::kStagesQ + kPlanesO;
+  static_assert(Tr::kSeparateO ? kOBytes % kQBytes == 0 : Tr::kStagesQ == 1 && kOBytes <= kQBytes);
 
-  // Q of every slot and group. Then O of every group, unless it takes the place of the group's Q.
-  alignas(1024) uint8_t qo[Tr::kConsumers * (Tr::kStagesQ * kQBytes + (Tr::kSeparateO ? kOBytes : 0))];
+  // The first kStagesQ planes hold Q; those behind them O, which shares Q's where there is no room for both.
+  alignas(1024) uint8_t qo[kPlanes][Tr::kConsumers][kQBytes];
   alignas(1024) uint8_t k[Tr::kStages][kKBytes];
   alignas(1024) uint8_t v[Tr::kStagesV][kVBytes];
   // `full`: the producer's bytes have landed. `empty`: every reader is done; one arrival per reading warp.
@@ -37,9 +38,14 @@ struct SharedStorage {
   Vote votes[kVoteSlots][Tr::kConsumers];
   uint32_t skip_stats[Tr::kConsumers][2];  // stat kernels: the first of each group's tiles, and the one past the last
 
-  SKIM_DEVICE uint8_t* q(int slot, int group) { return qo + (slot * Tr::kConsumers + group) * kQBytes; }
+  SKIM_DEVICE uint8_t* q(int slot, int group) { return qo[slot][group]; }
+  // Note: two ways to say it, since the second one gives kernels of 16 bits other machine code than was measured.
   SKIM_DEVICE uint8_t* o(int group) {
-    return Tr::kSeparateO ? qo + Tr::kStagesQ * Tr::kConsumers * kQBytes + group * kOBytes : q(0, group);
+    if constexpr (kPlanesO <= 1) {
+      return qo[kPlanes - 1][group];
+    } else {
+      return qo[Tr::kStagesQ][0] + group * kOBytes;
+    }
   }
 
   SKIM_DEVICE void init_barriers() {
