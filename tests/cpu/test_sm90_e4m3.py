@@ -10,7 +10,15 @@ import pytest
 import torch
 from skimattn.codegen.tiles import workspace
 
-from tests.helpers.bodies import each_property, name, run_and_check, run_as_dealt, run_planted
+from tests.helpers.bodies import (
+    DIMS_OF_E4M3,
+    each_property,
+    name,
+    run_and_check,
+    run_as_dealt,
+    run_one_key,
+    run_planted,
+)
 from tests.helpers.build import build
 from tests.helpers.cases import Case, contents
 from tests.helpers.catalogue import feature_covering, pairwise_cases
@@ -23,7 +31,6 @@ TARGET = Target("emulator", "sm90", "e4m3")
 PAIRS = feature_covering(tuple(case for case in pairwise_cases() if case.dtype == "e4m3"))
 PATTERNS = [replace(case, dtype="e4m3", descales="head") for case in pattern_cases()[::3]]
 DEVICES = [replace(case, dtype="e4m3") for case in device_cases()]
-DIMS = ((64, 64), (128, 128), (192, 128), (256, 256), (48, 48), (160, 144), (256, 64))
 
 
 @pytest.mark.parametrize("case", PAIRS, ids=name)
@@ -54,14 +61,9 @@ def test_schedules_seeds_and_grids_do_not_matter() -> None:
 # ---- V on its way to the product
 
 
-@pytest.mark.parametrize("dims", DIMS, ids=str)
+@pytest.mark.parametrize("dims", DIMS_OF_E4M3, ids=str)
 def test_each_probability_meets_the_value_of_its_key(dims: tuple[int, int]) -> None:
-    """Rows that see one key each have its value, exactly: P is one, and no sum rounds. All 300 keys have their turn."""
-    case = Case("one-key", dtype="e4m3", out_dtype="fp16", mask="window", window=(0, 0), skip="dense", heads_q=1)
-    case = replace(case, head_dim=dims[0], head_dim_v=dims[1], lens=((300, 300),))
-    result, held = run_case(case, "emulator")
-    assert torch.equal(result.rows("out", 0).float(), held[0].v.float())
-    assert len(held[0].v.view(torch.uint8).unique(dim=0)) == 300, "two keys cannot be told apart"
+    run_one_key(dims, "emulator")
 
 
 def by_thread(tile: np.ndarray) -> np.ndarray:
