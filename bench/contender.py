@@ -46,7 +46,7 @@ def call_of(inputs: Inputs, shape: Shape, threshold: float | None = None, count:
         mask=shape.mask,
         skip_softmax_threshold=threshold,
         stats=torch.zeros(2, dtype=torch.int64, device=inputs.q.device) if count else None,
-        out=torch.full_like(inputs.q, float("nan")),
+        out=torch.full_like(inputs.q, float("nan"), dtype=torch.bfloat16 if shape.dtype == "e4m3" else inputs.q.dtype),
     )
 
 

@@ -15,7 +15,7 @@ from .shape import Shape
 
 STRATUM = 16  # blocks that hold exactly the planted share
 BLOCK = 256  # keys that are planted together; kernels of every tile width up to this can skip them
-TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "e4m3": torch.float8_e4m3fn}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,9 @@ def normal(shape: Shape, device: str, seed: int = 0) -> Inputs:
 
     def draw(heads: int) -> torch.Tensor:
         size = (shape.batch, shape.seqlen, heads, shape.head_dim)
-        return torch.randn(size, device=device, generator=generator, dtype=TORCH_DTYPES[shape.dtype])
+        dtype = TORCH_DTYPES[shape.dtype]
+        drawn = torch.float32 if dtype.itemsize == 1 else dtype  # 8 bits cannot be drawn
+        return torch.randn(size, device=device, generator=generator, dtype=drawn).to(dtype)
 
     blocks = -(-shape.seqlen // BLOCK)
     drop = np.zeros((shape.heads_kv, blocks), np.bool_)

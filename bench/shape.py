@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MASKS = ("causal", "full")
-DTYPES = ("bf16", "fp16")
+DTYPES = ("bf16", "fp16", "e4m3")
 
 
 @dataclass(frozen=True)

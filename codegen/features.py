@@ -31,7 +31,7 @@ class Feature:
 
 FEATURES: tuple[Feature, ...] = (
     Feature("arch", ("sm90", "sm100"), 4),
-    Feature("phase", ("prefill", "decode", "combine", "mla"), 3),
+    Feature("phase", ("prefill", "decode", "combine", "mla", "transpose"), 4),
     Feature("dtype", ("bf16", "fp16", "e4m3"), 4),
     Feature("out_dtype", ("bf16", "fp16"), 4),
     Feature("head_dim", (64, 128, 192, 256, 512, 576), 5),

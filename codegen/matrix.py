@@ -18,10 +18,12 @@ HEAD_DIMS: Mapping[str, tuple[tuple[int, int], ...]] = {
     "decode": ((64, 64), (128, 128), (256, 256)),
     "combine": ((64, 64), (128, 128), (256, 256), (512, 512)),
     "mla": ((576, 512),),
+    "transpose": ((64, 64), (128, 128), (256, 256)),
 }
 _MLA_DIMS = HEAD_DIMS["mla"][0]
 FP8 = ("e4m3",)  # dtypes of 8 bits, whose output is 16-bit
 SETS = ("smoke", "default", "full")
+HELPERS = ("combine", "transpose")  # phases whose kernels attend to nothing, but make ready or finish for others
 
 
 class Rule(NamedTuple):
@@ -52,12 +54,6 @@ RULES = (
         "16-bit kernels write the type they read; convert the output after the call",
     ),
     Rule(
-        "fp8-arch",
-        lambda spec: spec.dtype in FP8 and spec.arch == "sm90" and spec.phase == "prefill",
-        "SM90 multiplies 8-bit values only if V is transposed first, which no prefill kernel here does; e4m3 prefill "
-        "needs sm100",
-    ),
-    Rule(
         "kv-dtype-twice",
         lambda spec: spec.kv_dtype == spec.dtype,
         "keys and values of q's type are kv_dtype=same",
@@ -69,7 +65,7 @@ RULES = (
     ),
     Rule(
         "kv-dtype-phase",
-        lambda spec: spec.kv_dtype != "same" and spec.phase == "prefill",
+        lambda spec: spec.kv_dtype != "same" and spec.phase in ("prefill", "transpose"),
         "only decode reads keys and values of another type than q's, as it converts them; prefill would convert each "
         "of them once for every tile of queries",
     ),
@@ -98,6 +94,19 @@ RULES = (
         "combine-options",
         lambda spec: spec.phase == "combine" and (spec.mask != "full" or spec.skip != "dense" or _has_option(spec)),
         "partial results are merged in one way, whatever mask and options they were computed with",
+    ),
+    Rule(
+        "transpose-dtype",
+        lambda spec: spec.phase == "transpose" and (spec.arch != "sm90" or spec.dtype not in FP8),
+        "only 8-bit values of SM90's prefill are transposed before they are multiplied",
+    ),
+    Rule(
+        "transpose-options",
+        lambda spec: (
+            spec.phase == "transpose"
+            and (spec.mask != "full" or spec.skip != "dense" or spec.softcap or spec.alibi or spec.out_dtype != "bf16")
+        ),
+        "values are transposed in one way, whatever mask, options and output go with them: bf16 stands for all outputs",
     ),
     _HEAD_DIMS,
 )
@@ -140,13 +149,12 @@ def head_dims(phase: str, head_dim: int, head_dim_v: int) -> tuple[int, int] | N
 def complete(values: Mapping[str, object]) -> dict[str, object]:
     """Fill in what ``values`` leaves open: a bf16, head_dim 128, unmasked, dense SM90 prefill kernel.
 
-    e4m3 means bf16 output and, but for decode, SM100, which alone has it.
+    e4m3 means bf16 output.
     """
     is_fp8 = values.get("dtype") in FP8
-    is_decode = values.get("phase") == "decode"
     latent = values.get("phase") == "mla" or values.get("head_dim") == _MLA_DIMS[0]
     full: dict[str, object] = {
-        "arch": "sm100" if is_fp8 and not is_decode else "sm90",
+        "arch": "sm90",
         "phase": "mla" if latent else "prefill",
         "dtype": "bf16",
         "head_dim": _MLA_DIMS[0] if latent else 128,
@@ -240,6 +248,22 @@ def combine_spec(decode: KernelSpec) -> KernelSpec:
     )
 
 
+def transpose_spec(prefill: KernelSpec) -> KernelSpec | None:
+    """The kernel that transposes V for a prefill kernel; None for those that read it as it is."""
+    if prefill.arch != "sm90" or prefill.dtype not in FP8:
+        return None
+    return replace(
+        prefill,
+        phase="transpose",
+        out_dtype="bf16",
+        head_dim=prefill.head_dim_v,
+        mask="full",
+        skip="dense",
+        softcap=False,
+        alibi=False,
+    )
+
+
 @cache
 def all_specs() -> tuple[KernelSpec, ...]:
     """Every accepted kernel, in the order of the feature table."""
@@ -266,17 +290,22 @@ def in_default(spec: KernelSpec) -> bool:
     """What LLM and diffusion inference calls.
 
     No softcap, no alibi, paged caches only with causal kinds of masks (but MLA's with all), bf16 output of 8-bit input,
-    bf16 queries over 8-bit caches; no 8-bit queries in decode of SM90, which converts them too.
+    bf16 queries over 8-bit caches. Of 8-bit queries on SM90 no decode, which converts them too, and of prefill three
+    masks without counts, paged causal alone.
     """
     paged_with = ("causal", "window", "chunked")
     has_8_bits = spec.keys_dtype in FP8
     is_common = spec.out_dtype == ("bf16" if has_8_bits else spec.dtype) and not spec.softcap and not spec.alibi
-    if spec.dtype in FP8 and spec.phase == "decode" and spec.arch == "sm90":
-        return False
+    if spec.dtype in FP8 and spec.arch == "sm90":
+        if spec.phase == "prefill":
+            masks = ("causal",) if spec.paged else ("full", "causal", "window")
+            return is_common and spec.mask in masks and spec.skip != "stat"
+        return spec.phase == "transpose"
     return is_common and (not spec.paged or spec.mask in paged_with or spec.phase == "mla")
 
 
 _BASE = KernelSpec("sm90", "prefill", "bf16", "bf16", 128, 128, "causal", False, "dense", False, False)
+_BYTES = replace(_BASE, dtype="e4m3", skip="skip")
 _MLA = replace(_BASE, phase="mla", head_dim=576, head_dim_v=512, paged=True, skip="stat")
 _DECODE = replace(_BASE, phase="decode", paged=True)
 _BASE100, _DECODE100 = replace(_BASE, arch="sm100"), replace(_DECODE, arch="sm100")
@@ -286,6 +315,8 @@ SMOKE = (
     replace(_BASE, skip="stat"),
     replace(_BASE, dtype="fp16", out_dtype="fp16", head_dim=64, head_dim_v=64, mask="full", skip="skip"),
     replace(_BASE, head_dim=192, mask="chunked"),
+    _BYTES,
+    replace(_BYTES, phase="transpose", mask="full", skip="dense"),
     replace(_BASE, head_dim=256, head_dim_v=256, mask="window", paged=True, skip="stat"),
     _DECODE,
     replace(_DECODE, skip="skip"),
@@ -318,8 +349,9 @@ def specs(
 
     Args:
         set_name: ``smoke``, ``default`` or ``full``.
-        only: keep the specs whose field has one of the given values, for every field named. Kernels that combine have
-            no mask or options to choose by: unless ``phase`` is named, they are kept with the decode kernels kept.
+        only: keep the specs whose field has one of the given values, for every field named. Kernels that combine or
+            transpose have no mask or options to choose by: unless ``phase`` is named, they are kept with the decode and
+            prefill kernels kept that need them.
         archs: keep these architectures; empty keeps all.
     """
     if set_name not in SETS:
@@ -332,14 +364,15 @@ def specs(
         for spec in all_specs()
         if belongs(spec) and spec.arch in kept and all(getattr(spec, name) in wanted[name] for name in wanted)
     ]
-    return tuple(named) if "phase" in wanted else with_combine(named)
+    return tuple(named) if "phase" in wanted else with_helpers(named)
 
 
-def with_combine(specs: Iterable[KernelSpec]) -> tuple[KernelSpec, ...]:
-    """These kernels, and those that combine what the decode kernels among them leave, in the order of the table."""
-    attending = {spec for spec in specs if spec.phase != "combine"}
-    combining = {combine_spec(spec) for spec in attending if spec.phase in ("decode", "mla")}
-    return tuple(spec for spec in all_specs() if spec in attending or spec in combining)
+def with_helpers(specs: Iterable[KernelSpec]) -> tuple[KernelSpec, ...]:
+    """These kernels and those that combine what decode leaves or transpose V for prefill, in the order of the table."""
+    attending = {spec for spec in specs if spec.phase not in HELPERS}
+    helping = {combine_spec(spec) for spec in attending if spec.phase in ("decode", "mla")}
+    helping |= {helper for spec in attending if spec.phase == "prefill" and (helper := transpose_spec(spec))}
+    return tuple(spec for spec in all_specs() if spec in attending or spec in helping)
 
 
 def build_command(spec: KernelSpec) -> str:

@@ -95,7 +95,7 @@ def needed(config: Config) -> Need:
     dims, of_dims = _head_dims(part)
     masks, of_masks = _masks(part)
     softcap, alibi = _number(part, "attn_logit_softcapping") > 0, _has_alibi(part)
-    specs = matrix.with_combine(
+    specs = matrix.with_helpers(
         spec
         for spec in matrix.all_specs()
         if spec.dtype in dtypes

@@ -20,13 +20,14 @@ END = "<!-- end of support matrix -->"
 
 def table() -> str:
     """What kernels exist, as Markdown."""
-    specs = [spec for spec in matrix.all_specs() if spec.phase != "combine"]
+    specs = [spec for spec in matrix.all_specs() if spec.phase not in matrix.HELPERS]
     sizes = ", ".join(f"{len(matrix.specs(name))} in `{name}`" for name in matrix.SETS)
     kinds = ", ".join(_values(specs, "skip"))
     lines = [
         f"Kernels: {sizes}. Every architecture, phase and type has every combination below, each as {kinds}. `combine` "
         "merges what `decode` left of requests that several CTAs computed: one kernel for each type and head_dim of v. "
         + _caches(specs)
+        + _prefill_of_bytes(specs)
         + " `mla` is decode in latent form: masks `full` and `causal`, batched, ragged, paged, with softcap, no alibi.",
         "",
     ]
@@ -64,6 +65,20 @@ def _caches(specs: Iterable[KernelSpec]) -> str:
     caches, phases = ", ".join(_values(mixed, "kv_dtype")), ", ".join(_values(mixed, "phase"))
     archs = ", ".join(_values(mixed, "arch"))
     return f"Caches of {caches} under queries of {', '.join([*common, *rare])}: {phases} on {archs}."
+
+
+def _prefill_of_bytes(specs: Iterable[KernelSpec]) -> str:
+    """What comes before e4m3 prefill of SM90, and what of it is in ``default``."""
+    mine = [
+        spec for spec in specs if matrix.in_default(spec) and matrix.transpose_spec(spec) and spec.phase == "prefill"
+    ]
+    plain, paged = (
+        ", ".join(_values((spec for spec in mine if spec.paged is those), "mask")) for those in (False, True)
+    )
+    return (
+        " `transpose` makes V ready for `e4m3` prefill on `sm90`: one kernel for each head_dim of v, paged or not. Of "
+        f"that prefill `default` has masks {plain} and, paged, {paged}, as {', '.join(_values(mine, 'skip'))}."
+    )
 
 
 def _outputs(specs: Iterable[KernelSpec]) -> str:

@@ -177,7 +177,7 @@ def _new_launch(params: Params, scan: Scan, known: _Known, stream: Any) -> Resul
     _keep_form(scan, known)
     _prepared.keep((known, scan.sizes), prepared, token)
     forbid_changes(params)
-    if SERVED.issuperset(scan.outline.names) and not problem.latent:
+    if SERVED.issuperset(scan.outline.names) and not problem.latent and "transpose" not in loaded:
         _keep_shortcut(scan, problem, buffers, chosen, loaded)
     if not prepared.launch(token, scan.addresses, buffers.addresses(params), problem.threshold, handle):
         return _first_launch(params, stream)
@@ -223,7 +223,7 @@ def _keep_form(scan: Scan, known: _Known) -> None:
 def _without_gpu(problem: Problem, stream: Any) -> Result:
     if stream is not None:
         raise expected("stream", "None with CPU tensors", repr(stream))
-    specs = specs_of(problem, reference_arch(problem.dtype))
+    specs = specs_of(problem, reference_arch())
     rows = {phase: unbuilt_row(spec) for phase, spec in specs.items()}
     prefill, decode = rows.get("prefill"), rows.get("decode")
     check_skip_map(problem, prefill, decode)

@@ -73,7 +73,7 @@ class Params:
     q: torch.Tensor = field(
         metadata=_argument(
             Role.INPUT,
-            "``[B, Sq, Hq, D]``, or ``[total_q, Hq, D]`` with ``cu_seqlens_q``; bf16, fp16 or (on SM100) e4m3.",
+            "``[B, Sq, Hq, D]``, or ``[total_q, Hq, D]`` with ``cu_seqlens_q``; bf16, fp16 or e4m3.",
             tensor_map="tma_q",
         )
     )

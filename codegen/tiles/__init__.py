@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..spec import KernelSpec
-from . import combine, sm90_decode, sm90_mla, sm90_prefill, sm100_decode, sm100_prefill
+from . import combine, sm90_decode, sm90_mla, sm90_prefill, sm90_transpose, sm100_decode, sm100_prefill
 from .common import Tile
 
 _BY_ARCH_AND_PHASE: Mapping[tuple[str, str], Callable[[KernelSpec], Tile]] = {
@@ -17,6 +17,7 @@ _BY_ARCH_AND_PHASE: Mapping[tuple[str, str], Callable[[KernelSpec], Tile]] = {
     ("sm90", "decode"): sm90_decode.tile_of,
     ("sm90", "combine"): combine.tile_of,
     ("sm90", "mla"): sm90_mla.tile_of,
+    ("sm90", "transpose"): sm90_transpose.tile_of,
     ("sm100", "prefill"): sm100_prefill.tile_of,
     ("sm100", "decode"): sm100_decode.tile_of,
     ("sm100", "combine"): combine.tile_of,

@@ -92,17 +92,21 @@ class Tile:
         del spec
         return 0
 
+    def v_slot_bytes(self, spec: KernelSpec) -> int:
+        """Of one tile of values."""
+        return self.tile_n * row_bytes(spec.head_dim_v, spec.keys_dtype)
+
     def smem_bytes(self, spec: KernelSpec) -> int:
         """Dynamic shared memory of a kernel; ``kernel.cuh`` asserts that the size of its storage agrees."""
         q_row = row_bytes(spec.head_dim, spec.dtype)
-        k_row, v_row = row_bytes(spec.head_dim, spec.keys_dtype), row_bytes(spec.head_dim_v, spec.keys_dtype)
+        k_slot = self.tile_n * row_bytes(spec.head_dim, spec.keys_dtype)
         o_row = row_bytes(spec.head_dim_v, spec.out_dtype)
         assert self.separate_o or not self.o_rows or o_row <= q_row, (
             spec.name,
             "O does not fit the memory that it shares with Q",
         )
         q = self.stages_q * self.tile_m * q_row
-        kv = self.tile_n * (self.stages * k_row + self.stages_v * v_row) + self.converted_bytes(spec)
+        kv = self.stages * k_slot + self.stages_v * self.v_slot_bytes(spec) + self.converted_bytes(spec)
         o = self.o_rows * o_row if self.separate_o else 0
         total = q + kv + o + self.barrier_bytes
         assert total % _ALIGN == 0 and total <= MAX_SMEM_BYTES, (spec.name, total)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..spec import KernelSpec
-from .common import Tile
+from .common import ELEMENT_BYTES, Tile
 
 GROUP_ROWS = 64  # one warpgroup's wgmma tile (m64)
 _BARRIER_BYTES = 1024  # barriers and the two work items
@@ -20,7 +20,7 @@ _BARRIER_BYTES = 1024  # barriers and the two work items
 class Sm90PrefillTile(Tile):
     """A prefill tile of SM90."""
 
-    q_register_steps: int = 0  # k16 steps of Q that stay in registers
+    q_register_steps: int = 0  # steps of Q, 32 bytes each, that stay in registers
     producer_regs: int = 40
     consumer_regs: int = 232
 
@@ -44,6 +44,12 @@ class Sm90PrefillTile(Tile):
         """Barriers and work items."""
         return _BARRIER_BYTES
 
+    def v_slot_bytes(self, spec: KernelSpec) -> int:
+        """8-bit values come transposed, in rows that are full."""
+        if ELEMENT_BYTES[spec.dtype] > 1:
+            return super().v_slot_bytes(spec)
+        return self.tile_n * spec.head_dim_v
+
     def traits(self, spec: KernelSpec) -> Mapping[str, int | bool]:
         """Registers per thread of both roles, and the part of Q that stays in registers."""
         del spec
@@ -54,23 +60,44 @@ class Sm90PrefillTile(Tile):
         }
 
 
-# (head_dim, head_dim_v) -> tile. A third K slot where it fits: K is waited for in every tile, V only in kept ones.
+# (head_dim, head_dim_v) -> tile, by bytes per element. In 16 bits a third K slot where it fits: K is waited for in
+# every tile, V only in kept ones. In 8 bits as many as fit, up to four; O is twice as wide as Q, whose place it cannot
+# take.
 _TILES = {
-    (64, 64): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
-    (128, 128): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
-    # 48 KB of Q: O has to share its buffer.
-    (192, 128): Sm90PrefillTile(tile_m=128, tile_n=128, stages=2, stages_v=2, separate_o=False),
-    (256, 256): Sm90PrefillTile(tile_m=128, tile_n=64, stages=2, stages_v=2, separate_o=False),
+    2: {
+        (64, 64): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
+        (128, 128): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
+        # 48 KB of Q: O has to share its buffer.
+        (192, 128): Sm90PrefillTile(tile_m=128, tile_n=128, stages=2, stages_v=2, separate_o=False),
+        (256, 256): Sm90PrefillTile(tile_m=128, tile_n=64, stages=2, stages_v=2, separate_o=False),
+    },
+    1: {
+        (64, 64): Sm90PrefillTile(tile_m=128, tile_n=128, stages=4, stages_v=4, separate_o=True),
+        (128, 128): Sm90PrefillTile(tile_m=128, tile_n=128, stages=4, stages_v=4, separate_o=True),
+        (192, 128): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=3, separate_o=True),
+        # With 128 keys scores, output and P would take 208 registers, and ptxas serialises the products.
+        (256, 256): Sm90PrefillTile(tile_m=128, tile_n=64, stages=4, stages_v=4, separate_o=True),
+    },
 }
+
+
+def transposed_keys(head_dim_v: int) -> int:
+    """Keys of a tile of V where it comes transposed, with so many columns."""
+    (keys,) = {tile.tile_n for dims, tile in _TILES[1].items() if dims[1] == head_dim_v}
+    return keys
 
 
 def tile_of(spec: KernelSpec) -> Sm90PrefillTile:
     """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
-    found = _TILES[spec.head_dim, spec.head_dim_v]
-    if spec.skip != "dense" and found.separate_o:
+    element_bytes = ELEMENT_BYTES[spec.dtype]
+    found = _TILES[element_bytes][spec.head_dim, spec.head_dim_v]
+    if spec.skip != "dense" and spec.head_dim <= 128:
         # Skipped tiles leave little to hide the next rows' arrival behind; bench/NOTES.md has the measurements.
-        found = replace(found, stages=2, stages_q=2, q_register_steps=2)
-    if (spec.paged or spec.mask in ("window", "chunked") or spec.head_dim == 192) and spec.head_dim_v <= 128:
-        # The loaders need more than 40 registers to follow pages or two mask edges. A 256-column output leaves none.
+        stages = 2 if element_bytes > 1 else found.stages
+        found = replace(found, stages=stages, stages_q=2, q_register_steps=2)
+    has_spare = spec.head_dim_v <= 128 or element_bytes == 1
+    if (spec.paged or spec.mask in ("window", "chunked") or spec.head_dim == 192) and has_spare:
+        # The loaders need more than 40 registers to follow pages or two mask edges. A 256-column output leaves none,
+        # but in 8 bits, where P takes half as much.
         found = replace(found, producer_regs=56, consumer_regs=224)
     return found

@@ -25,12 +25,12 @@ from skimattn.codegen.tiles.split import (
     MLA_MOST_ROWS,
     TWIG_LEAVES,
 )
+from skimattn.codegen.tiles.workspace import WORKSPACE_BYTES
 
 from .._call.problem import Problem
 from .extent import extent_of
 from .plan import WARP_THREADS, TensorMapSpec, Value
 
-WORKSPACE_BYTES = 256 << 20  # at most, whatever the batch; what does not fit is computed in rounds
 PART_LEAVES = (BRANCH_LEAVES, TWIG_LEAVES, 1)  # that a CTA may compute
 _MOST_ROWS = MAX_GROUPS * GROUP_ROWS  # packed rows of a request
 _COMBINE_CTAS = 8  # per multiprocessor at most, each of which merges rows in turn

@@ -61,7 +61,7 @@ class KernelLaunch:
 
 @dataclass(slots=True, eq=False)
 class LaunchPlan:
-    """Everything one launch needs: its kernels in the order of the stream. A plain prefill has one."""
+    """Everything one launch needs: its kernels in the order of the stream. A prefill of 16 bits has one."""
 
     kernels: tuple[KernelLaunch, ...]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from skimattn.codegen.features import BY_NAME
 from skimattn.codegen.matrix import FP8
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.tiles.common import panel_columns
 
 from .._call.arguments import POINTERS
 from .._call.problem import Problem
+from .._select.workspace import places_of
 from .buffers import Buffers
 from .decode import ALL_LATENT, ALL_REQUESTS, Cut, Cutter, plan_decode, rule_of
 from .plan import (
@@ -27,13 +29,15 @@ from .plan import (
     sized_scalars,
     work_items,
 )
+from .transpose import map_of_places
 
 
 class Planner:
     """Makes the plans of calls of one form on one device.
 
     Args:
-        rows: the kernels that compute the call, by phase: ``prefill``, or ``decode`` and ``combine``, or all three.
+        rows: the kernels that compute the call, by phase: ``prefill``, or ``decode`` and ``combine``, or all three; and
+            with ``prefill`` perhaps ``transpose``.
         sm_count: multiprocessors of the device; a persistent grid has at most as many CTAs as fit.
     """
 
@@ -44,9 +48,11 @@ class Planner:
         self._cutters: dict[tuple[object, ...], Cutter] = {}
 
     def workspace_floats(self, problem: Problem) -> int:
-        """What a launch needs for partial results."""
+        """What a launch needs for partial results, or before them for V transposed: they take turns."""
         cut = self._cut(problem)
-        return 0 if cut is None else cut.workspace_floats
+        transpose = self.rows.get("transpose")
+        floats = 0 if transpose is None else places_of(problem, transpose).nbytes // 4
+        return floats if cut is None else max(floats, cut.workspace_floats)
 
     def plan(self, problem: Problem, buffers: Buffers) -> LaunchPlan:
         """The plan of one launch, all but the addresses of pointers and the work counter.
@@ -55,9 +61,9 @@ class Planner:
             problem: a validated call with at least one row.
             buffers: outputs and packed custom mask.
         """
-        launches = []
+        launches: list[KernelLaunch] = []
         if "prefill" in self.rows:
-            launches.append(self._prefill(problem, buffers))
+            launches += self._prefill(problem, buffers)
         cut = self._cut(problem)
         if cut is not None:
             launches += self._decode(problem, buffers, cut)
@@ -76,7 +82,7 @@ class Planner:
             found = self._cutters[key] = Cutter(problem, self.rows["decode"], self._sm_count)
         return found
 
-    def _prefill(self, problem: Problem, buffers: Buffers) -> KernelLaunch:
+    def _prefill(self, problem: Problem, buffers: Buffers) -> Iterator[KernelLaunch]:
         kernel = self.rows["prefill"]
         grid = min(self._sm_count, work_items(problem, kernel))
         columns, columns_o = panel_columns(kernel.dtype), panel_columns(kernel.out_dtype)
@@ -89,7 +95,28 @@ class Planner:
         if "decode" in self.rows:
             heads, requests = shared_in_l2(problem, varlen_q=True)
             scalars |= {**rule_of(problem), "heads_in_l2": heads, "requests_in_l2": requests}
-        return KernelLaunch(kernel, maps, self._fixed_of(problem, kernel), scalars, grid)
+        launch = KernelLaunch(kernel, maps, self._fixed_of(problem, kernel), scalars, grid)
+        if "transpose" in self.rows:
+            yield from self._in_rounds(launch, problem, buffers)
+        else:
+            yield launch
+
+    def _in_rounds(self, prefill: KernelLaunch, problem: Problem, buffers: Buffers) -> Iterator[KernelLaunch]:
+        """The same, after what transposes V, for as many requests at a time as the workspace holds."""
+        kernel = self.rows["transpose"]
+        places = places_of(problem, kernel)
+        assert buffers.workspace is not None
+        maps = {**prefill.maps, "tma_vt": map_of_places(places, kernel, buffers.workspace.data_ptr())}
+        grid = min(self._sm_count * kernel.ctas_per_sm, places.work)
+        for index in range(places.rounds):
+            scalars: dict[str, Value] = {
+                **prefill.scalars,
+                "mask": BY_NAME["mask"].encode(problem.mask),
+                "first_request": index * places.requests,
+                "round_requests": places.requests,
+            }
+            yield KernelLaunch(kernel, maps, prefill.fixed, scalars, grid)
+            yield KernelLaunch(prefill.kernel, maps, prefill.fixed, scalars, prefill.grid, shares_block=True)
 
     def _decode(self, problem: Problem, buffers: Buffers, cut: Cut) -> Iterator[KernelLaunch]:
         kernel, combine = self.rows["decode"], self.rows["combine"]

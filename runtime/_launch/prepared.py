@@ -32,7 +32,7 @@ _FIELDS_OF: dict[str, tuple[list[str], list[str]]] = {  # argument -> (tensor ma
         [field for field, holder in POINTERS.items() if holder == name],
     )
     for name in ("", *TENSORS)
-} | {WORKSPACE: ([], ["partial"])}
+} | {WORKSPACE: (["tma_vt"], ["partial"])}
 
 
 class Prepared:

@@ -14,7 +14,7 @@ from .._call.validate import validate
 from .._cuda.device import device
 from ..errors import ArgumentError, NoKernelError
 from ..params import Params
-from . import kernels
+from . import kernels, workspace
 from .dispatch import REFERENCE_VARIABLE, arch_of, reference_arch, specs_of
 
 
@@ -81,7 +81,7 @@ def _explain_call(params: Params) -> Explanation:
         problem = validate(params)
         trace.append(f"arguments: accepted ({_summary(problem)})")
         on_gpu = problem.device.type == "cuda"
-        arch = arch_of(device(problem.device.index or 0).capability) if on_gpu else reference_arch(problem.dtype)
+        arch = arch_of(device(problem.device.index or 0).capability) if on_gpu else reference_arch()
         specs = specs_of(problem, arch)
         rows = {phase: kernels.unbuilt_row(spec) for phase, spec in specs.items()}
         check_skip_map(problem, rows.get("prefill"), rows.get("decode"))
@@ -91,8 +91,10 @@ def _explain_call(params: Params) -> Explanation:
     trace.append(f"head_dim: {problem.head_dim}, {problem.head_dim_v} run on {spec.head_dim}, {spec.head_dim_v}")
     trace.append(f"kind: {_kind_reason(problem)}")
     trace.append(f"phase: {_PHASE_REASONS['prefill' in specs, 'decode' in specs]}")
+    if on_gpu and "transpose" in specs:
+        trace.append(f"workspace: {workspace.describe(problem, rows['transpose'])}")
     if not on_gpu:
-        specs.pop("combine", None)  # the reference merges what it has at hand
+        specs = {phase: spec for phase, spec in specs.items() if phase not in matrix.HELPERS}  # it has all at hand
     found = [_accepted(spec, "cuda" if on_gpu else "reference", trace) for spec in specs.values()]
     for explanation in found:
         if not explanation.accepted:
@@ -106,6 +108,10 @@ _PHASE_REASONS = {
     (False, True): "decode, by the rows and keys of each request",
     (True, True): "decode or prefill, by the rows and keys of each request, which only the device knows",
 }
+
+
+# What kernels of phases do that attend to nothing.
+_HELP = {"combine": "which merges the parts of decoded requests", "transpose": "which transposes V for prefill"}
 
 
 def _summary(problem: Problem) -> str:
@@ -136,8 +142,7 @@ def _accepted(spec: KernelSpec, path: str, trace: list[str]) -> Explanation:
     row = located.kernel if located else kernels.unbuilt_row(spec)
     stale = located is not None and kernels.is_stale(located.kernel)
     meaning = f"tile {row.tile_m}x{row.tile_n}, groups of {row.group_rows}, {row.order} order"
-    if spec.phase == "combine":
-        meaning = "which merges the parts of decoded requests"
+    meaning = _HELP.get(spec.phase, meaning)
     trace.append(f"kernel: {row.name}, {meaning}")
     trace.append(f"verified: {row.verified}")
     if path == "reference":

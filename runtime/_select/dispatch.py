@@ -28,9 +28,9 @@ def arch_of(capability: tuple[int, int]) -> str:
     return BY_CAPABILITY[capability]
 
 
-def reference_arch(dtype: str) -> str:
+def reference_arch() -> str:
     """The architecture whose kernels the reference stands for: the variable's, else what the matrix takes."""
-    return variables.choice(REFERENCE_VARIABLE, ARCHS) or str(matrix.complete({"dtype": dtype})["arch"])
+    return variables.choice(REFERENCE_VARIABLE, ARCHS) or str(matrix.complete({})["arch"])
 
 
 def head_dims(phase: str, head_dim: int, head_dim_v: int) -> tuple[int, int]:
@@ -87,13 +87,18 @@ def _has_decode(problem: Problem, arch: str) -> bool:
 
 
 def specs_of(problem: Problem, arch: str) -> dict[str, KernelSpec]:
-    """The kernels that the call needs, by phase: of each that some request may be in, and ``combine`` with ``decode``.
+    """The kernels that the call needs, by phase: of each that some request may be in, and those that help them.
+
+    ``combine`` comes with ``decode``, and ``transpose`` with prefill of 8 bits on SM90.
 
     Raises:
         NoKernelError: the matrix does not hold one of them.
     """
     specs = {phase: spec_of(problem, arch, phase) for phase in phases_of(problem, arch)}
-    return specs | {"combine": matrix.combine_spec(specs["decode"])} if "decode" in specs else specs
+    if "decode" in specs:
+        specs["combine"] = matrix.combine_spec(specs["decode"])
+    transpose = matrix.transpose_spec(specs["prefill"]) if "prefill" in specs else None
+    return specs if transpose is None else specs | {"transpose": transpose}
 
 
 def spec_of(problem: Problem, arch: str, phase: str = "prefill") -> KernelSpec:

@@ -4,7 +4,7 @@
 and meaning are those of ``hopper/flash_attn_interface.py`` (version 3.0.0, as of August 2026);
 :mod:`skimattn.flash_attn_interface.cute` has FlashAttention-4's. B requests, Hq query and Hkv key/value heads:
 
-    q, k, v: bf16, fp16 or (on SM100) e4m3; copied where the last dimension has gaps, or the address or another stride
+    q, k, v: bf16, fp16 or e4m3; copied where the last dimension has gaps, or the address or another stride
         is no multiple of 16 bytes.
     cu_seqlens_q, cu_seqlens_k: int32 ``[B + 1]`` offsets of a ragged q, or k and v; None with batched ones.
     max_seqlen_q, max_seqlen_k: the most rows and keys of a request, beside ``cu_seqlens_*``; otherwise not looked at,

@@ -18,7 +18,7 @@ from skimattn._launch.prepared import MAX_PREPARED
 
 from bench import cases, checks, host_decode, host_shapes, inputs, peers, prefill, results, table, timing
 from bench.cases import Case, Session
-from bench.contender import Contender
+from bench.contender import Contender, call_of
 from bench.names import DENSE, SKIP_NOTHING
 from bench.shape import Shape
 
@@ -133,7 +133,7 @@ def test_planted_counts_against_counting_by_hand(mask: str, tile_n: int, group_r
 
 
 @pytest.mark.parametrize("mask", ["causal", "full"])
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "e4m3"])
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_planted_inputs_skip_as_planted_at_any_sound_threshold(mask: str, dtype: str, head_dim: int) -> None:
     shape = Shape(768, mask, heads_q=2, heads_kv=1, head_dim=head_dim, dtype=dtype)
@@ -170,6 +170,22 @@ def test_truth_is_attention(mask: str) -> None:
     rows = checks.sampled_rows(shape.seqlen)
     assert rows[0] == 0 and rows[-1] == shape.seqlen - 1 and len(rows) >= 12
     assert torch.allclose(checks.truth(made, shape), whole.transpose(1, 2)[:, rows])
+
+
+def test_what_8_bits_round_off_is_accepted_and_not_much_more() -> None:
+    shape = replace(SMALL, dtype="e4m3")
+    made = inputs.normal(shape, "cpu")
+    params = call_of(made, shape)
+    out = params.out
+    assert out is not None and out.dtype == torch.bfloat16
+    skimattn.launch(params)
+
+    def beside_truth(out: torch.Tensor) -> checks.Check:
+        found = checks.check_outputs({DENSE: out}, made, shape)
+        return next(check for check in found if "float64" in check.against)
+
+    assert beside_truth(out).passed and beside_truth(out).value > 2e-3
+    assert not beside_truth(out * 1.06).passed
 
 
 @pytest.mark.parametrize("damage", ["nan", "row", "scale", "bit"])

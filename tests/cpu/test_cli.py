@@ -49,8 +49,8 @@ def test_a_flag_without_values_is_refused(given: str) -> None:
         ("--sm 90 120", "--sm 120: sm120 has no kernel specs yet (specs exist for sm90, sm100); nothing was built"),
         ("--sm 90,103", "--sm 103: sm103 has no kernel specs yet"),
         (
-            "--sm 90 --only dtype=e4m3 phase=prefill",
-            "nothing in --set default matches --sm 90 --only dtype=e4m3 phase=prefill: kernels of sm100 do",
+            "--sm 100 --only dtype=e4m3 phase=transpose",
+            "nothing in --set default matches --sm 100 --only dtype=e4m3 phase=transpose: kernels of sm90 do",
         ),
         ("--sm 100 --only arch=sm90 softcap=true", "kernels of sm90 do"),
         ("--sm 90 --only dtype=e4m3 head_dim=64 head_dim_v=128", "no kernel of the matrix does, see --explain"),
@@ -137,6 +137,7 @@ def test_list_as_a_table(tmp_path: Path) -> None:
     tried = lines[len(smoke) + 1 : -1]
     assert tried == [
         "sm90: run on an H200 and an H100",
+        "sm90 e4m3: compiles; verified on the emulator; not run on a GPU yet",
         "sm90 decode: run on an H100",
         "sm90 mla: compiles; verified on the emulator; not run on a GPU yet",
     ]

@@ -17,6 +17,7 @@ from skimattn._select.dispatch import (
     phases_of,
     reference_arch,
     spec_of,
+    specs_of,
 )
 from skimattn._select.kernels import FOLDER_VARIABLE
 from skimattn._select.nearest import describe_nearest, differences, not_built
@@ -88,8 +89,8 @@ def test_pages_select_the_paged_kernel() -> None:
 
 def test_every_chosen_kernel_is_in_the_matrix() -> None:
     known = set(matrix.all_specs())
-    for arch, dtypes in (("sm90", DTYPES[:2]), ("sm100", DTYPES)):
-        for dim, dtype in itertools.product((16, 64, 144, 256), dtypes):
+    for arch in ("sm90", "sm100"):
+        for dim, dtype in itertools.product((16, 64, 144, 256), DTYPES):
             assert spec(dim, dtype=dtype, arch=arch, mask="causal") in known
 
 
@@ -119,9 +120,17 @@ def test_requests_of_many_rows_are_prefills_whatever_their_keys() -> None:
         assert least <= 1 or phases(least - 1, 1 << 20) == ["decode"]
 
 
-def test_8_bit_input_on_sm90_is_refused_with_the_reason() -> None:
-    with pytest.raises(NoKernelError, match=r"^skim_sm90_prefill_e4m3_out_bf16.* rule fp8-arch: .*nearest: skim_sm"):
-        spec(dtype=torch.float8_e4m3fn)
+def test_8_bit_prefill_on_sm90_comes_with_what_transposes_v() -> None:
+    q, k = (torch.zeros(1, rows, 2, 128).to(torch.float8_e4m3fn) for rows in (300, 400))
+    problem = validate(Params(q, k, k, mask="causal"))
+    assert {phase: spec.name for phase, spec in specs_of(problem, "sm90").items()} == {
+        "prefill": "skim_sm90_prefill_e4m3_out_bf16_d128_causal_dense",
+        "transpose": "skim_sm90_transpose_e4m3_out_bf16_d128_full_dense",
+    }
+    assert list(specs_of(problem, "sm100")) == ["prefill"]
+    rows = torch.tensor([0, 100, 300], dtype=torch.int32)
+    some = validate(Params(q[0], k[0, :300], k[0, :300], cu_seqlens_q=rows, cu_seqlens_k=rows.clone()))
+    assert list(specs_of(some, "sm90")) == ["prefill", "decode", "combine", "transpose"]
 
 
 def test_architectures() -> None:
@@ -134,18 +143,18 @@ def test_architectures() -> None:
 
 def test_what_the_reference_stands_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
-    assert [reference_arch(dtype) for dtype in ("bf16", "fp16", "e4m3")] == ["sm90", "sm90", "sm100"]
+    assert reference_arch() == "sm90"
     monkeypatch.setenv(REFERENCE_VARIABLE, "sm100")
-    assert reference_arch("bf16") == "sm100"
+    assert reference_arch() == "sm100"
     q = torch.zeros(1, 200, 2, 64).bfloat16()
     chosen = explain(Params(q, q, q))
     assert (chosen.kernel, chosen.group_rows) == ("skim_sm100_prefill_bf16_d64_full_dense", 128)
     assert "architecture: sm100; SKIMATTN_REFERENCE names another one for CPU tensors" in chosen.trace
     monkeypatch.setenv(REFERENCE_VARIABLE, "sm80")
     with pytest.raises(ArgumentError, match=r"^SKIMATTN_REFERENCE: expected one of sm90, sm100 \(got 'sm80'\)"):
-        reference_arch("bf16")
+        reference_arch()
     monkeypatch.setenv(REFERENCE_VARIABLE, "")
-    assert reference_arch("bf16") == "sm90"
+    assert reference_arch() == "sm90"
 
 
 def test_differences_name_fields() -> None:

@@ -61,6 +61,62 @@ def test_wgmma_with_the_wrong_layout_is_wrong(swizzle: int) -> None:
         assert not np.array_equal(run(mixed, b_stored, a_in_registers=False), a @ b.T)
 
 
+def bytes_of(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """64 x 128 numbers that e4m3 holds, small enough for exact sums: as float64, and their bits."""
+    codes = np.random.default_rng(seed).integers(0, 256, (64, 128)).astype(np.uint8)
+    codes = np.where((codes & 0x78) > 0x48, codes & 0xBF, codes).astype(np.uint8)  # at most 7.5; no NaN
+    values = torch.from_numpy(codes).view(torch.float8_e4m3fn).double().numpy()
+    small = np.abs(values) < 0.5  # sums of more bits than a float has
+    return np.where(small, 0.0, values), np.where(small, 0, codes).astype(np.uint8)
+
+
+def a_words(bits: np.ndarray) -> np.ndarray:
+    """A [64, 128] as each thread has it: uint32 [thread, step, 4].
+
+    PTX ISA, fragments of .e4m3 for m64nNk32: element i of a thread lies in row groupID, or groupID + 8 where i is 4 to
+    7 or 12 to 15, and in column 4 * threadID_in_group + i % 4, + 16 where i >= 8.
+    """
+    words = np.zeros((128, 4, 16), np.uint8)
+    for thread in range(128):
+        warp, group, within = thread // 32, thread % 32 // 4, thread % 4
+        for step in range(4):
+            for i in range(16):
+                row = 16 * warp + group + (8 if i in (4, 5, 6, 7, 12, 13, 14, 15) else 0)
+                words[thread, step, i] = bits[row, 32 * step + 4 * within + i % 4 + (16 if i >= 8 else 0)]
+    return words.view(np.uint32)
+
+
+def run_bytes(a: Stored, b: Stored, words: np.ndarray | None) -> np.ndarray:
+    image = np.zeros(16384, np.uint8)
+    image[: a.image.size], image[8192 : 8192 + b.image.size] = a.image, b.image
+    steps = np.array([[a.sm90(i), b.sm90(i, 8192)] for i in range(4)], np.uint64)
+    out = np.zeros((M, N), np.float32)
+    block, owner = aligned_block()
+    block.batch, block.out, block.len_q = names().index("product_of_bytes"), out.ctypes.data, int(words is not None)
+    block.custom_mask, block.page_table = image.ctypes.data, steps.ctypes.data
+    block.sinks = 0 if words is None else words.ctypes.data
+    rules().launch(block, 1, 256, 17408)
+    del owner
+    return out
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("swizzle", SWIZZLES)
+def test_wgmma_of_bytes(swizzle: int, interleaved: bool) -> None:
+    (a, a_bits), (b, b_bits) = bytes_of(3), bytes_of(4)
+    a_stored = store(a_bits, mn_major=False, swizzle=swizzle, interleaved=interleaved)
+    b_stored = store(b_bits, mn_major=False, swizzle=swizzle, interleaved=interleaved)
+    np.testing.assert_array_equal(run_bytes(a_stored, b_stored, None), a @ b.T)
+    np.testing.assert_array_equal(run_bytes(a_stored, b_stored, a_words(a_bits)), a @ b.T)
+
+
+def test_wgmma_of_bytes_wants_its_own_fragment() -> None:
+    (a, a_bits), (b, b_bits) = bytes_of(3), bytes_of(4)
+    stored = (store(a_bits, mn_major=False, swizzle=128), store(b_bits, mn_major=False, swizzle=128))
+    swapped = np.ascontiguousarray(a_words(a_bits)[:, :, [0, 2, 1, 3]])
+    assert not np.array_equal(run_bytes(*stored, swapped), a @ b.T)
+
+
 _ARITHMETIC = """
 #include <skimattn/sm100/ptx.cuh>
 extern "C" void arithmetic(skimattn::Params p) {

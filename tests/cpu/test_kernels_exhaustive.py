@@ -1,6 +1,6 @@
 """Every kernel of the default sets, and random calls, on the emulator. Run with ``-m exhaustive``.
 
-The ordinary run has all named and pairwise cases on SM90, and a covering part of them on SM100. Here is all of SM100.
+The ordinary run has all named and pairwise cases of 16 bits on SM90, and a covering part of the others. Here are all.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tests.helpers.run import run_case
 pytestmark = pytest.mark.exhaustive
 ARCHS = ("sm90", "sm100")
 SCHEDULES = ("late", "early", "random")
+BYTES_OF_SM90 = [case for case in pairwise_cases() if case.dtype == "e4m3"]
 ALL_OF_SM100 = (*pairwise_cases("sm100"), *shape_cases("sm100"), *device_cases("sm100"))
 
 
@@ -48,8 +49,8 @@ def test_fuzz(seed: int, arch: str) -> None:
     check(result, held)
 
 
-@pytest.mark.parametrize("case", ALL_OF_SM100, ids=name)
-def test_sm100_cases(case: Case) -> None:
+@pytest.mark.parametrize("case", [*ALL_OF_SM100, *BYTES_OF_SM90], ids=name)
+def test_cases_that_the_ordinary_run_samples(case: Case) -> None:
     result, held = run_case(case, "emulator", schedule=SCHEDULES[case.seed % 3], seed=case.seed, sms=1 + case.seed % 4)
     check(result, held)
 

@@ -71,15 +71,6 @@ def test_descales_reach_the_kernel_and_may_move(fake: FakeDriver) -> None:
         launch(eight_bit(k_descale=on_gpu(torch.ones(2))))
 
 
-def test_8_bit_input_on_sm90_is_refused_with_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = install(monkeypatch)
-    few = eight_bit()
-    many = replace(few, q=on_gpu(torch.zeros(1, 300, *few.q.shape[2:]).to(few.q.dtype)))  # more rows than are decoded
-    with pytest.raises(NoKernelError, match=r"^skim_sm90_prefill_e4m3_out_bf16_d128_causal_dense: .*rule fp8-arch"):
-        launch(many)
-    assert not fake.libraries and not explain(many).accepted
-
-
 @pytest.mark.parametrize("capability", [(10, 3), (11, 0), (12, 0)])
 def test_other_blackwell_gpus_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
     fake = install(monkeypatch, FakeDriver(capability=capability))

@@ -43,12 +43,10 @@ def test_tiles_orders_and_counts_are_those_of_the_golden_list() -> None:
 
 
 # Which kernels there are, written out once more: of each architecture and pair of types, the product of the rest.
-TYPES = {
-    "sm90": (("bf16", "bf16"), ("fp16", "fp16")),
-    "sm100": (("bf16", "bf16"), ("fp16", "fp16"), ("e4m3", "bf16"), ("e4m3", "fp16")),
-}
-# Beside those, decode of SM90 reads 8 bits: q, k and v, or k and v alone.
-BYTES = (("e4m3", "bf16", "same"), ("e4m3", "fp16", "same"), ("bf16", "bf16", "e4m3"), ("fp16", "fp16", "e4m3"))
+PAIRS = (("bf16", "bf16"), ("fp16", "fp16"), ("e4m3", "bf16"), ("e4m3", "fp16"))
+TYPES = {"sm90": PAIRS, "sm100": PAIRS}
+# Beside those, decode of SM90 reads k and v of 8 bits under other queries.
+BYTES = (("bf16", "bf16", "e4m3"), ("fp16", "fp16", "e4m3"))
 PHASES = ("prefill", "decode")  # that attend; what decode leaves is combined besides
 HEAD_DIMS = {
     "prefill": ((64, 64), (128, 128), (192, 128), (256, 256)),
@@ -90,17 +88,31 @@ def latent(flags: Collection[bool]) -> set[KernelSpec]:
     }
 
 
+def transposing() -> set[KernelSpec]:
+    """What makes V ready for e4m3 prefill of SM90."""
+    return {
+        KernelSpec("sm90", "transpose", "e4m3", "bf16", dim, dim, "full", paged, "dense", False, False)
+        for dim, paged in product((64, 128, 256), (False, True))
+    }
+
+
 def test_the_full_set_is_a_product() -> None:
-    assert set(all_specs()) == products(TYPES, LAYOUTS, (False, True), BYTES) | latent((False, True))
+    assert set(all_specs()) == products(TYPES, LAYOUTS, (False, True), BYTES) | latent((False, True)) | transposing()
     assert len(all_specs()) == len(set(all_specs()))
 
 
 def test_the_default_set_is_a_product() -> None:
-    common = {arch: [pair for pair in pairs if pair != ("e4m3", "fp16")] for arch, pairs in TYPES.items()}
+    common = {"sm90": PAIRS[:2], "sm100": PAIRS[:3]}
     paged = ("causal", "window", "chunked")
     layouts = {mask: (False, True) if mask in paged else (False,) for mask in LAYOUTS}
-    in_bytes = [("bf16", "bf16", "e4m3")]
-    assert set(specs("default")) == products(common, layouts, (False,), in_bytes) | latent((False,))
+    in_bytes = {
+        KernelSpec("sm90", "prefill", "e4m3", "bf16", dim, dim_v, mask, paged, skip, False, False)
+        for (dim, dim_v), skip in product(HEAD_DIMS["prefill"], ("dense", "skip"))
+        for mask, paged in (("full", False), ("causal", False), ("causal", True), ("window", False))
+    }
+    caches = [("bf16", "bf16", "e4m3")]
+    wanted = products(common, layouts, (False,), caches) | latent((False,)) | in_bytes | transposing()
+    assert set(specs("default")) == wanted
     assert len(specs("default")) < 1000
 
 
@@ -129,7 +141,7 @@ def test_every_architecture_of_the_table_is_described() -> None:
 
 
 def test_what_smoke_decodes_it_combines() -> None:
-    assert set(matrix.with_combine(specs("smoke"))) == set(specs("smoke"))
+    assert set(matrix.with_helpers(specs("smoke"))) == set(specs("smoke"))
     decoding = specs("smoke", {"phase": ["decode"]})
     assert {(spec.mask, spec.paged, spec.skip) for spec in decoding} == {
         ("causal", True, "dense"),
@@ -137,18 +149,19 @@ def test_what_smoke_decodes_it_combines() -> None:
     }
 
 
-def test_sm100_has_what_sm90_has_and_8_bit_input_besides() -> None:
+def test_architectures_have_the_same_kernels() -> None:
+    """But for caches of 8 bits, MLA, and what each needs besides; and in the default set for 8-bit queries."""
+
     def without_arch(spec: KernelSpec) -> KernelSpec:
         return replace(spec, arch="sm90")
 
-    for name in ("default", "full"):
-        own = specs(name, {"kv_dtype": ["same"]})
-        of_16_bits = [spec for spec in own if spec.dtype != "e4m3" and spec.head_dim_v != 512]  # but MLA's
-        hopper, blackwell = ([spec for spec in of_16_bits if spec.arch == arch] for arch in ARCHS)
+    attending = {"phase": ["prefill", "decode", "combine"], "kv_dtype": ["same"]}
+    for name, dtypes in (("default", ("bf16", "fp16")), ("full", ("bf16", "fp16", "e4m3"))):
+        own = [spec for spec in specs(name, {**attending, "dtype": dtypes}) if spec.head_dim_v != 512]  # but MLA's
+        hopper, blackwell = ([spec for spec in own if spec.arch == arch] for arch in ARCHS)
         assert {without_arch(spec) for spec in blackwell} == set(hopper)
     attending = {"phase": ["prefill", "decode"]}
     fp8 = specs("full", {"dtype": ["e4m3"], **attending}, ["sm100"])
-    assert {spec.arch for spec in fp8} == {"sm100"}
     assert {spec.out_dtype for spec in fp8} == {"bf16", "fp16"}
     assert {spec.out_dtype for spec in specs("default", {"dtype": ["e4m3"], **attending})} == {"bf16"}
     shapes = {replace(spec, dtype="bf16", out_dtype="bf16") for spec in fp8}
@@ -172,7 +185,7 @@ def test_kernels_that_combine_are_chosen_with_the_decode_kernels_that_need_them(
     combining = [f"skim_{arch}_combine_fp16_d64_full_dense" for arch in ARCHS]
     assert [spec.name for spec in chosen if spec.phase == "combine"] == combining
     plain = specs("full", {"mask": ["full"], "head_dim": [192]})
-    assert {spec.phase for spec in plain} == {"prefill"}  # of 192 columns nothing is decoded
+    assert {spec.phase for spec in plain} == {"prefill", "transpose"}  # of 192 columns nothing is decoded
     for name, archs in (("default", ("sm100",)), ("full", ARCHS)):  # queries of 8 bits are rare on SM90
         eight_bit = specs(name, {"dtype": ["e4m3"], "head_dim": [64], "out_dtype": ["bf16"]})
         combining = [f"skim_{arch}_combine_bf16_d64_full_dense" for arch in archs]
@@ -182,7 +195,21 @@ def test_kernels_that_combine_are_chosen_with_the_decode_kernels_that_need_them(
         assert combine in all_specs() and (combine.head_dim, combine.dtype) == (spec.head_dim_v, spec.out_dtype)
     everything = specs("full")
     for name in matrix.SETS:
-        assert set(matrix.with_combine(specs(name))) == set(specs(name)) <= set(everything)
+        assert set(matrix.with_helpers(specs(name))) == set(specs(name)) <= set(everything)
+
+
+def test_kernels_that_transpose_are_chosen_with_the_prefill_kernels_that_need_them() -> None:
+    chosen = specs("full", {"mask": ["window"], "head_dim": [192], "dtype": ["e4m3"], "paged": [True]})
+    assert [spec.name for spec in chosen if spec.phase == "transpose"] == [
+        "skim_sm90_transpose_e4m3_out_bf16_d128_full_dense_paged"
+    ]
+    assert not any(matrix.transpose_spec(spec) for spec in specs("full") if spec.dtype != "e4m3")
+    for spec in specs("full", {"phase": ["prefill"], "dtype": ["e4m3"]}):
+        transpose = matrix.transpose_spec(spec)
+        if spec.arch == "sm90":
+            assert transpose in all_specs() and transpose.head_dim == spec.head_dim_v and transpose.paged == spec.paged
+        else:
+            assert transpose is None
 
 
 def test_only_and_architectures_both_hold() -> None:
@@ -213,7 +240,11 @@ def test_the_values_of_every_kernel_are_accepted() -> None:
         ({"head_dim": 64, "head_dim_v": 128}, "head-dims", "(192, 128)"),
         ({"head_dim": 96}, "head_dim-values", "next larger kernel"),
         ({"head_dim_v": 80}, "head_dim_v-values", "next larger kernel"),
-        ({"phase": "append"}, "phase-values", "phase: expected one of prefill, decode, combine, mla (got 'append')"),
+        (
+            {"phase": "append"},
+            "phase-values",
+            "expected one of prefill, decode, combine, mla, transpose (got 'append')",
+        ),
         ({"phase": "decode", "dtype": "e4m3", "kv_dtype": "e4m3"}, "kv-dtype-twice", "kv_dtype=same"),
         ({"kv_dtype": "e4m3"}, "kv-dtype-phase", "prefill would convert each of them once for every tile"),
         ({"phase": "combine", "kv_dtype": "e4m3"}, "combine-dtype", ""),
@@ -231,7 +262,13 @@ def test_the_values_of_every_kernel_are_accepted() -> None:
         ({"phase": "decode", "out_dtype": "fp16"}, "out-dtype", "16-bit kernels write the type they read"),
         ({"arch": "sm120"}, "arch-values", "sm120 has no kernel specs yet (specs exist for sm90, sm100)"),
         ({"dtype": "fp8"}, "dtype-values", "expected one of bf16, fp16, e4m3 (got 'fp8')"),
-        ({"dtype": "e4m3", "arch": "sm90"}, "fp8-arch", "V is transposed first"),
+        ({"phase": "transpose"}, "transpose-dtype", "only 8-bit values of SM90's prefill"),
+        ({"phase": "transpose", "dtype": "e4m3", "arch": "sm100"}, "transpose-dtype", "only 8-bit values"),
+        ({"phase": "transpose", "kv_dtype": "e4m3"}, "kv-dtype-phase", "only decode reads keys and values"),
+        ({"phase": "transpose", "dtype": "e4m3", "mask": "causal"}, "transpose-options", "in one way, whatever mask"),
+        ({"phase": "transpose", "dtype": "e4m3", "skip": "skip"}, "transpose-options", "in one way"),
+        ({"phase": "transpose", "dtype": "e4m3", "out_dtype": "fp16"}, "transpose-options", "stands for all outputs"),
+        ({"phase": "transpose", "dtype": "e4m3", "head_dim": 192}, "head-dims", "(256, 256) of transpose"),
         ({"dtype": "e4m3", "out_dtype": "e4m3"}, "out_dtype-values", "expected one of bf16, fp16"),
         ({"arch": "sm100", "out_dtype": "fp16"}, "out-dtype", "16-bit kernels write the type they read"),
         ({"mask": "banded"}, "mask-values", "expected one of full, causal"),
@@ -256,12 +293,13 @@ def test_what_is_left_open_is_filled_in() -> None:
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"dtype": "e4m3"}, "skim_sm100_prefill_e4m3_out_bf16_d128_full_dense"),
-        ({"dtype": "e4m3", "out_dtype": "fp16"}, "skim_sm100_prefill_e4m3_out_fp16_d128_full_dense"),
+        ({"dtype": "e4m3"}, "skim_sm90_prefill_e4m3_out_bf16_d128_full_dense"),
+        ({"dtype": "e4m3", "out_dtype": "fp16"}, "skim_sm90_prefill_e4m3_out_fp16_d128_full_dense"),
+        ({"dtype": "e4m3", "arch": "sm100"}, "skim_sm100_prefill_e4m3_out_bf16_d128_full_dense"),
         ({"arch": "sm100"}, "skim_sm100_prefill_bf16_d128_full_dense"),
     ],
 )
-def test_8_bit_input_means_the_architecture_that_has_it(fields: dict[str, object], name: str) -> None:
+def test_8_bit_input_means_16_bit_output(fields: dict[str, object], name: str) -> None:
     verdict = judge_values(fields)
     assert isinstance(verdict, Accepted) and verdict.spec.name == name
 

@@ -16,6 +16,7 @@ from skimattn._launch.planner import Planner, make_plan
 from skimattn._select import kernels
 from skimattn._select.dispatch import spec_of, specs_of
 from skimattn.codegen.parameter_block import FIELDS
+from skimattn.codegen.tiles import workspace
 
 COUNTER = 0xC0FFEE0
 named: set[str] = set()  # fields that some plan of this module gave a value to
@@ -84,7 +85,61 @@ def test_every_field_of_the_block_is_planned() -> None:
     keys = {"k": bf16(4000, 2, 128), "v": bf16(4000, 2, 128), "cu_seqlens_k": ints(0, 2000, 4000)}
     name_what_is_planned_for_both_phases(**{**ragged(), **keys})
     assert named == {field.name for field in FIELDS if field.kind != "tensor_map"}
-    assert {field.name for field in FIELDS if field.kind == "tensor_map"} == set(plan.maps)
+    assert {field.name for field in FIELDS if field.kind == "tensor_map"} == {*plan.maps, "tma_vt"}
+    assert set(transposed_plan(**eight)[-1].maps) == {*plan.maps, "tma_vt"}
+
+
+def transposed_plan(sm_count: int = 132, **arguments: Any) -> tuple[KernelLaunch, ...]:
+    """The plan of prefill, had it the whole call, where V is transposed before it."""
+    problem = validate(Params(**arguments))
+    rows = {phase: kernels.unbuilt_row(spec) for phase, spec in specs_of(problem, "sm90").items()}
+    rows = {phase: rows[phase] for phase in ("prefill", "transpose")}
+    buffers = make_buffers(problem.params, problem.out_shape, Planner(rows, sm_count).workspace_floats(problem))
+    return make_plan(problem, rows, buffers, sm_count=sm_count, work_counter_address=COUNTER).kernels
+
+
+@pytest.mark.parametrize(
+    ("dims", "layout", "wanted", "box"),
+    [  # (bytes of a row, rows, kv heads, places) of 300 keys, of pages of 320
+        ((128, 128), "batched", (3 * 128, 128, 2, 3), 128),
+        ((96, 80), "batched", (3 * 128, 80, 2, 3), 128),
+        ((64, 48), "paged", (3 * 128, 48, 2, 3), 64),
+        ((256, 256), "batched", (5 * 128, 128, 2, 3), 128),
+        ((256, 64), "batched", (5 * 128, 64, 2, 3), 128),
+        ((128, 128), "ragged", ((900 // 128 + 3) * 128, 128, 2, 1), 128),
+        ((256, 256), "ragged", ((900 // 64 + 3) * 128, 128, 2, 1), 128),
+    ],
+)
+def test_where_v_lies_transposed(dims: tuple[int, int], layout: str, wanted: tuple[int, ...], box: int) -> None:
+    shape = {"batched": (3, 300), "paged": (60, 16), "ragged": (900,)}[layout]
+    rows = {"batched": (3, 300), "paged": (3, 300), "ragged": (900,)}[layout]
+    call: dict[str, Any] = {"q": e4m3(*rows, 4, dims[0]), "k": e4m3(*shape, 2, dims[0]), "v": e4m3(*shape, 2, dims[1])}
+    if layout == "paged":
+        call |= {"page_table": torch.zeros(3, 20, dtype=torch.int32), "seqused_k": ints(300, 300, 300)}
+    if layout == "ragged":
+        offsets = ints(0, 300, 600, 900)
+        call |= {"cu_seqlens_q": offsets, "cu_seqlens_k": offsets, "max_seqlen_q": 300, "max_seqlen_k": 300}
+    transpose, prefill = transposed_plan(**call)
+    assert (transpose.kernel.phase, prefill.kernel.phase) == ("transpose", "prefill")
+    assert prefill.shares_block and not transpose.shares_block
+    assert transpose.maps == prefill.maps and transpose.scalars == prefill.scalars
+    spec = transpose.maps["tma_vt"]
+    row, head = wanted[0], wanted[0] * wanted[1]
+    assert (spec.dims, spec.strides, spec.box) == (wanted, (row, head, 2 * head), (128, box, 1, 1))
+    assert spec.address == transpose.scalars["partial"] and spec.dtype == "e4m3"
+    assert transpose.grid == min(4 * 132, 2 * wanted[3] * wanted[0] // 128)
+
+
+def test_requests_whose_v_does_not_fit_come_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workspace, "WORKSPACE_BYTES", 2 * 3 * 128 * 128 * 2 + 1000)  # of two requests, and not three
+    call = {"q": e4m3(5, 300, 4, 128), "k": e4m3(5, 300, 2, 128), "v": e4m3(5, 300, 2, 128)}
+    plan = transposed_plan(**call)
+    assert [launch.kernel.phase for launch in plan] == ["transpose", "prefill"] * 3
+    rounds = [(launch.scalars["first_request"], launch.scalars["round_requests"]) for launch in plan[::2]]
+    assert rounds == [(0, 2), (2, 2), (4, 2)]
+    assert {launch.maps["tma_vt"].dims[3] for launch in plan} == {2}
+    monkeypatch.setattr(workspace, "WORKSPACE_BYTES", 1)
+    assert [launch.scalars["first_request"] for launch in transposed_plan(**call)[::2]] == [0, 1, 2, 3, 4]
 
 
 def test_maps_of_a_batched_call() -> None:

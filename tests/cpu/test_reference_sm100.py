@@ -14,6 +14,11 @@ E4M3 = torch.float8_e4m3fn
 HEADS_Q, HEADS_KV = 4, 2
 
 
+@pytest.fixture(autouse=True)
+def _as_sm100(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(REFERENCE_VARIABLE, "sm100")
+
+
 def inputs(batch: int, rows: int, keys: int, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shapes = {"q": (batch, rows, HEADS_Q, 64), "k": (batch, keys, HEADS_KV, 64), "v": (batch, keys, HEADS_KV, 64)}

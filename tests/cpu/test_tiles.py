@@ -30,7 +30,9 @@ def test_every_kernel_has_a_tile_that_fits() -> None:
         first, *others = sorted(set(tile.registers), reverse=True)  # who computes asks for more, the others give
         givers = others[1:] if spec.phase == "mla" else others  # there two warpgroups compute, each its way
         assert first >= at_launch >= max(givers, default=0), spec.name
-        if spec.phase == "combine":
+        if spec.phase == "transpose":
+            assert (tile.tile_m, tile.consumers) == (0, 0)  # there are no queries
+        elif spec.phase == "combine":
             assert (tile.tile_m, tile.group_rows) == (1, 64)  # a CTA merges one row, of the groups of decode
         else:
             assert others and tile.tile_m == tile.consumers * tile.group_rows, spec.name

@@ -214,10 +214,10 @@ EIGHT_BIT = [
     wrong("out_float32", eight_bit, "out", "bfloat16 or torch.float16", "float32", out=torch.full((2, 70, 4, 64), 7.0)),
     wrong("out_fp16", batched, "out", "torch.bfloat16", "float16", out=torch.full((2, 70, 4, 64), 7.0).half()),
     wrong(
-        "map_groups_sm100",
-        lambda: eight_bit() | {"skip_map": torch.zeros(2, 4, 1, 2, dtype=torch.uint8)},
+        "map_groups_e4m3",
+        lambda: eight_bit() | {"skip_map": torch.zeros(2, 4, 2, 2, dtype=torch.uint8)},
         "skip_map",
-        "1 groups of 128 for 70 rows",
+        "2 groups of 64 for 70 rows",
         r"\[2, 4, 0, 2\]",
         skip_map=torch.zeros(2, 4, 0, 2, dtype=torch.uint8),
     ),

@@ -8,6 +8,7 @@ from tests.helpers.cases import Case
 
 RESULT = "result"
 CONSUMER, PRODUCER = "skimattn/sm90/prefill/consumer.cuh", "skimattn/core/producer.cuh"
+KEY_TILES = "skimattn/core/key_tiles.cuh"
 EPILOGUE, STORAGE = "skimattn/sm90/prefill/epilogue.cuh", "skimattn/sm90/prefill/storage.cuh"
 DESCRIPTOR, SKIP = "skimattn/sm90/descriptor.cuh", "skimattn/core/skip.cuh"
 MASK, SOFTMAX, SCHEDULER = "skimattn/core/mask.cuh", "skimattn/sm90/softmax.cuh", "skimattn/core/scheduler.cuh"

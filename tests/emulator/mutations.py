@@ -11,6 +11,7 @@ from .mutation import (
     DESCRIPTOR,
     EPILOGUE,
     HEADS,
+    KEY_TILES,
     PAGED,
     PRODUCER,
     RANDOM,
@@ -81,7 +82,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         DENSE,
         (RESULT, "out-of-bounds", "race"),
     ),
-    Mutation("k16 step too long", CONSUMER, "inside = i % 4 * 32;", "inside = i % 4 * 64;", DENSE, ("descriptor",)),
+    Mutation("step too long", CONSUMER, "inside = i % 4 * kStepBytes;", "inside = i % 4 * 64;", DENSE, ("descriptor",)),
     # ---- barriers and rings
     Mutation(
         "producer waits for the wrong parity",
@@ -127,9 +128,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "expect_tx of half a tile",
-        PRODUCER,
-        "mbarrier_arrive_expect_tx(full, p_.kv_box_rows * ",
-        "mbarrier_arrive_expect_tx(full, p_.kv_box_rows / 2 * ",
+        KEY_TILES,
+        "mbarrier_arrive_expect_tx(full, p.kv_box_rows * ",
+        "mbarrier_arrive_expect_tx(full, p.kv_box_rows / 2 * ",
         DENSE,
         ("barrier", "early-read"),
     ),
@@ -143,7 +144,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "expect_tx of a box too many",
-        PRODUCER,
+        KEY_TILES,
         "mbarrier_arrive_expect_tx(full, boxes * ",
         "mbarrier_arrive_expect_tx(full, (boxes + 1) * ",
         PAGED,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.helpers.bodies import each_property, name, run_and_check, run_boundary
+from tests.helpers.bodies import DIMS_OF_E4M3, each_property, name, run_and_check, run_boundary, run_one_key
 from tests.helpers.boundary import Boundary, boundaries
 from tests.helpers.cases import Case
 from tests.helpers.catalogue import DTYPES, default_set_cases, fuzz_case, kind_cases, pairwise_cases
@@ -17,12 +17,17 @@ from tests.helpers.properties import Target, kinds_agree
 FUZZ = 200
 ARCH = gpu_arch()
 CASES = (*pairwise_cases(ARCH), *pattern_cases(ARCH), *shape_cases(ARCH), *device_cases(ARCH))
-TARGETS = [Target("gpu", ARCH, dtype) for dtype in DTYPES[ARCH] if dtype != "fp16"]
+TARGETS = [Target("gpu", ARCH, dtype) for dtype in DTYPES if dtype != "fp16"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
 def test_cases(case: Case) -> None:
     run_and_check(case, "gpu")
+
+
+@pytest.mark.parametrize("dims", DIMS_OF_E4M3, ids=str)
+def test_each_probability_meets_the_value_of_its_key(dims: tuple[int, int]) -> None:
+    run_one_key(dims, "gpu")
 
 
 @pytest.mark.parametrize("case", default_set_cases(ARCH), ids=name)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from .boundary import Boundary
 from .cases import Case
@@ -46,6 +48,19 @@ def run_boundary(boundary: Boundary, backend: str) -> None:
     result, held = run_case(boundary.case, backend, boundary.held)
     for index, answer in enumerate(check(result, held)):
         assert answer.skip_map[0].tolist() == [list(boundary.tiles[index])] * 2
+
+
+# Of every kernel that multiplies V transposed, and some that fill it with zeros.
+DIMS_OF_E4M3 = ((64, 64), (128, 128), (192, 128), (256, 256), (48, 48), (160, 144), (256, 64))
+
+
+def run_one_key(dims: tuple[int, int], backend: str) -> None:
+    """8-bit rows that see one key each have its value, exactly: P is one, and no sum rounds. 300 keys take turns."""
+    case = Case("one-key", dtype="e4m3", out_dtype="fp16", mask="window", window=(0, 0), skip="dense", heads_q=1)
+    case = replace(case, head_dim=dims[0], head_dim_v=dims[1], lens=((300, 300),))
+    result, held = run_case(case, backend)
+    assert torch.equal(result.rows("out", 0).float(), held[0].v.float())
+    assert len(held[0].v.view(torch.uint8).unique(dim=0)) == 300, "two keys cannot be told apart"
 
 
 def each_property(targets: Iterable[Target]) -> pytest.MarkDecorator:

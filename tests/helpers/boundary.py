@@ -106,5 +106,5 @@ def boundaries(arch: str = "sm90") -> tuple[Boundary, ...]:
     scaled = [single(base, 3, factor, unit=8) for factor in (BELOW, ON, ABOVE)]
     narrow_tiles = [single(wide, 5, factor) for factor in (ON, ABOVE)]
     bytewise = replace(base, dtype="e4m3")
-    eight_bit = [single(bytewise, 9, factor) for factor in (BELOW, ON, ABOVE)] if arch == "sm100" else []
+    eight_bit = [single(bytewise, 9, factor) for factor in (BELOW, ON, ABOVE)]
     return (*singles, *scaled, *narrow_tiles, *eight_bit, batch(base, 7), one(base))

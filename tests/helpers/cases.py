@@ -139,7 +139,7 @@ class Case:
         """Whether a request is decode's."""
         if self.phase != "mixed":
             return self.phase in ("decode", "mla")
-        if self.arch == "sm90" and self.keys_dtype == "e4m3":
+        if self.kv_dtype != "same":
             return True  # no prefill kernel reads those
         has_cache = self.paged or self.seqused
         return PHASES.decodes(len_q, len_k, self.heads_q // self.heads_kv, has_cache=has_cache)

@@ -31,9 +31,8 @@ def pattern_cases(arch: str = "sm90") -> tuple[Case, ...]:
 def shape_cases(arch: str = "sm90") -> tuple[Case, ...]:
     """Shapes that rings, schedulers and prefix sums trip over: long rows of tiles, many requests, many heads."""
     found = _shapes()
-    if arch == "sm100":
-        bytewise = [replace(case, name=f"{case.name}-e4m3", dtype="e4m3", descales="head") for case in found[::3]]
-        found = (*found, *bytewise, *_tall_shapes())
+    bytewise = [replace(case, name=f"{case.name}-e4m3", dtype="e4m3", descales="head") for case in found[::3]]
+    found = (*found, *bytewise, *(_tall_shapes() if arch == "sm100" else ()))
     return tuple(replace(case, arch=arch) for case in found)
 
 

@@ -141,10 +141,13 @@ def _prepare(built: Built, sms: int, workspace: torch.Tensor | None) -> tuple[An
     from skimattn._launch.planner import Planner
     from skimattn._select import kernels
     from skimattn._select.dispatch import specs_of
-    from skimattn.codegen.matrix import combine_spec
+    from skimattn.codegen.matrix import combine_spec, transpose_spec
 
     case, problem = built.case, validate(params_of(built))
     specs = {case.spec.phase: case.spec}
+    transpose = transpose_spec(case.spec)
+    if transpose is not None and case.spec.phase == "prefill":
+        specs["transpose"] = transpose
     if case.phase in ("decode", "mla"):
         specs = {"decode": case.spec, "combine": combine_spec(case.spec)}
     if case.phase == "mixed":

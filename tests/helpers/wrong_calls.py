@@ -66,7 +66,7 @@ def paged() -> Call:
 
 
 def eight_bit() -> Call:
-    """As :func:`batched` in e4m3, with a descale of each form, through the reference of SM100."""
+    """As :func:`batched` in e4m3, with a descale of each form."""
     return batched() | {
         "q": e4m3(2, 70, 4, 64),
         "k": e4m3(2, 200, 2, 64),

@@ -227,6 +227,12 @@ SKIM_DEVICE uint32_t widen(ElementBf16 element, uint32_t pair) {
   return pack(element, first, second);
 }
 
+// Four of the eight bytes of two words, those of the first counted from 0: `selector` has a digit for each, the lowest
+// first.
+SKIM_DEVICE uint32_t prmt(uint32_t first, uint32_t second, uint32_t selector) {
+  return __byte_perm(first, second, selector);
+}
+
 // The same number, but unknown to the compiler: what follows from it is computed here, and takes no register elsewhere.
 SKIM_DEVICE int opaque(int x) {
   asm volatile("" : "+r"(x));

@@ -162,6 +162,33 @@ KERNEL(product_of_layout) {
   finish(d);
   write_words(p, d);
 }
+// The same of 8-bit elements: four k32 steps, both operands K-major. If len_q is set, A comes from registers, four words
+// for each thread and step at sinks.
+KERNEL(product_of_bytes) {
+  using Bytes = ptx::Wgmma<ElementE4m3, kN>;
+  const auto* image = reinterpret_cast<const uint32_t*>(p.custom_mask);
+  for (int at = thread(); at < 2 * kTile / 4; at += 2 * kGroupThreads) ptx::st_shared(s.a + at * 4, image[at]);
+  ptx::fence_proxy_async();
+  ptx::cta_sync();
+  if (!in_group()) return;
+  const auto* steps = reinterpret_cast<const uint64_t*>(p.page_table);
+  const auto* words = reinterpret_cast<const uint32_t*>(p.sinks) + thread() * 16;
+  const uint64_t start = ptx::smem_address(s.a) >> 4;
+  float d[kN / 2] = {};
+  uint32_t a[4][4];
+  for (int i = 0; i < 16; ++i) a[i / 4][i % 4] = p.len_q == 0 ? 0 : words[i];
+  ptx::wgmma_fence();
+  for (int i = 0; i < 4; ++i) {
+    if (p.len_q == 0) {
+      Bytes::ss(d, steps[2 * i] + start, steps[2 * i + 1] + start, i > 0);
+    } else {
+      Bytes::rs_k_major(d, a[i], steps[2 * i + 1] + start, i > 0);
+    }
+  }
+  ptx::wgmma_commit();
+  finish(d);
+  write_words(p, d);
+}
 // What the lanes of a warp tell each other, 5 words a thread.
 KERNEL(warp_exchange) {
   uint32_t* out = static_cast<uint32_t*>(p.out) + thread() * 5;

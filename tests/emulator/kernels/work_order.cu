@@ -20,7 +20,7 @@ SKIM_DEVICE void write_down(uint32_t* row, const WorkItem& item) {
 SKIM_DEVICE void hand_out(const Params& p) {
   const int lane = ptx::thread_index();
   if (lane >= kWarpThreads) return;
-  TileScheduler<kTileM> scheduler(p);
+  TileScheduler<kTileM, false> scheduler(p);
   const TileCounter counter(p.work_counter);
   for (int ticket = counter.first();;) {
     const int next = lane == 0 ? counter.next() : 0;

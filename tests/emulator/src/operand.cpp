@@ -38,19 +38,13 @@ void check_atoms(const Operand& o) {
 
 }  // namespace
 
-Operand decode_sm90(uint64_t bits, const char* name, bool mn_major, int extent) {
+Operand decode_sm90(uint64_t bits, const char* name, bool mn_major, int extent, int element_bytes) {
   check_zero(bits, 3ull << 14 | 3ull << 30 | 7ull << 46 | 0x3ffull << 52, name);
   check_base_offset(bits, name);
   constexpr int kSwizzles[4] = {0, 128, 64, 32};
-  const Operand operand{name,
-                        bits,
-                        address_field(bits, 0),
-                        address_field(bits, 16),
-                        address_field(bits, 32),
-                        kSwizzles[bits >> 62],
-                        mn_major,
-                        extent,
-                        2};
+  const Operand operand{
+      name,     bits,   address_field(bits, 0), address_field(bits, 16), address_field(bits, 32), kSwizzles[bits >> 62],
+      mn_major, extent, element_bytes};
   check_atoms(operand);
   return operand;
 }

@@ -22,7 +22,7 @@ struct Operand {
 };
 
 // Each fails on bits that the architecture does not define, and on starts and offsets inside a swizzle atom.
-Operand decode_sm90(uint64_t bits, const char* name, bool mn_major, int extent);
+Operand decode_sm90(uint64_t bits, const char* name, bool mn_major, int extent, int element_bytes);
 Operand decode_sm100(uint64_t bits, const char* name, bool mn_major, int extent, int element_bytes);
 
 // Shared-memory address of a 16-byte piece. K-major: `row` counts m or n, `piece` along k. MN-major: `row` counts k,

@@ -170,8 +170,8 @@ struct Wgmma {
   AccumulatorTile* tile;
   const uint32_t* a[kGroup];
   uint32_t a_values[kGroup][4];
-  std::vector<uint16_t> operands;  // A then B, as they were at issue
-  std::vector<Clock> clocks;       // what the threads knew when they issued it, without repetitions
+  std::vector<uint8_t> operands;  // A then B, as they were at issue
+  std::vector<Clock> clocks;      // what the threads knew when they issued it, without repetitions
 };
 
 struct Warpgroup {

@@ -7,16 +7,20 @@
 namespace skim_emulator {
 namespace {
 
-constexpr int kM = 64, kK = 16;
+constexpr int kM = 64, kMostK = kStepBytes;  // elements of K in one product: 16, or 32 of 8 bits
 // A signalling NaN: any arithmetic on it leaves a quiet one, so even `d *= x` shows.
 constexpr uint32_t kPoisonBits = 0x7f85a5a5;
 
-Operand operand_a(const Wgmma& op) { return decode_sm90(op.a_descriptor, "operand A", false, kM); }
-Operand operand_b(const Wgmma& op) { return decode_sm90(op.b_descriptor, "operand B", op.b_mn_major, op.n); }
+int bytes_of(Element element) { return element == Element::kE4m3 ? 1 : 2; }
+Operand operand_a(const Wgmma& op) {
+  return decode_sm90(op.a_descriptor, "operand A", false, kM, bytes_of(op.element));
+}
+Operand operand_b(const Wgmma& op) {
+  return decode_sm90(op.b_descriptor, "operand B", op.b_mn_major, op.n, bytes_of(op.element));
+}
 
-// Operands as stored: A [64][16] first (absent if it comes from registers), then B [n][16] or, MN-major, [16][n].
-void gather(Cta& cta, const Wgmma& op, uint16_t* out) {
-  auto* const bytes = reinterpret_cast<uint8_t*>(out);
+// Operands as stored: A [64][k] first (absent if it comes from registers), then B [n][k] or, MN-major, [k][n].
+void gather(Cta& cta, const Wgmma& op, uint8_t* bytes) {
   const auto copy_to = [&](uint8_t* to) {
     return [&cta, to](uint32_t offset, int at) { std::memcpy(to + at, cta.smem + offset, kGranule); };
   };
@@ -47,17 +51,29 @@ void end_reads(Cta& cta, const Wgmma& op, size_t group) {
   });
 }
 
-float to_float(Element element, uint16_t bits) { return element == Element::kBf16 ? from_bf16(bits) : from_fp16(bits); }
+// Element `at` of operands as they are stored.
+float to_float(Element element, const uint8_t* bytes, int at) {
+  if (element == Element::kE4m3) return from_e4m3(bytes[at]);
+  uint16_t bits;
+  std::memcpy(&bits, bytes + 2 * at, 2);
+  return element == Element::kBf16 ? from_bf16(bits) : from_fp16(bits);
+}
 
 // Element i of thread t's fragment lies in this row and column of the 64 x n tile.
 int fragment_row(int t, int i) { return t / 32 * 16 + t % 32 / 4 + (i >> 1 & 1) * 8; }
 int fragment_column(int t, int i) { return (i >> 2) * 8 + t % 4 * 2 + (i & 1); }
 
-void multiply(const float* a, const float* b, float* c, int n) {
+// Where element i of thread t's A registers lies in the 64 x k operand (PTX ISA, "Register Fragments for
+// wgmma.mma_async.m64nNk16" and "k32"): words go row, row + 8, then the same of the second half of k. In a word a
+// thread has neighbours along k, as many as fit.
+int a_row(int t, int i, int per_word) { return t / 32 * 16 + t % 32 / 4 + (i / per_word & 1) * 8; }
+int a_column(int t, int i, int per_word) { return i / (2 * per_word) * 4 * per_word + t % 4 * per_word + i % per_word; }
+
+void multiply(const float* a, const float* b, float* c, int n, int depth) {
   for (int row = 0; row < kM; ++row) {
     float* __restrict line = c + row * n;
-    for (int k = 0; k < kK; ++k) {
-      const float x = a[row * kK + k];
+    for (int k = 0; k < depth; ++k) {
+      const float x = a[row * depth + k];
       const float* __restrict y = b + k * n;
       for (int j = 0; j < n; ++j) line[j] += x * y[j];
     }
@@ -65,25 +81,26 @@ void multiply(const float* a, const float* b, float* c, int n) {
 }
 
 void compute(Wgmma& op) {
-  static float a[kM * kK], b[kK * kMaxN];
-  const uint16_t* bits = op.operands.data();
+  static float a[kM * kMostK], b[kMostK * kMaxN];
+  const int size = bytes_of(op.element), depth = kStepBytes / size, per_word = 4 / size;
+  const uint8_t *const bytes = op.operands.data(), *const bytes_b = bytes + kM * kStepBytes;
   if (op.registers) {
     for (int t = 0; t < kGroup; ++t) {
-      for (int i = 0; i < 8; ++i) {
-        const int row = t / 32 * 16 + t % 32 / 4 + (i >> 1 & 1) * 8, k = (i >> 2) * 8 + t % 4 * 2 + (i & 1);
-        a[row * kK + k] = to_float(op.element, static_cast<uint16_t>(op.a_values[t][i / 2] >> (i & 1) * 16));
+      const auto* words = reinterpret_cast<const uint8_t*>(op.a_values[t]);
+      for (int i = 0; i < 4 * per_word; ++i) {
+        a[a_row(t, i, per_word) * depth + a_column(t, i, per_word)] = to_float(op.element, words, i);
       }
     }
   } else {
-    for (int i = 0; i < kM * kK; ++i) a[i] = to_float(op.element, bits[i]);
+    for (int i = 0; i < kM * depth; ++i) a[i] = to_float(op.element, bytes, i);
   }
-  for (int k = 0; k < kK; ++k) {
+  for (int k = 0; k < depth; ++k) {
     for (int j = 0; j < op.n; ++j) {
-      b[k * op.n + j] = to_float(op.element, bits[kM * kK + (op.b_mn_major ? k * op.n + j : j * kK + k)]);
+      b[k * op.n + j] = to_float(op.element, bytes_b, op.b_mn_major ? k * op.n + j : j * depth + k);
     }
   }
   if (!op.accumulate) std::memset(op.tile->c, 0, sizeof(float) * kM * op.n);
-  multiply(a, b, op.tile->c, op.n);
+  multiply(a, b, op.tile->c, op.n, depth);
   op.computed = true;
 }
 
@@ -119,7 +136,7 @@ void give_back(AccumulatorTile& tile, Cta& cta, int first_thread) {
 
 void retire(Cta& cta, Warpgroup& group, int first_thread) {
   Wgmma* op = group.ops.front();
-  static std::vector<uint16_t> now;
+  static std::vector<uint8_t> now;
   now.assign(op->operands.size(), 0);
   gather(cta, *op, now.data());
   if (now != op->operands) fail("early-overwrite", "shared memory operands of a wgmma changed before its wgmma_wait");
@@ -144,7 +161,7 @@ void retire(Cta& cta, Warpgroup& group, int first_thread) {
 
 // All 128 threads have issued it: from here on the hardware may read its operands.
 void issue(Cta& cta, Wgmma& op) {
-  op.operands.assign(static_cast<size_t>(kM * kK + kK * op.n), 0);
+  op.operands.assign(static_cast<size_t>((kM + op.n) * kStepBytes), 0);
   begin_reads(cta, op);
   gather(cta, op, op.operands.data());
   if (machine.schedule == Schedule::kEarly || (machine.schedule == Schedule::kRandom && chance(2))) {

@@ -1,15 +1,18 @@
 // The warps that feed a CTA: one draws work, tells everybody, and loads K; one loads V, one Q. Each runs ahead as far
 // as its own buffers allow, and none has to keep another's place in the few registers it has.
 #pragma once
+#include <skimattn/core/key_tiles.cuh>
 #include <skimattn/core/skip_stats.cuh>
+#include <skimattn/core/transposed.cuh>
 
 namespace skimattn {
 
 // By one thread, before the roles part.
+template <class Storage>
 SKIM_DEVICE void prefetch_tensormaps(const Params& p) {
   ptx::prefetch_tensormap(&p.tma_q);
   ptx::prefetch_tensormap(&p.tma_k);
-  ptx::prefetch_tensormap(&p.tma_v);
+  ptx::prefetch_tensormap(Storage::kTransposedV ? &p.tma_vt : &p.tma_v);
   ptx::prefetch_tensormap(&p.tma_o);
 }
 
@@ -23,7 +26,7 @@ class Producer {
 
   // The scheduler and loader of K: a whole warp.
   SKIM_DEVICE void run_keys(int lane) {
-    TileScheduler<Tr::kTileM> scheduler(p_);
+    TileScheduler<Tr::kTileM, Storage::kTransposedV> scheduler(p_);
     const TileCounter counter(p_.work_counter);
     for (int ticket = counter.first();;) {
       // Drawn early: its latency hides behind this item's lookup and loads.
@@ -84,11 +87,6 @@ class Producer {
   }
 
  private:
-  // Where an item's keys and values are.
-  struct Keys {
-    int head, batch, offset, len_k;
-  };
-
   // The next item; to be given back by release_item().
   SKIM_DEVICE WorkItem receive() {
     ptx::mbarrier_wait_parity(&smem_.work_full[work_.slot], work_.phase);
@@ -136,7 +134,7 @@ class Producer {
 
   SKIM_DEVICE void load_k(const Keys& keys, int tile) {
     ptx::mbarrier_wait_parity(&smem_.k_empty[k_.slot], k_.phase ^ 1);
-    load_tile<Storage::kPanels>(smem_.k[k_.slot], p_.tma_k, &smem_.k_full[k_.slot], keys, tile);
+    load_key_tile<Tr, Storage::kPanels>(smem_.k[k_.slot], p_.tma_k, &smem_.k_full[k_.slot], keys, tile, p_);
     k_.advance();
   }
 
@@ -144,10 +142,13 @@ class Producer {
   // is awaited, and most often spares the load.
   SKIM_DEVICE void load_v(const Keys& keys, int tile, bool wanted) {
     ptx::mbarrier_wait_parity(&smem_.v_empty[v_.slot], v_.phase ^ 1);
-    if (wanted) {
-      load_tile<Storage::kPanelsV>(smem_.v[v_.slot], p_.tma_v, &smem_.v_full[v_.slot], keys, tile);
+    uint64_t* full = &smem_.v_full[v_.slot];
+    if (!wanted) {
+      ptx::mbarrier_arrive(full);  // nobody will read the slot, but everybody counts its phases
+    } else if constexpr (Storage::kTransposedV) {
+      load_transposed<Tr>(smem_.v[v_.slot], full, keys, tile, p_);
     } else {
-      ptx::mbarrier_arrive(&smem_.v_full[v_.slot]);  // nobody will read the slot, but everybody counts its phases
+      load_key_tile<Tr, Storage::kPanelsV>(smem_.v[v_.slot], p_.tma_v, full, keys, tile, p_);
     }
     v_.advance();
   }
@@ -162,38 +163,6 @@ class Producer {
       if (ptx::ld_shared(&vote.kept) == votes_) keeping |= 1u << group;
     }
     return keeping;
-  }
-
-  template <int kPanels>
-  SKIM_DEVICE void load_tile(uint8_t* to, const TensorMap& map, uint64_t* full, const Keys& keys, int tile) {
-    const int key0 = tile * Tr::kTileN;
-    if constexpr (Tr::kPaged) {
-      // Boxes past the last key are not loaded: their pages need not exist. What then lies in shared memory is
-      // masked (K) or zeroed (V) by the consumers.
-      const int boxes = ceil_div(imin(Tr::kTileN, keys.len_k - key0), p_.page_box_rows);
-      ptx::mbarrier_arrive_expect_tx(full, boxes * p_.page_box_rows * kPanelRowBytes * kPanels);
-      const int32_t* pages = p_.page_table + static_cast<int64_t>(keys.batch) * p_.page_table_stride;
-      for (int box = 0; box < boxes; ++box) {
-        const int key = key0 + box * p_.page_box_rows;
-        const int page = ptx::ld_global(pages + key / p_.page_size);
-        load_panels<kPanels>(to + box * p_.page_box_rows * kPanelRowBytes, map, full, key % p_.page_size, keys.head,
-                             page);
-      }
-    } else {
-      // One box, which is less than a tile where no request has more keys: what lies behind them is a neighbour's.
-      const bool ragged = p_.cu_seqlens_k != nullptr;
-      ptx::mbarrier_arrive_expect_tx(full, p_.kv_box_rows * kPanelRowBytes * kPanels);
-      load_panels<kPanels>(to, map, full, keys.offset + key0, keys.head, ragged ? 0 : keys.batch);
-    }
-  }
-
-  template <int kPanels>
-  SKIM_DEVICE void load_panels(uint8_t* to, const TensorMap& map, uint64_t* full, int row, int kv_head, int outer) {
-    const uint64_t policy = ptx::createpolicy_evict_last();  // other query tiles read it again
-#pragma unroll
-    for (int panel = 0; panel < kPanels; ++panel) {
-      ptx::tma_load(to + panel * Storage::kKvPanelBytes, &map, full, policy, panel * kColumns, row, kv_head, outer);
-    }
   }
 
   const Params& p_;

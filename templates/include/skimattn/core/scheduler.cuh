@@ -53,21 +53,32 @@ class TileCounter {
   uint32_t* counter_;
 };
 
+// The requests that a launch computes: where kRounds, those of its round alone.
+template <bool kRounds>
+SKIM_DEVICE int first_request(const Params& p) {
+  return kRounds ? p.first_request : 0;
+}
+template <bool kRounds>
+SKIM_DEVICE int end_request(const Params& p) {
+  return kRounds ? imin(p.first_request + p.round_requests, p.batch) : p.batch;
+}
+
 // Every request has len_q rows: the order is arithmetic. Sections of `p.heads_in_l2` (request, kv head) pairs.
-template <int kTileM>
+template <int kTileM, bool kRounds>
 struct UniformTileScheduler {
-  SKIM_DEVICE static int items(const Params& p) { return ceil_div(p.len_q, kTileM) * p.heads_q * p.batch; }
+  SKIM_DEVICE static int requests(const Params& p) { return end_request<kRounds>(p) - first_request<kRounds>(p); }
+  SKIM_DEVICE static int items(const Params& p) { return ceil_div(p.len_q, kTileM) * p.heads_q * requests(p); }
   SKIM_DEVICE static WorkItem decode(const Params& p, int ticket) {
     if (ticket >= items(p)) return {};
     const int tiles = ceil_div(p.len_q, kTileM), qheads_per_kv = p.heads_q / p.heads_kv;
     const int per_section = p.heads_in_l2 * tiles * qheads_per_kv;
     const int first_pair = ticket / per_section * p.heads_in_l2;
-    const int pairs = imin(p.heads_in_l2, p.heads_kv * p.batch - first_pair);
+    const int pairs = imin(p.heads_in_l2, p.heads_kv * requests(p) - first_pair);
     const int rest = ticket % per_section, level = rest / (pairs * qheads_per_kv),
               slot = rest % (pairs * qheads_per_kv);
     const int pair = first_pair + slot / qheads_per_kv;
     const int head = pair % p.heads_kv * qheads_per_kv + slot % qheads_per_kv;
-    return make_item(p, pair / p.heads_kv, head, (tiles - 1 - level) * kTileM);
+    return make_item(p, first_request<kRounds>(p) + pair / p.heads_kv, head, (tiles - 1 - level) * kTileM);
   }
 };
 
@@ -162,11 +173,11 @@ struct QueryTiles {
   }
 };
 
-template <int kTileM>
+template <int kTileM, bool kRounds>
 class VarlenTileScheduler {
  public:
   SKIM_DEVICE explicit VarlenTileScheduler(const Params& p) {
-    if (is_varlen(p)) levels_.start(p, 0, p.batch);
+    if (is_varlen(p)) levels_.start(p, first_request<kRounds>(p), end_request<kRounds>(p));
   }
   // Whether requests have rows, or keys that decide over who computes them, of their own.
   SKIM_DEVICE static bool is_varlen(const Params& p) {
@@ -183,23 +194,23 @@ class VarlenTileScheduler {
   LevelScheduler<QueryTiles<kTileM>> levels_;
 };
 
-// The order that the call's layout asks for.
-template <int kTileM>
+// The order that the call's layout asks for. kRounds: the launch may be one of several, each of some requests.
+template <int kTileM, bool kRounds>
 class TileScheduler {
  public:
+  using Uniform = UniformTileScheduler<kTileM, kRounds>;
+  using Varlen = VarlenTileScheduler<kTileM, kRounds>;
+
   SKIM_DEVICE explicit TileScheduler(const Params& p) : ragged_(p) {}
   // TileCounter must rise. Not valid past the end.
   SKIM_DEVICE WorkItem decode(const Params& p, int ticket) {
-    return VarlenTileScheduler<kTileM>::is_varlen(p) ? ragged_.decode(p, ticket)
-                                                     : UniformTileScheduler<kTileM>::decode(p, ticket);
+    return Varlen::is_varlen(p) ? ragged_.decode(p, ticket) : Uniform::decode(p, ticket);
   }
   // How many there were, once decode() was past the end.
-  SKIM_DEVICE int items(const Params& p) const {
-    return VarlenTileScheduler<kTileM>::is_varlen(p) ? ragged_.items() : UniformTileScheduler<kTileM>::items(p);
-  }
+  SKIM_DEVICE int items(const Params& p) const { return Varlen::is_varlen(p) ? ragged_.items() : Uniform::items(p); }
 
  private:
-  VarlenTileScheduler<kTileM> ragged_;
+  Varlen ragged_;
 };
 
 }  // namespace skimattn

@@ -1,11 +1,12 @@
 // Shared-memory matrix descriptors of wgmma (PTX ISA, "Matrix-descriptor-format"): plain bits, no instruction.
-// All operands here are 16-bit. What TMA loads has the 128-byte swizzle, and lies in panels of 64 columns:
+// What TMA loads has the 128-byte swizzle, and lies in panels of 64 columns of 16 bits, or 128 of 8:
 // [panel][row][128 bytes].
 #pragma once
 #include <skimattn/core/platform.cuh>
 
 namespace skimattn::sm90 {
 
+constexpr int kStepBytes = 32;  // of K in one product: 16 elements of 16 bits, or 32 of 8
 constexpr uint64_t kSwizzle128B = 1ull << 62;
 constexpr uint64_t kStrideOffset = uint64_t{1024 >> 4} << 32;  // between groups of 8 swizzled rows
 
@@ -33,10 +34,12 @@ SKIM_DEVICE uint64_t advance(uint64_t descriptor, int bytes) {
   return descriptor + (static_cast<uint32_t>(bytes) >> 4);
 }
 
-// Byte of a 16-bit element in a swizzled panel: the 16-byte chunk is XORed with the row.
-SKIM_DEVICE int swizzled_offset(int row, int column) {
-  const int offset = row * kPanelRowBytes + column * 2;
+// Where byte `byte` of a row lies in a swizzled panel: the 16-byte chunk is XORed with the row.
+SKIM_DEVICE int swizzled_byte(int row, int byte) {
+  const int offset = row * kPanelRowBytes + byte;
   return offset ^ ((offset >> 7) & 7) << 4;
 }
+// The same of a 16-bit element.
+SKIM_DEVICE int swizzled_offset(int row, int column) { return swizzled_byte(row, column * 2); }
 
 }  // namespace skimattn::sm90

@@ -5,6 +5,7 @@
 //   Wgmma<Element, N>::ss_mn_major(float (&d)[N/2], a_desc, b_desc)     the same with B MN-major, d += A*B
 //   Wgmma<Element, N>::rs(float (&d)[N/2], a[4], b_desc)                A in registers, B MN-major, d += A*B
 //   Wgmma<Element, N>::rs_k_major(float (&d)[N/2], a[4], b_desc, accumulate)           the same with B K-major
+// Of 8-bit elements there are ss and rs_k_major alone.
 #pragma once
 #include <skimattn/ptx.cuh>
 #include <skimattn/wgmma.cuh>

@@ -1,6 +1,7 @@
 // Online softmax over raw (unscaled) scores in the wgmma accumulator layout: each thread owns two rows, 8 apart, and
 // element i of its fragment lies in row (i >> 1) & 1. The four threads of a quad share their rows.
 #pragma once
+#include <skimattn/core/descale.cuh>
 #include <skimattn/core/pack.cuh>
 #include <skimattn/sm90/fragment.cuh>
 
@@ -79,28 +80,49 @@ struct Ahead {
   SKIM_DEVICE static constexpr int slot(int step, int i) { return 4 * step + 2 * (i >> 2) + (i & 1); }
 };
 
-// Turns scores into probabilities, rounded to the element type as the A operand of P.V (the two fragments are the same
-// layout); adds them, not rounded, to the row sums; and multiplies the output by acc_scale.
+// Words of A operands that a thread has of P: the probabilities of 16 keys in 16 bits, of 32 in 8.
+template <class Element, int kScores>
+inline constexpr int kOperands = kScores / (4 * kPerWord<Element>);
+
+// Eight scores' probabilities as words of the A operand of P.V, rounded. 16-bit fragments are the same layout. An 8-bit
+// word holds four of one row, in the order of their columns: where those keys lie, V has theirs (core/transposed.cuh).
+template <class Element, int kCount>
+SKIM_DEVICE void pack_step(const float (&e)[8], int step, uint32_t (&p)[kCount][4]) {
+  if constexpr (kPerWord<Element> == 2) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) p[step][i] = pack_word(Element{}, e + 2 * i);
+  } else {
+#pragma unroll
+    for (int r = 0; r < kThreadRows; ++r) {
+      const float row[4] = {e[2 * r], e[2 * r + 1], e[2 * r + 4], e[2 * r + 5]};
+      p[step / 2][step % 2 * 2 + r] = pack_word(Element{}, row);
+    }
+  }
+}
+
+// Turns scores into probabilities, kGain powers of two larger than the base says, rounded to the element type as the A
+// operand of P.V; adds them, not rounded, to the row sums; and multiplies the output by acc_scale.
 // Note: the three are interleaved because exponentials keep one pipe busy and the rest can hide behind it. There is no
 // branch around the multiplications where no maximum rose: measured, it costs more than they do.
 template <class Element, int kAhead, int kScores, int kOut>
 SKIM_DEVICE void exp_and_pack(const float (&s)[kScores], const Ahead<kAhead>& ahead, const RowMaxUpdate& update,
-                              float scale_log2, RowState& rows, uint32_t (&p)[kScores / 8][4], float (&o)[kOut]) {
+                              float scale_log2, RowState& rows, uint32_t (&p)[kOperands<Element, kScores>][4],
+                              float (&o)[kOut]) {
   constexpr int kSteps = kScores / 8, kChunk = kOut / kSteps;
   static_assert(kOut % kSteps == 0);
-  static_assert(kPerWord<Element> == 2);  // the two fragments of 8-bit elements are not the same layout
-  float sum[2 * kThreadRows] = {};
+  float sum[2 * kThreadRows] = {}, base[kThreadRows];
+#pragma unroll
+  for (int r = 0; r < kThreadRows; ++r) base[r] = update.base[r] - kGain<Element>;
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     float e[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       e[i] = Ahead<kAhead>::holds(step, i) ? ahead.row0[Ahead<kAhead>::slot(step, i)]
-                                           : ptx::ex2(fmaf(s[8 * step + i], scale_log2, -update.base[Layout::row(i)]));
+                                           : ptx::ex2(fmaf(s[8 * step + i], scale_log2, -base[Layout::row(i)]));
       sum[i & 3] += e[i];
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) p[step][i] = pack_word(Element{}, e + 2 * i);
+    pack_step<Element>(e, step, p);
 #pragma unroll
     for (int i = step * kChunk; i < (step + 1) * kChunk; ++i) o[i] *= update.acc_scale[Layout::row(i)];
   }

@@ -1,5 +1,7 @@
 // The host version of templates/include/skimattn/ptx.cuh: the same functions, answered by the emulator.
 #pragma once
+#include <cstdlib>
+
 #include <skimattn_host/machine.h>
 #include <skimattn/core/platform.cuh>
 #include <skimattn/params.cuh>
@@ -129,6 +131,17 @@ inline uint32_t widen(ElementBf16, uint32_t pair) {
 }
 inline uint32_t widen(ElementFp16, uint32_t pair) {
   return emu::to_fp16(emu::from_e4m3(pair & 0xff)) | emu::to_fp16(emu::from_e4m3(pair >> 8 & 0xff)) << 16;
+}
+
+inline uint32_t prmt(uint32_t first, uint32_t second, uint32_t selector) {
+  const uint64_t bytes = static_cast<uint64_t>(second) << 32 | first;
+  uint32_t chosen = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t digit = selector >> 4 * i & 0xf;
+    if (digit > 7) std::abort();  // sign replication is not modelled
+    chosen |= static_cast<uint32_t>(bytes >> 8 * digit & 0xff) << 8 * i;
+  }
+  return chosen;
 }
 
 inline int opaque(int x) { return x; }

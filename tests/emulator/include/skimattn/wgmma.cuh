@@ -27,4 +27,16 @@ struct Wgmma {
   }
 };
 
+// 8-bit operands: K-major alone, so there is no product with B MN-major.
+template <int N>
+struct Wgmma<ElementE4m3, N> {
+  static_assert(N % 8 == 0 && N >= 8 && N <= 256, "wgmma: N is a multiple of 8, at most 256");
+  static void ss(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
+    skim_emulator::wgmma(d, N, skim_emulator::Element::kE4m3, nullptr, a, b, accumulate, false);
+  }
+  static void rs_k_major(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+    skim_emulator::wgmma(d, N, skim_emulator::Element::kE4m3, a, 0, b, accumulate, false);
+  }
+};
+
 }  // namespace skimattn::ptx

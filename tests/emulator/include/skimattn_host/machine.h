@@ -53,7 +53,7 @@ void tma_store_commit();
 void tma_store_wait(int pending, bool read_only);
 
 enum class Element { kBf16, kFp16, kE4m3 };
-// One wgmma m64nNk16; `a` null means that A comes from shared memory through `a_descriptor`.
+// One wgmma m64nNk16, k32 of 8-bit elements; `a` null means that A comes from shared memory through `a_descriptor`.
 void wgmma(float* d, int n, Element element, const uint32_t* a, uint64_t a_descriptor, uint64_t b_descriptor,
            bool accumulate, bool b_mn_major);
 void wgmma_fence();

@@ -34,7 +34,7 @@ SKIM_DEVICE void forward(const Params& p) {
   const int warpgroup = ptx::shfl(ptx::thread_index() / kGroupThreads, 0);
   const int warp = ptx::shfl(ptx::thread_index() % kGroupThreads / kWarpThreads, 0);
   if (ptx::thread_index() == 0) {
-    prefetch_tensormaps(p);
+    prefetch_tensormaps<Storage>(p);
     smem.init_barriers();
   }
   if (warpgroup == R::kSingles && warp == R::kMma) {

@@ -37,6 +37,7 @@ struct SharedStorage {
   static constexpr int kVoteSlots = 4;
   static constexpr int kAnnouncements = 2;  // arrivals by which the thread that issues products says they are done
   static constexpr int kMostGroups = 2;
+  static constexpr bool kTransposedV = false;  // tcgen05 reads 8-bit operands along either dimension
   static_assert(Tr::kGroupRows == kGroupThreads && Tr::kConsumers <= kMostGroups);
   static_assert(Tr::kSeparateO || (Tr::kStagesQ == 1 && kOBytes <= kQBytes));
 

@@ -6,6 +6,7 @@
 #pragma once
 #include <skimattn/core/score_mod.cuh>
 #include <skimattn/core/skip.cuh>
+#include <skimattn/core/transposed.cuh>
 #include <skimattn/sm90/descriptor.cuh>
 #include <skimattn/sm90/prefill/epilogue.cuh>
 #include <skimattn/sm90/prefill/storage.cuh>
@@ -18,9 +19,11 @@ class Consumer {
  public:
   using Storage = SharedStorage<Tr>;
   using Bars = NamedBarrier<Tr>;
+  using Element = typename Tr::Element;
   using Place = FragmentPlace<Layout>;
-  static constexpr bool kSkips = Tr::kSkip != Skip::kDense;
-  static constexpr int kScores = Tr::kTileN / 2;  // floats a thread holds of a 64-row tile
+  static constexpr bool kSkips = Tr::kSkip != Skip::kDense, kScaled = kDescaled<Element>;
+  static constexpr int kStepElements = 8 * kPerWord<Element>;  // of K in one product
+  static constexpr int kScores = Tr::kTileN / 2;               // floats a thread holds of a 64-row tile
   static constexpr int kOut = Tr::kHeadDimV / 2;
 
   SKIM_DEVICE Consumer(const Params& p, Storage& smem, int group)
@@ -79,6 +82,7 @@ class Consumer {
     if (!item.valid) return false;
     at_ = place_of(item);
     if constexpr (Tr::kAlibi) at_.alibi = alibi_slope(item.batch, item.head, p_) * p_.bias_scale;
+    if constexpr (kScaled) apply_descales(item);
     if constexpr (kSkips) limit_ = log2_threshold(p_, item.batch, item.head);
 #pragma unroll
     for (int i = 0; i < kOut; ++i) o_[i] = 0.0f;
@@ -93,6 +97,14 @@ class Consumer {
     last_ = all.last;
     return true;
   }
+
+  // What one unit of a product counts: inside the softcap where there is one.
+  SKIM_DEVICE void apply_descales(const WorkItem& item) {
+    unit_ = qk_descale(p_, item.batch, item.head / (p_.heads_q / p_.heads_kv));
+    if constexpr (Tr::kAlibi && !Tr::kSoftcap) at_.alibi /= unit_;
+  }
+  SKIM_DEVICE float scale_log2() const { return Epilogue<Tr>::scale_log2(unit_, p_); }
+  SKIM_DEVICE float score_scale() const { return kScaled ? p_.score_scale * unit_ : p_.score_scale; }
 
   SKIM_DEVICE void mainloop() {
     ptx::mbarrier_wait_parity(&smem_.q_full[q_slot()][group_], items_ / Tr::kStagesQ & 1);
@@ -177,7 +189,7 @@ class Consumer {
     k_.advance();
     v_.advance();
 
-    apply_score_mod<Tr>(s, n * Tr::kTileN, at_, p_.score_scale);
+    apply_score_mod<Tr>(s, n * Tr::kTileN, at_, score_scale());
     if constexpr (kMasked) mask_scores<Tr>(s, n * Tr::kTileN, at_, p_);
     float thread_max[kThreadRows];
     thread_maximum(s, thread_max);
@@ -190,8 +202,8 @@ class Consumer {
     // Asked for here, where the answer's latency hides behind the shuffles below.
     const bool keeps = kSkips && warp_keeps(thread_max);
     if constexpr (kExpectKept) {
-      update = update_row_max(thread_max, raised, p_.scale_log2);
-      ahead.compute(s, update.base[0], p_.scale_log2);
+      update = update_row_max(thread_max, raised, scale_log2());
+      ahead.compute(s, update.base[0] - kGain<Element>, scale_log2());
     }
     if constexpr (kSkips) {
       ++votes_;
@@ -209,13 +221,13 @@ class Consumer {
       }
       pending_ = true;
     }
-    if constexpr (!kExpectKept) update = update_row_max(thread_max, raised, p_.scale_log2);
+    if constexpr (!kExpectKept) update = update_row_max(thread_max, raised, scale_log2());
     rows_ = raised;
     if constexpr (kPrev == PrevTile::kKept) finish_product(prev);
-    exp_and_pack<typename Tr::Element>(s, ahead, update, p_.scale_log2, rows_, probabilities_, o_);
+    exp_and_pack<Element>(s, ahead, update, scale_log2(), rows_, probabilities_, o_);
   }
 
-  // The first k16 steps of Q as A operands: what they no longer read from shared memory per tile is what a skipping
+  // The first steps of Q as A operands: what they no longer read from shared memory per tile is what a skipping
   // kernel's loads need, and more of them would crowd the register ports instead.
   SKIM_DEVICE void load_q() {
     const int lane = thread_ % kWarpThreads, row = thread_ / kWarpThreads * 16 + lane / 4;
@@ -232,12 +244,12 @@ class Consumer {
   }
 
   SKIM_DEVICE void issue_qk(float (&s)[kScores], int slot) {
-    using Wgmma = ptx::Wgmma<typename Tr::Element, Tr::kTileN>;
+    using Wgmma = ptx::Wgmma<Element, Tr::kTileN>;
     ptx::wgmma_fence();
     const uint64_t q = k_major(smem_.q(q_slot(), group_)), k = advance(k_major(smem_.k[0]), slot * Storage::kKBytes);
 #pragma unroll
-    for (int i = 0; i < Tr::kHeadDim / 16; ++i) {
-      const int panel = i / 4, inside = i % 4 * 32;  // four k16 steps to a 128-byte row
+    for (int i = 0; i < Tr::kHeadDim / kStepElements; ++i) {
+      const int panel = i / 4, inside = i % 4 * kStepBytes;  // four steps to a 128-byte row
       const uint64_t keys = advance(k, panel * Storage::kKvPanelBytes + inside);
       if (i < Tr::kQRegisterSteps) {
         Wgmma::rs_k_major(s, q_[i], keys, i > 0);
@@ -250,10 +262,27 @@ class Consumer {
   SKIM_DEVICE void issue_pv(PipelineState<Tr::kStagesV> prev) {
     ptx::mbarrier_wait_parity(&smem_.v_full[prev.slot], prev.phase);
     ptx::wgmma_fence();  // for this product's registers; the compiler inserts one where it is missing, and serialises
-    const uint64_t v = advance(mn_major(smem_.v[0], Storage::kKvPanelBytes), prev.slot * Storage::kVBytes);
+    if constexpr (Storage::kTransposedV) {
+      multiply_transposed(advance(k_major(smem_.v[0]), prev.slot * Storage::kVBytes));
+    } else {
+      const uint64_t v = advance(mn_major(smem_.v[0], Storage::kKvPanelBytes), prev.slot * Storage::kVBytes);
 #pragma unroll
-    for (int i = 0; i < Tr::kTileN / 16; ++i) {
-      ptx::Wgmma<typename Tr::Element, Tr::kHeadDimV>::rs(o_, probabilities_[i], advance(v, i * 16 * kPanelRowBytes));
+      for (int i = 0; i < Tr::kTileN / 16; ++i) {
+        ptx::Wgmma<Element, Tr::kHeadDimV>::rs(o_, probabilities_[i], advance(v, i * 16 * kPanelRowBytes));
+      }
+    }
+  }
+
+  SKIM_DEVICE void multiply_transposed(uint64_t v) {
+    constexpr int kParts = Transposed<Tr>::kParts, kPartOut = kOut / kParts;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      auto& o = *reinterpret_cast<float (*)[kPartOut]>(o_ + part * kPartOut);
+#pragma unroll
+      for (int i = 0; i < Tr::kTileN / kStepElements; ++i) {
+        ptx::Wgmma<Element, Transposed<Tr>::kColumns>::rs_k_major(o, probabilities_[i],
+                                                                  advance(v, part * Tr::kTileN + i * kStepBytes), true);
+      }
     }
   }
 
@@ -283,11 +312,11 @@ class Consumer {
   }
 
   // Zeroes what no row of the request sees of V, if this tile holds any: see seen_in_tile. The groups share the work
-  // before any of them may use the tile, and none of them holds the turn meanwhile.
+  // before any of them may use the tile, and none of them holds the turn meanwhile. What transposes V has done so.
   // Note: all of them come here for such a tile, since none of them sees it whole.
   SKIM_DEVICE void clear_unseen(int n) {
     const Span seen = seen_in_tile<Tr>(at_.len_q, at_.len_k, n, p_);
-    if (seen.lo <= 0 && seen.hi >= Tr::kTileN) return;
+    if (Storage::kTransposedV || (seen.lo <= 0 && seen.hi >= Tr::kTileN)) return;
     const PipelineState<Tr::kStagesV> prev = v_.previous();
     ptx::mbarrier_wait_parity(&smem_.v_full[prev.slot], prev.phase);
     clear_keys(prev.slot, 0, seen.lo);
@@ -317,7 +346,7 @@ class Consumer {
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
       // Rows past the end belong to a neighbour, or to nobody: they have no vote.
-      agree &= !at_.valid(r) | row_can_skip(thread_max[r], rows_.max[r], p_.scale_log2, limit_);
+      agree &= !at_.valid(r) | row_can_skip(thread_max[r], rows_.max[r], scale_log2(), limit_);
     }
     return ptx::warp_any(!agree);
   }
@@ -332,7 +361,7 @@ class Consumer {
 
   SKIM_DEVICE void epilogue() {
     const WorkItem item = read_item();
-    Epilogue<Tr>::store(o_, rows_, place_of(item), item, p_, smem_, group_, thread_);
+    Epilogue<Tr>::store(o_, rows_, unit_, place_of(item), item, p_, smem_, group_, thread_);
     release(&smem_.work_empty[work_slot()]);
     ++items_;
   }
@@ -341,14 +370,15 @@ class Consumer {
   Storage& smem_;
   const int group_, thread_;
   Place at_;
-  TileRange own_;     // of this group's rows
-  int first_, last_;  // of all the CTA's rows: every group walks them all
+  TileRange own_;      // of this group's rows
+  int first_, last_;   // of all the CTA's rows: every group walks them all
+  float unit_ = 1.0f;  // what a product of 8-bit elements counts
   float limit_ = -kInf;
   uint32_t votes_ = 0;
   bool pending_ = false;
   float o_[kOut];
   uint32_t q_[imax(Tr::kQRegisterSteps, 1)][4];
-  uint32_t probabilities_[Tr::kTileN / 16][4];
+  uint32_t probabilities_[kOperands<Element, kScores>][4];
   RowState rows_;
   PipelineState<Tr::kStages> k_;
   PipelineState<Tr::kStagesV> v_;  // of the same tile as k_; the V that is due lies one before it

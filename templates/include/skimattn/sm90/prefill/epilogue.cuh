@@ -11,17 +11,24 @@ namespace skimattn::sm90 {
 template <class Tr>
 struct Epilogue {
   using Storage = SharedStorage<Tr>;
+  using Element = typename Tr::Element;
   using Place = FragmentPlace<Layout>;
   static constexpr int kOut = Tr::kHeadDimV / 2, kColumns = Storage::kColumnsO;
 
-  SKIM_DEVICE static void store(const float (&o)[kOut], const RowState& rows, const Place& at, const WorkItem& item,
-                                const Params& p, Storage& smem, int group, int thread) {
+  // `unit` is what a product of 8-bit elements counts.
+  SKIM_DEVICE static void store(const float (&o)[kOut], const RowState& rows, float unit, const Place& at,
+                                const WorkItem& item, const Params& p, Storage& smem, int group, int thread) {
     float inverse[kThreadRows];
 #pragma unroll
     for (int r = 0; r < kThreadRows; ++r) {
-      const float sum = quad_sum(rows.sum[r]);
-      inverse[r] = inverse_of(sum, rows.max[r], p.scale_log2, at.head, p);
-      if (p.lse != nullptr && at.column == 0 && at.valid(r)) store_lse(sum, rows.max[r], p.scale_log2, r, at, p);
+      const float sum = quad_sum(rows.sum[r]) * kSumUnit<Element>;
+      inverse[r] = inverse_of(sum, rows.max[r], scale_log2(unit, p), at.head, p);
+      if (p.lse != nullptr && at.column == 0 && at.valid(r)) store_lse(sum, rows.max[r], scale_log2(unit, p), r, at, p);
+    }
+    if constexpr (kDescaled<Element>) {
+      const float of_values = kSumUnit<Element> * v_descale(p, at.batch, at.head / (p.heads_q / p.heads_kv));
+#pragma unroll
+      for (int r = 0; r < kThreadRows; ++r) inverse[r] *= of_values;
     }
     const bool whole = item.row0 + (group + 1) * Tr::kGroupRows <= item.len_q;
     if (whole) {
@@ -41,6 +48,12 @@ struct Epilogue {
   // Before the CTA ends: shared memory must outlive the stores that read it.
   SKIM_DEVICE static void drain(int thread) {
     if (thread == 0) ptx::tma_store_wait<0>();
+  }
+
+  // What one unit of a raw score is worth.
+  // Note: written so that without descales nothing is computed, and no register kept.
+  SKIM_DEVICE static float scale_log2(float unit, const Params& p) {
+    return kDescaled<Element> && !Tr::kSoftcap ? p.scale_log2 * unit : p.scale_log2;
   }
 
  private:

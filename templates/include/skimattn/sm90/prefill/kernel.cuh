@@ -17,7 +17,7 @@ SKIM_DEVICE void forward(const Params& p) {
   Storage& smem = *reinterpret_cast<Storage*>(ptx::dynamic_smem());
   const int group = ptx::shfl(ptx::thread_index() / kGroupThreads, 0);  // shuffled: uniform for the compiler too
   if (ptx::thread_index() == 0) {
-    prefetch_tensormaps(p);
+    prefetch_tensormaps<Storage>(p);
     smem.init_barriers();
   }
   ptx::cta_sync();

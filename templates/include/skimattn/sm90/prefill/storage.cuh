@@ -1,24 +1,28 @@
 // What lives in shared memory, and who signals whom.
 #pragma once
+#include <skimattn/core/descale.cuh>
 #include <skimattn/core/pipeline.cuh>
 
 namespace skimattn::sm90 {
 
 template <class Tr>
 struct SharedStorage {
+  // 8-bit values come transposed (core/transposed.cuh): a row holds the tile's keys of one column.
+  static constexpr bool kTransposedV = kDescaled<typename Tr::Element>;
   static constexpr int kColumns = kPanelColumns<typename Tr::Element>, kColumnsO = kPanelColumns<typename Tr::Out>;
-  static constexpr int kPanels = Tr::kHeadDim / kColumns, kPanelsV = Tr::kHeadDimV / kColumns;
+  static constexpr int kPanels = ceil_div(Tr::kHeadDim, kColumns), kPanelsV = ceil_div(Tr::kHeadDimV, kColumns);
   static constexpr int kPanelsO = Tr::kHeadDimV / kColumnsO;
   static constexpr int kQPanelBytes = Tr::kGroupRows * kPanelRowBytes;  // of Q and O, one warpgroup's rows
   static constexpr int kKvPanelBytes = Tr::kTileN * kPanelRowBytes;
-  static constexpr int kKBytes = kPanels * kKvPanelBytes, kVBytes = kPanelsV * kKvPanelBytes;  // of one tile
-  static constexpr int kPlanes = Tr::kStagesQ + (Tr::kSeparateO ? 1 : 0);
-  static_assert(Tr::kHeadDimV <= Tr::kHeadDim && (!Tr::kSeparateO || Tr::kHeadDimV == Tr::kHeadDim));
-  static_assert(Tr::kStagesQ == 1 || Tr::kSeparateO);
-  static_assert(kPanelsO <= kPanels);  // a plane is as large for O as for Q
+  static constexpr int kQBytes = kPanels * kQPanelBytes, kOBytes = kPanelsO * kQPanelBytes;  // of one warpgroup
+  static constexpr int kKBytes = kPanels * kKvPanelBytes;                                    // of one tile
+  static constexpr int kVBytes = kTransposedV ? Tr::kHeadDimV * Tr::kTileN : kPanelsV * kKvPanelBytes;
+  static_assert(Tr::kHeadDimV <= Tr::kHeadDim);
+  static constexpr int kPlanesO = Tr::kSeparateO ? kOBytes / kQBytes : 0, kPlanes = Tr::kStagesQ + kPlanesO;
+  static_assert(Tr::kSeparateO ? kOBytes % kQBytes == 0 : Tr::kStagesQ == 1 && kOBytes <= kQBytes);
 
-  // The first kStagesQ planes hold Q; the last plane O, which shares Q's where there is no room for both.
-  alignas(1024) uint8_t qo[kPlanes][Tr::kConsumers][kPanels * kQPanelBytes];
+  // The first kStagesQ planes hold Q; those behind them O, which shares Q's where there is no room for both.
+  alignas(1024) uint8_t qo[kPlanes][Tr::kConsumers][kQBytes];
   alignas(1024) uint8_t k[Tr::kStages][kKBytes];
   alignas(1024) uint8_t v[Tr::kStagesV][kVBytes];
   // `full`: the producer's bytes have landed. `empty`: every reader is done; one arrival per reading warp.
@@ -35,7 +39,14 @@ struct SharedStorage {
   uint32_t skip_stats[Tr::kConsumers][2];  // stat kernels: the first of each group's tiles, and the one past the last
 
   SKIM_DEVICE uint8_t* q(int slot, int group) { return qo[slot][group]; }
-  SKIM_DEVICE uint8_t* o(int group) { return qo[kPlanes - 1][group]; }
+  // Note: two ways to say it, since the second one gives kernels of 16 bits other machine code than was measured.
+  SKIM_DEVICE uint8_t* o(int group) {
+    if constexpr (kPlanesO <= 1) {
+      return qo[kPlanes - 1][group];
+    } else {
+      return qo[Tr::kStagesQ][0] + group * kOBytes;
+    }
+  }
 
   SKIM_DEVICE void init_barriers() {
     constexpr int kReaders = Tr::kConsumers * kGroupWarps;
