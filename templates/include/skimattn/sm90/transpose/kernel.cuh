@@ -38,7 +38,7 @@ class Transpose {
         lane_(ptx::thread_index() % kWarpThreads) {}
 
   SKIM_DEVICE void run() {
-    const int all = places() * p_.heads_kv;
+    const int all = tiles() * p_.heads_kv;
     for (int i = ptx::block_index(); i < all; i += ptx::grid_size()) {
       const Item item = find(i / p_.heads_kv, i % p_.heads_kv);
       if (item.tile >= 0) transpose(item);
@@ -58,7 +58,7 @@ class Transpose {
   SKIM_DEVICE bool ragged() const { return p_.cu_seqlens_k != nullptr; }
   SKIM_DEVICE int place_tiles() const { return ceil_div(p_.len_k, Tr::kTileN); }  // of a place of its own
   // Tiles of the workspace for each kv head, used or not.
-  SKIM_DEVICE int places() const {
+  SKIM_DEVICE int tiles() const {
     if (ragged()) return first_tile(p_.batch);
     return place_tiles() * (end_request<true>(p_) - p_.first_request);
   }
