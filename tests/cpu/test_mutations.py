@@ -13,6 +13,7 @@ from tests.emulator.mutation_decode import DecodeMutation
 from tests.emulator.mutations import MUTATIONS as MUTATIONS_SM90
 from tests.emulator.mutations_decode import MUTATIONS_DECODE
 from tests.emulator.mutations_decode_e4m3 import MUTATIONS_DECODE_E4M3
+from tests.emulator.mutations_last_keys import MUTATIONS_LAST_KEYS
 from tests.emulator.mutations_mla import MUTATIONS_MLA
 from tests.emulator.mutations_sm100 import MUTATIONS_SM100
 from tests.emulator.mutations_sm100_decode import MUTATIONS_SM100_DECODE
@@ -25,6 +26,7 @@ MUTATIONS = (
     *MUTATIONS_SM90,
     *MUTATIONS_DECODE,
     *MUTATIONS_DECODE_E4M3,
+    *MUTATIONS_LAST_KEYS,
     *MUTATIONS_MLA,
     *MUTATIONS_SM100,
     *MUTATIONS_SM100_DECODE,
