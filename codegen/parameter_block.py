@@ -142,6 +142,9 @@ FIELDS: tuple[Field, ...] = (
     _float("scale_log2", "log2(e) x what one unit of a raw score is worth: softmax_scale, or softcap"),
     _float("score_scale", "softmax_scale / softcap; softcap kernels only"),
     _float("bias_scale", "one natural-log unit in raw scores: 1 / softmax_scale, or 1 / softcap; alibi only"),
+    _int32(
+        "custom_keys", "the last keys of a request, which the columns of custom_mask are; 0 = they are all its keys"
+    ),
 )
 
 

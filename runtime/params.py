@@ -140,9 +140,18 @@ class Params:
     custom_mask: torch.Tensor | None = _input(
         'of ``mask="custom"``: bool ``[Sq, Sk]``, ``[B, Sq, Sk]`` or ``[B, Hq, Sq, Sk]``, in which B and Hq may be 1 = '
         "one for all (ragged: ``[total_q, max_k]`` or ``[Hq, total_q, max_k]``), or the same packed by "
-        ":func:`skimattn.pack_mask` (every launch packs a bool mask anew, into memory that it allocates).",
+        ":func:`skimattn.pack_mask` (every launch packs a bool mask anew, into memory that it allocates). Column j is "
+        "key j of a request, unless ``custom_mask_keys`` says otherwise.",
         torch.bool,
         torch.uint8,
+    )
+    custom_mask_keys: int | None = _size(
+        'of ``mask="custom"``: n, where ``custom_mask`` covers the last n keys of each request only, as a draft tree '
+        "after a long cache does; rows see all keys before. Its columns are these keys, in place of Sk or max_k: key j "
+        "of a request with len_k keys has column j - (len_k - n), so one with fewer than n has the last len_k columns. "
+        "It is said here, and not by the mask's shape: how long requests are is known on the device only, and a packed "
+        "row has room for up to 31 columns more. Default: the mask covers all keys.",
+        None,
     )
     softmax_scale: float | None = _option("factor of q.k; default ``D ** -0.5``.", None)
     softcap: float = _option("scores become ``softcap * tanh(score / softcap)``; 0 = off.", 0.0)

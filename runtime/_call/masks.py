@@ -18,7 +18,7 @@ def mask_bytes(keys: int) -> int:
 def pack_mask(mask: torch.Tensor) -> torch.Tensor:
     """Pack a bool mask ``[..., keys]`` into uint8 ``[..., 4 * ceil(keys / 32)]`` on its own device.
 
-    Bit ``j % 8`` of byte ``j // 8`` is key j. Packing once and passing the result saves packing in every launch.
+    Bit ``j % 8`` of byte ``j // 8`` is column j. Packing once and passing the result saves packing in every launch.
     """
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.dim() < 1:
         got = describe(mask) if isinstance(mask, torch.Tensor) else type(mask).__name__

@@ -57,6 +57,9 @@ def check_mask(params: Params) -> tuple[tuple[int, int], int]:
         raise expected("custom_mask", "a bool or packed uint8 tensor, since mask is 'custom'", None)
     if mask != "custom" and params.custom_mask is not None:
         raise expected("custom_mask", f"None with mask {params.mask!r} (mask='custom' uses it)", "a tensor")
+    if mask != "custom" and params.custom_mask_keys is not None:
+        wanted = f"None with mask {params.mask!r} (mask='custom' uses it)"
+        raise expected("custom_mask_keys", wanted, params.custom_mask_keys)
     return (left, right), chunk or 0
 
 
@@ -155,25 +158,39 @@ def check_values(params: Params) -> None:
 
 
 def check_custom_mask(problem: Problem) -> None:
-    """Form of the custom mask; for ragged or paged keys ``max_seqlen_k`` says how wide it must be."""
-    name, keys = "custom_mask", problem.len_k
+    """Form of the custom mask. How wide it must be says ``custom_mask_keys``, else the keys, which ``max_seqlen_k``
+    bounds where they are ragged or paged.
+    """
+    name, last = "custom_mask", problem.params.custom_mask_keys
     tensor = problem.params.custom_mask
     assert tensor is not None
+    if last is not None:
+        integer("custom_mask_keys", last, 1, MAX_DIM - 1)
     heads, batch, rows = problem.heads_q, problem.batch, problem.rows
+    columns = "max_k" if last is None else "custom_mask_keys"
     if problem.ragged:
-        require_shape(name, tensor, [rows, "max_k"], [heads, rows, "max_k"])
+        require_shape(name, tensor, [rows, columns], [heads, rows, columns])
     else:
-        per_head = product(dict.fromkeys((batch, 1)), dict.fromkeys((heads, 1)), (rows,), ("max_k",))
-        require_shape(name, tensor, [rows, "max_k"], [batch, rows, "max_k"], *per_head)
-    loose = problem.ragged or problem.paged or problem.params.cu_seqlens_k is not None
-    exact = tensor.dtype == torch.bool and not loose
-    least = keys if tensor.dtype == torch.bool else mask_bytes(keys)
-    if tensor.shape[-1] < least or (exact and tensor.shape[-1] != keys):
-        unit = "columns" if tensor.dtype == torch.bool else "bytes a row"
-        hint = "; max_seqlen_k bounds the keys" if problem.varlen_k else ""
-        raise expected(name, f"{'' if exact else 'at least '}{least} {unit} for {keys} keys{hint}", describe(tensor))
+        per_head = product(dict.fromkeys((batch, 1)), dict.fromkeys((heads, 1)), (rows,), (columns,))
+        require_shape(name, tensor, [rows, columns], [batch, rows, columns], *per_head)
+    _check_mask_width(problem, tensor)
     if tensor.dtype == torch.uint8:
         _check_packed_strides(tensor)
+
+
+def _check_mask_width(problem: Problem, tensor: torch.Tensor) -> None:
+    keys, width, packed = problem.custom_keys or problem.len_k, tensor.shape[-1], tensor.dtype == torch.uint8
+    loose = problem.ragged or problem.paged or problem.params.cu_seqlens_k is not None
+    exact = not packed and (problem.custom_keys > 0 or not loose)
+    least = mask_bytes(keys) if packed else keys
+    if width >= least and not (exact and width > keys):
+        return
+    hint = "; max_seqlen_k bounds the keys" if problem.varlen_k else ""
+    if width < least:
+        hint += "; of a mask for the last n keys only, custom_mask_keys says n"
+    what = f"custom_mask_keys={keys}" if problem.custom_keys else f"{keys} keys{hint}"
+    unit = "bytes a row" if packed else "columns"
+    raise expected("custom_mask", f"{'' if exact else 'at least '}{least} {unit} for {what}", describe(tensor))
 
 
 def _check_packed_strides(tensor: torch.Tensor) -> None:

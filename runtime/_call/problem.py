@@ -101,6 +101,11 @@ class Problem:
         return self.form.chunk_size
 
     @property
+    def custom_keys(self) -> int:
+        """How many keys, the last ones of each request, the custom mask covers; 0 = all."""
+        return int(self.params.custom_mask_keys or 0)
+
+    @property
     def softcap(self) -> float:
         """The cap of the scores, 0 = none."""
         return self.form.softcap

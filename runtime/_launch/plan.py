@@ -169,6 +169,7 @@ def _add_strides_of_options(scalars: dict[str, Value], problem: Problem, buffers
         scalars["custom_stride_row"] = strides[-2]
         scalars["custom_stride_head"] = strides[-3] if len(strides) == (3 if problem.ragged else 4) else 0
         scalars["custom_stride_batch"] = strides[0] if not problem.ragged and len(strides) > 2 else 0
+        scalars["custom_keys"] = problem.custom_keys
     if params.skip_map is not None:
         for name, stride in zip(("batch", "head", "group"), params.skip_map.stride(), strict=False):
             scalars[f"skip_map_stride_{name}"] = stride

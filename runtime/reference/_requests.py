@@ -110,7 +110,9 @@ def visible(problem: Problem, request: Request, rows: torch.Tensor) -> torch.Ten
     key, len_k = torch.arange(request.len_k), request.len_k
     if request.mask is not None:
         bits = request.mask[:, rows, :, None].bitwise_right_shift(torch.arange(8, dtype=torch.uint8)) & 1
-        return bits.flatten(2)[..., :len_k].bool()
+        covered = problem.custom_keys or len_k
+        columns = bits.flatten(2)[..., max(covered - len_k, 0) : covered].bool()
+        return torch.nn.functional.pad(columns, (max(len_k - covered, 0), 0), value=True)
     diagonal = (rows + len_k - request.len_q).unsqueeze(1)
     left, right = problem.window
     if problem.mask == "full":

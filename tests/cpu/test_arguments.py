@@ -22,6 +22,7 @@ _OTHERS: dict[str, Any] = {  # a value that is not the default, for arguments th
     "mask": "chunked",
     "window_size": (3, 0),
     "chunk_size": 48,
+    "custom_mask_keys": 9,
     "softmax_scale": 0.5,
     "softcap": 30.0,
     "return_lse": True,

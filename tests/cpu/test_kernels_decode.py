@@ -18,6 +18,7 @@ from tests.helpers.decode_cases import (
     decode_pairwise_cases,
     decode_pattern_cases,
     decode_start_cases,
+    decode_tree_cases,
 )
 from tests.helpers.decode_properties import (
     DECODE_PROPERTIES,
@@ -61,7 +62,7 @@ def test_long(case: Case) -> None:
     run_and_check(case, "emulator")
 
 
-@pytest.mark.parametrize("case", (*decode_border_cases(), *decode_start_cases()), ids=name)
+@pytest.mark.parametrize("case", (*decode_border_cases(), *decode_start_cases(), *decode_tree_cases()), ids=name)
 def test_borders_and_starts(case: Case) -> None:
     run_and_check(case, "emulator", seed=1, schedule="random")
 

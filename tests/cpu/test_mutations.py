@@ -15,6 +15,7 @@ from tests.emulator.mutations import MUTATIONS as MUTATIONS_SM90
 from tests.emulator.mutations_decode import MUTATIONS_DECODE
 from tests.emulator.mutations_decode_e4m3 import MUTATIONS_DECODE_E4M3
 from tests.emulator.mutations_e4m3 import MUTATIONS_E4M3
+from tests.emulator.mutations_last_keys import MUTATIONS_LAST_KEYS
 from tests.emulator.mutations_mla import MUTATIONS_MLA
 from tests.emulator.mutations_sm100 import MUTATIONS_SM100
 from tests.emulator.mutations_sm100_decode import MUTATIONS_SM100_DECODE
@@ -28,6 +29,7 @@ MUTATIONS = (
     *MUTATIONS_E4M3,
     *MUTATIONS_DECODE,
     *MUTATIONS_DECODE_E4M3,
+    *MUTATIONS_LAST_KEYS,
     *MUTATIONS_MLA,
     *MUTATIONS_SM100,
     *MUTATIONS_SM100_DECODE,

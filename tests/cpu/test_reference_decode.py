@@ -24,11 +24,13 @@ from tests.helpers.decode_cases import (
     decode_pairwise_cases,
     decode_pattern_cases,
     decode_start_cases,
+    decode_tree_cases,
 )
 from tests.helpers.oracle import KEPT, SKIPPED
 from tests.helpers.run import run_case
 
 CASES = [*decode_pairwise_cases(), *decode_border_cases(), *decode_long_cases(), *decode_start_cases()]
+CASES += decode_tree_cases()
 LN2 = math.log(2.0)
 
 

@@ -20,6 +20,7 @@ from tests.helpers.decode_cases import (
     decode_pairwise_cases,
     decode_pattern_cases,
     decode_start_cases,
+    decode_tree_cases,
 )
 from tests.helpers.oracle import KEPT, SKIPPED
 from tests.helpers.properties import Target, kinds_agree
@@ -49,8 +50,8 @@ def test_borders(case: Case) -> None:
     run_dealt(case)
 
 
-@pytest.mark.parametrize("case", on_sm100(decode_start_cases()), ids=name)
-def test_starts(case: Case) -> None:
+@pytest.mark.parametrize("case", on_sm100((*decode_start_cases(), *decode_tree_cases())), ids=name)
+def test_starts_and_trees(case: Case) -> None:
     run_dealt(case)
 
 

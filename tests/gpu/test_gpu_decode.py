@@ -27,6 +27,7 @@ from tests.helpers.decode_cases import (
     decode_mixed_cases,
     decode_pattern_cases,
     decode_start_cases,
+    decode_tree_cases,
 )
 from tests.helpers.decode_properties import (
     DECODE_PROPERTIES,
@@ -47,6 +48,7 @@ CUDA: Any = torch.cuda
 TARGET = Target("gpu", gpu_arch())
 ON_SM90 = pytest.mark.skipif(TARGET.arch != "sm90", reason="8-bit keys under 16-bit queries are decoded on SM90 only")
 CASES = (*decode_covering_cases(), *decode_border_cases(), *decode_start_cases(), *decode_pattern_cases()[1::4])
+CASES += decode_tree_cases()
 # Many leaves, groups and requests; more parts than a device runs at once.
 WIDE = replace(
     RAGGED, lens=((1, 9000), (4, 2100), (16, 4000), (1, 20000), (2, 0), (3, 513), (0, 40)), heads_q=16, heads_kv=4

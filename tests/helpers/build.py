@@ -154,10 +154,10 @@ def _lengths(case: Case) -> Tensors:
 
 def mask_tensor(case: Case, held: list[Content]) -> torch.Tensor:
     """The custom mask in the case's form; bits at rows and keys that a request does not have are set."""
-    keys, ragged = longest_keys(case), case.q_layout == "ragged"
+    keys, ragged = case.custom_keys or longest_keys(case), case.q_layout == "ragged"
     rows = [len(one.q) + spare(case, 0) if ragged else sequence(case, 0)[1] for one in held]
     padded = [
-        np.pad(_bits(one), ((0, 0), (0, have - len(one.q)), (0, keys - len(one.k))), constant_values=True)
+        np.pad(_bits(one), ((0, 0), (0, have - len(one.q)), (0, keys - _bits(one).shape[-1])), constant_values=True)
         for one, have in zip(held, rows, strict=True)
     ]
     if ragged:
@@ -292,6 +292,7 @@ def _plain(case: Case) -> dict[str, object]:
     return {
         "window_size": case.window if case.mask in ("window", "chunked") else None,
         "chunk_size": case.chunk if case.mask == "chunked" else None,
+        "custom_mask_keys": case.custom_keys or None,
         "softmax_scale": case.scale,
         "softcap": case.softcap or None,
         "kv_layout": case.kv_layout.upper() if case.paged else None,

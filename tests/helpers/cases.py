@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from skimattn.codegen.spec import KernelSpec
 from skimattn.codegen.tiles import order_of, split, tile_of
 
-from .oracle import Answer, Request, Rules, attend, visible_keys
+from .oracle import Answer, Request, Rules, attend, custom_seen, visible_keys
 from .oracle_decode import Leaves, Phases, attend_decoded
 from .planting import plant
 
@@ -56,6 +56,7 @@ class Case:
     # "bool" or "packed" and its rank, 2, 3 or 4 (ragged q: 2 or 3). Rank 4 can go on: "b" one for all heads, "h" one
     # for all requests, "s" a single one.
     custom: str = ""
+    custom_keys: int = 0  # how many keys, the last ones, the custom mask covers; 0 = all
     q_layout: str = "batched"  # batched, ragged
     kv_layout: str = "batched"  # batched, ragged, nhd, hnd
     seqused_q: bool = False  # lengths in seqused_q, and rows that no request uses
@@ -169,8 +170,9 @@ class Case:
 
 @dataclass
 class Content:
-    """One request: q [len_q, Hq, D], k and v [len_k, Hkv, *], thresholds and slopes [Hq], mask [Hq, len_q, len_k].
+    """One request: q [len_q, Hq, D], k and v [len_k, Hkv, *], thresholds and slopes [Hq].
 
+    ``custom``: the mask, [Hq, len_q, len_k or Case.custom_keys].
     ``descales``: what q, k and v are multiplied by, [Hkv] each, by argument name.
     """
 
@@ -219,15 +221,15 @@ def threshold_of(case: Case, stream: int) -> NDArray[np.float32] | None:
     return np.array(values, np.float32)
 
 
-def custom_bits(case: Case, stream: int, len_q: int, len_k: int) -> NDArray[np.bool_] | None:
-    """The custom mask of one request, [Hq, len_q, len_k]; its top left corner does not depend on the lengths."""
+def custom_bits(case: Case, stream: int, len_q: int, columns: int) -> NDArray[np.bool_] | None:
+    """The custom mask of one request, [Hq, len_q, columns]; its top left corner does not depend on the lengths."""
     if case.mask != "custom":
         return None
     per_head = case.custom.endswith(("4", "4h")) or (case.q_layout == "ragged" and case.custom.endswith("3"))
     shared = case.custom.endswith(("2", "4h", "4s")) and case.q_layout == "batched"
     head = np.arange(case.heads_q, dtype=np.uint64)[:, None, None] * per_head
     row = np.arange(len_q, dtype=np.uint64)[None, :, None]
-    key = np.arange(len_k, dtype=np.uint64)[None, None, :]
+    key = np.arange(columns, dtype=np.uint64)[None, None, :]
     mix = row * 0x9E3779B1 + key * 0x85EBCA77 + head * 0xC2B2AE3D + np.uint64(97 + (0 if shared else stream) * 131)
     mix = (mix ^ (mix >> np.uint64(15))) * np.uint64(0x27D4EB2F) & np.uint64(0xFFFFFFFF)
     bits = (mix >> np.uint64(16)) % np.uint64(5) < 3
@@ -243,7 +245,7 @@ def content(case: Case, index: int) -> Content:
     q = rng.standard_normal((len_q, case.heads_q, case.head_dim))
     k = rng.standard_normal((len_k, case.heads_kv, case.head_dim))
     v = rng.standard_normal((len_k, case.heads_kv, case.head_dim_v))
-    custom = custom_bits(case, stream, len_q, len_k)
+    custom = custom_bits(case, stream, len_q, case.custom_keys or len_k)
     descales = descales_of(case, stream)
     if len_q and len_k:
         heavy = _plant(case, q, k, custom, descales, rng)
@@ -278,7 +280,7 @@ def _plant(
     rules = rules_of(case)
     if custom is None:
         custom = np.repeat(visible_keys(rules, len(q), len(k))[None], case.heads_q, axis=0)
-    seen = custom.reshape(case.heads_kv, -1, len(q), len(k))
+    seen = custom_seen(rules, custom, len(k)).reshape(case.heads_kv, -1, len(q), len(k))
     if case.phase in ("decode", "mla"):
         seen = seen.swapaxes(1, 2).reshape(case.heads_kv, 1, -1, len(k))
         if case.mask not in ("window", "chunked"):
@@ -305,6 +307,7 @@ def rules_of(case: Case, one: Content | None = None) -> Rules:
         order=order_of(case.spec),
         window=case.window,
         chunk=case.chunk,
+        custom_keys=case.custom_keys,
         softcap=case.softcap,
         alibi=None if slopes is None else slopes.astype(np.float64),
         sinks=None if sinks is None else sinks.astype(np.float64),

@@ -132,6 +132,28 @@ def decode_start_cases() -> tuple[Case, ...]:
     return tuple(found)
 
 
+def decode_tree_cases() -> tuple[Case, ...]:
+    """Custom masks over the last keys: a few behind long caches, more than a leaf, more than a request has."""
+    base = replace(_BASE, mask="custom", custom="bool3", custom_keys=8, heads_q=4, heads_kv=2)
+    base = replace(base, lens=((8, 1300), (8, 777), (8, 3)), seqused=True)
+    paged: dict[str, Any] = {"kv_layout": "nhd", "page_size": 16, "q_layout": "ragged", "seqused": False}
+    ragged: dict[str, Any] = {"q_layout": "ragged", "kv_layout": "ragged", "lens": ((8, 2100), (3, 500), (5, 9))}
+    d128, d256 = ({"head_dim": dim, "head_dim_v": dim} for dim in (128, 256))
+    return (
+        replace(base, name="tree-batched"),
+        replace(base, name="tree-dense", skip="dense", **d128),
+        replace(base, name="tree-paged", custom="packed2", custom_keys=13, **d128, **(ragged | paged)),
+        replace(
+            base, name="tree-ragged", custom="packed3", custom_keys=40, **ragged, threshold_kind="head", sinks=True
+        ),
+        replace(base, name="tree-heads", custom="packed4", custom_keys=45, heads_q=16, lens=((4, 700), (4, 44))),
+        replace(base, name="tree-of-leaves", custom_keys=1100, lens=((16, 2900), (16, 1090)), **d128),
+        replace(base, name="tree-border", custom_keys=64, lens=((16, 1088), (16, 64)), skip="skip", **d128),
+        replace(base, name="tree-d256", custom_keys=31, kv_layout="hnd", page_size=64, seqused=False, **d256),
+        replace(base, name="tree-softcap", softcap=20.0, alibi=True, lens=((8, 700), (8, 130))),
+    )
+
+
 def decode_pattern_cases() -> tuple[Case, ...]:
     """Every pattern that must drop tiles, over several leaves, for groups of many heads."""
     found = []
@@ -181,6 +203,9 @@ def decode_mixed_cases() -> tuple[Case, ...]:
         "d256": replace(base, head_dim=256, head_dim_v=256, threshold_kind="batch", sinks=True),
         "no-decode": replace(base, lens=((70, 80), (200, 10))),
         "no-prefill": replace(base, seqused_q=True, lens=((1, 700), (3, 40))),
+        "custom-last": replace(
+            base, mask="custom", custom="packed3", custom_keys=100, lens=((8, 900), (90, 300), (9, 9))
+        ),
         "crowd": replace(base, heads_q=2, lens=tuple((33 * (i % 3 == 1) + 1, 13 * i) for i in range(70)), skip="skip"),
     }
     return tuple(replace(case, name=f"mixed-{name}", seed=index) for index, (name, case) in enumerate(named.items()))
@@ -200,6 +225,9 @@ def cache_cases() -> tuple[Case, ...]:
         replace(base, name="cache-d128-pages", **d128, **paged, page_size=48),
         replace(base, name="cache-fp16-d80", dtype="fp16", head_dim=80, head_dim_v=112, lens=((2, 700), (2, 513))),
         replace(base, name="cache-d256", **d256, mask="full", lens=((2, 700),)),
+        replace(
+            base, name="cache-tree", **d128, mask="custom", custom="bool3", custom_keys=9, lens=((4, 1171), (4, 7))
+        ),
         replace(base, name="cache-softcap", **d128, softcap=20.0, alibi=True, sinks=True, lens=((2, 700),), seed=2),
         replace(
             base, name="cache-many-rows-few-keys", **d128, lens=((40, 200), (40, 130))

@@ -69,6 +69,7 @@ def _shapes() -> tuple[Case, ...]:
         replace(_PLAIN, name="many-heads", lens=((70, 260), (70, 260)), heads_q=24, heads_kv=3),
         replace(_PLAIN, name="whole-pages", lens=((90, 384), (90, 256)), kv_layout="hnd", page_size=128),
         *_custom_shapes(),
+        *_last_keys_shapes(),
         *_chunk_shapes(),
         *_page_shapes(),
         *_uneven_shapes(),
@@ -81,6 +82,25 @@ def _custom_shapes() -> tuple[Case, ...]:
     return tuple(
         replace(base, name=f"custom-{form}", custom=form, skip=skip)
         for form, skip in (("bool4b", "stat"), ("packed4b", "dense"), ("bool4h", "skip"), ("packed4s", "stat"))
+    )
+
+
+def _last_keys_shapes() -> tuple[Case, ...]:
+    """Custom masks over the last keys: column 0 at any bit of a word, tiles before it, requests with fewer keys."""
+    base = replace(_PLAIN, mask="custom", heads_q=4, heads_kv=2, pattern="random", custom="bool3", custom_keys=90)
+    ragged = {"q_layout": "ragged", "kv_layout": "ragged", "lens": ((130, 523), (65, 64), (3, 200))}
+    wide = {"head_dim": 256, "head_dim_v": 256}
+    return (
+        replace(base, name="custom-last", lens=((70, 700), (70, 331), (70, 20)), seqused=True),
+        replace(base, name="custom-last-ragged", custom="packed3", custom_keys=77, threshold_kind="head", **ragged),
+        replace(base, name="custom-last-dense", custom="bool2", custom_keys=33, skip="dense", **ragged),
+        replace(
+            base, name="custom-last-of-pages", custom="packed4", kv_layout="nhd", page_size=48, lens=((40, 600),) * 2
+        ),
+        replace(base, name="custom-last-tile", custom="packed2", custom_keys=128, lens=((70, 640),), skip="skip"),
+        replace(base, name="custom-last-key", custom_keys=1, lens=((140, 385), (140, 385)), **wide),
+        replace(base, name="custom-last-all", custom="bool4", custom_keys=300, lens=((70, 300),), dtype="fp16"),
+        replace(base, name="custom-last-and-more", custom="packed4s", custom_keys=400, lens=((70, 300),) * 2),
     )
 
 

@@ -28,7 +28,8 @@ _SNAP = 1e-9  # float64 noise of an exact boundary; the rule is a strict <
 class Rules:
     """What all requests of a call share, but for ``alibi``. ``margin`` is in log2 units.
 
-    ``window`` is (left, right), -1 unlimited; of chunked masks (-1, -1) is causal.
+    ``window`` is (left, right), -1 unlimited; of chunked masks (-1, -1) is causal. ``custom_keys``: how many keys, the
+    last ones, a custom mask has columns for; 0 = it has one for each key.
     """
 
     mask: str
@@ -38,6 +39,7 @@ class Rules:
     order: str = "reverse"
     window: tuple[int, int] = (-1, -1)
     chunk: int = 0
+    custom_keys: int = 0
     softcap: float = 0.0
     alibi: F64 | None = None  # [Hq]
     sinks: F64 | None = None  # [Hq]
@@ -53,7 +55,7 @@ class Request:
     k: F64
     v: F64
     threshold: F64 | None = None
-    custom: Bits | None = None  # [Hq, len_q, len_k]
+    custom: Bits | None = None  # [Hq, len_q, len_k or Rules.custom_keys]
 
 
 @dataclass
@@ -104,6 +106,16 @@ def visible_keys(rules: Rules, len_q: int, len_k: int) -> Bits:
         right = 0
     near = (position - key <= left) & (key - position <= right)
     return np.asarray(near & (key // rules.chunk == np.floor_divide(position, rules.chunk)))
+
+
+def custom_seen(rules: Rules, custom: Bits, len_k: int) -> Bits:
+    """Which key each row sees by a custom mask, [Hq, len_q, len_k]: all those that it has no column for."""
+    if rules.custom_keys == 0:
+        return custom
+    seen = np.ones((*custom.shape[:2], len_k), dtype=bool)
+    for from_the_end in range(1, min(rules.custom_keys, len_k) + 1):
+        seen[:, :, len_k - from_the_end] = custom[:, :, rules.custom_keys - from_the_end]
+    return seen
 
 
 def scores(rules: Rules, q: F64, k: F64, head: int) -> F64:
@@ -267,7 +279,7 @@ def head_scores(rules: Rules, request: Request, head: int) -> tuple[F64, Bits]:
     q, k = request.q[:, head], request.k[:, _kv_head(request, head)]
     if rules.mask == "custom":
         assert request.custom is not None
-        seen = request.custom[head]
+        seen = custom_seen(rules, request.custom, len(k))[head]
     else:
         seen = visible_keys(rules, len(q), len(k))
     return scores(rules, q, k, head), seen

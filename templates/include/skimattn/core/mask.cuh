@@ -16,6 +16,10 @@ struct Span {
 template <Mask kMask>
 inline constexpr bool kHidesFirstKeys = kMask != Mask::kFull && kMask != Mask::kCausal;
 
+// The key that column 0 of a custom mask stands for; rows see all keys before it. Below 0 where a request has fewer
+// keys than the mask has columns, the first of which then stand for none.
+SKIM_DEVICE int first_masked_key(int len_k, const Params& p) { return p.custom_keys > 0 ? len_k - p.custom_keys : 0; }
+
 // The keys that a row sees whose own position on the key axis is `diagonal` (row + len_k - len_q: bottom-right
 // aligned, negative where the row lies before the first key).
 template <Mask kMask>

@@ -32,16 +32,18 @@ SKIM_DEVICE void apply_score_mod(float (&s)[kSize], int key0, const Place& at, f
   }
 }
 
-// 32 bits of the custom mask: row r of the fragment against keys [key, key + 32). Keys and rows past the end are
-// hidden.
+// Word `index` of the custom mask's row that row r of the fragment has: 32 columns. Those before the first one are
+// seen, those past the last one and rows past the end are hidden; none of these is read.
 template <class Place>
-SKIM_DEVICE uint32_t load_mask_word(int r, int key, const Place& at, const Params& p) {
-  if (!at.valid(r) || key >= at.len_k) return 0;
+SKIM_DEVICE uint32_t load_mask_word(int r, int index, const Place& at, const Params& p) {
+  if (index < 0) return ~0u;
+  const int columns = p.custom_keys > 0 ? p.custom_keys : at.len_k;
+  if (!at.valid(r) || index >= ceil_div(columns, 32)) return 0;
   // Note: a ragged batch's mask has its rows end to end, a batched one a plane per request (stride 0: shared).
   const int64_t row = at.q_offset + at.row_of(r);
   const uint8_t* bits = p.custom_mask + at.batch * p.custom_stride_batch + at.head_of(r) * p.custom_stride_head +
-                        row * p.custom_stride_row + key / 8;
-  return ptx::ld_global(reinterpret_cast<const uint32_t*>(bits));
+                        row * p.custom_stride_row;
+  return ptx::ld_global(reinterpret_cast<const uint32_t*>(bits) + index);
 }
 
 // Hides from row r of the fragment what it does not see; `span` is what the mask's geometry lets it see.
@@ -51,12 +53,23 @@ SKIM_DEVICE void mask_row(float (&s)[kSize], int r, const Span& span, int key0, 
   constexpr bool kCustom = Tr::kMask == Mask::kCustom;
   constexpr bool kHasLow = kHidesFirstKeys<Tr::kMask> && !kCustom;
   const int lo = span.lo - key0 - at.column, hi = span.hi - key0 - at.column;
-  [[maybe_unused]] uint32_t word = 0;
+  // Bits are taken 32 at a time, in the rising order of elements' columns. They lie in two words unless column 0 stands
+  // for a multiple of 32 keys: `next` is the second one, and the first one of those after them.
+  [[maybe_unused]] uint32_t word = 0, next = 0;
+  [[maybe_unused]] int mask_column = 0;
+  if constexpr (kCustom) {
+    mask_column = key0 - first_masked_key(at.len_k, p);
+    next = load_mask_word(r, mask_column >> 5, at, p);
+  }
 #pragma unroll
   for (int i = 0; i < kSize; ++i) {
     if (Layout::row(i) != r) continue;
     const int column = Layout::column(i);
-    if (kCustom && column % 32 == 0) word = load_mask_word(r, key0 + column, at, p) >> at.column;
+    if (kCustom && column % 32 == 0) {
+      const uint32_t first = next;
+      next = load_mask_word(r, (mask_column >> 5) + column / 32 + 1, at, p);
+      word = static_cast<uint32_t>((static_cast<uint64_t>(next) << 32 | first) >> (mask_column & 31)) >> at.column;
+    }
     bool seen = column < hi;
     if constexpr (kHasLow) seen = seen && column >= lo;
     if constexpr (kCustom) seen = seen && (word >> (column % 32) & 1) != 0;

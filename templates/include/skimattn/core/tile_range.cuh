@@ -17,8 +17,11 @@ SKIM_DEVICE TileRange tile_range(int row0, int row1, int len_q, int len_k, const
   const Span top = visible_keys<kMask>(row0 + len_k - len_q, len_k, p);
   const Span bottom = visible_keys<kMask>(row1 - 1 + len_k - len_q, len_k, p);
   if (bottom.hi <= top.lo) return {0, 0, 0, 0};
-  const TileRange range = {top.lo / kTileN, ceil_div(bottom.hi, kTileN), 0, 0};
-  if constexpr (kMask == Mask::kCustom) return range;
+  TileRange range = {top.lo / kTileN, ceil_div(bottom.hi, kTileN), 0, 0};
+  if constexpr (kMask == Mask::kCustom) {
+    range.clean_last = imax(first_masked_key(len_k, p), 0) / kTileN;
+    return range;
+  }
   const int clean_first = imax(ceil_div(bottom.lo, kTileN), range.first);
   const int clean_last = imin(imax(top.hi, 0) / kTileN, range.last);
   return {range.first, range.last, clean_first, imax(clean_last, clean_first)};
