@@ -95,8 +95,8 @@ def test_other_words_about_a_parameter_leave_folders_valid(path: Path, monkeypat
     "change",
     [
         lambda fields: (*fields[:-1], replace(fields[-1], name="another")),
-        lambda fields: (*fields[:-1], replace(fields[-1], kind="int32")),  # of the same size
-        lambda fields: (*fields[:-1], replace(fields[-1], ctype="int32_t")),
+        lambda fields: (*fields[:-1], replace(fields[-1], kind="float32")),  # of the same size
+        lambda fields: (*fields[:-1], replace(fields[-1], ctype="float")),
         lambda fields: (*fields[:-2], fields[-1], fields[-2]),
         lambda fields: fields[:-1],
     ],
