@@ -40,7 +40,11 @@ LENS: dict[str, tuple[tuple[int, int], ...]] = {
     "ragged_self": ((70, 70), (0, 0), (130, 130), (17, 17)),
 }
 KERNEL = ("dtype", "dims", "mask", "paged", "skip", "softcap", "alibi")
-_TOO_CLOSE = {(102, "sm90"), (102, "sm100"), (262, "sm90")}  # seeds whose call has a tile that is too close to call, which nobody can check
+_TOO_CLOSE = {
+    (102, "sm90"),
+    (102, "sm100"),
+    (262, "sm90"),
+}  # seeds whose call has a tile that is too close to call, which nobody can check
 _SIXTEEN_BIT, _EIGHT_BIT = ("bf16", "fp16"), ("e4m3",)
 DTYPES = (*_SIXTEEN_BIT, *_EIGHT_BIT)
 
