@@ -199,9 +199,9 @@ class Consumer {
     RowState raised = rows_;
     RowMaxUpdate update;
     // A tile after a kept one is most often kept: what can be computed before the answer to the vote is.
-    constexpr bool kExpectKept =
-        kPrev == PrevTile::kKept && Tr::kHeadDimV <= (kScaled ? 64 : 128);  // 256 columns leave no registers
-    constexpr int kAhead = kSkips && kExpectKept ? 4 : 0;                   // measured: 1 and 2 gain less, 8 loses
+    // Wide outputs leave no registers for it.
+    constexpr bool kExpectKept = kPrev == PrevTile::kKept && Tr::kHeadDimV <= (kScaled ? 64 : 128);
+    constexpr int kAhead = kSkips && kExpectKept ? 4 : 0;  // measured: 1 and 2 gain less, 8 loses
     Ahead<kAhead> ahead;
     // Asked for here, where the answer's latency hides behind the shuffles below.
     const bool keeps = kSkips && warp_keeps(thread_max);
