@@ -94,10 +94,11 @@ def tile_of(spec: KernelSpec) -> Sm90PrefillTile:
     if spec.skip != "dense" and spec.head_dim <= 128:
         # Skipped tiles leave little to hide the next rows' arrival behind; bench/NOTES.md has the measurements.
         stages = 2 if element_bytes > 1 else found.stages
-        found = replace(found, stages=stages, stages_q=2, q_register_steps=2)
-    has_spare = spec.head_dim_v <= 128 or element_bytes == 1
+        found = replace(found, stages=stages, stages_q=2, q_register_steps=2 if element_bytes > 1 else 0)
+    # Where scores, output, P and a tile's P.V take 208 registers, the consumers cannot spare any; nor can they with 256
+    # columns of 16 bits.
+    has_spare = spec.head_dim_v <= 128 if element_bytes > 1 else spec.head_dim_v != 128
     if (spec.paged or spec.mask in ("window", "chunked") or spec.head_dim == 192) and has_spare:
-        # The loaders need more than 40 registers to follow pages or two mask edges. A 256-column output leaves none,
-        # but in 8 bits, where P takes half as much.
+        # The loaders need more than 40 registers to follow pages or two mask edges.
         found = replace(found, producer_regs=56, consumer_regs=224)
     return found

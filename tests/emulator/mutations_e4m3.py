@@ -28,7 +28,7 @@ DENSE = Case(
 WIDE = replace(DENSE, name="mutation-e4m3-d256", head_dim=256, head_dim_v=256)
 STAT = replace(DENSE, name="mutation-e4m3-stat", skip="stat", pattern="alternating", mask="full", lens=((200, 700),))
 ALIBI = replace(STAT, name="mutation-e4m3-alibi", alibi=True, pattern="random")
-RANDOM = replace(STAT, name="mutation-e4m3-random", pattern="random", lens=((300, 1500),))
+RANDOM = replace(STAT, name="mutation-e4m3-d64", pattern="random", lens=((300, 1500),), head_dim=64, head_dim_v=64)
 CAPPED = replace(STAT, name="mutation-e4m3-softcap", softcap=20.0, pattern="random")
 NAN_BEHIND = replace(DENSE, name="mutation-e4m3-nan-behind", seqused=True, lens=((200, 471), (200, 530)))
 WINDOW = replace(DENSE, name="mutation-e4m3-window", mask="window", window=(100, 0), kv_layout="nhd")
@@ -173,8 +173,8 @@ MUTATIONS_E4M3: tuple[Mutation, ...] = (
     Mutation(
         "the columns of one half multiplied twice",
         CONSUMER,
-        "advance(v, part * Tr::kTileN + i * kStepBytes), true)",
-        "advance(v, i * kStepBytes), true)",
+        "advance(v, part * Tr::kTileN + i * kStepBytes)",
+        "advance(v, i * kStepBytes)",
         WIDE,
         (RESULT,),
     ),
@@ -201,6 +201,46 @@ MUTATIONS_E4M3: tuple[Mutation, ...] = (
         "ptx::mbarrier_arrive_expect_tx(full, Transposed<Tr>::kTileBytes / 2);",
         DENSE,
         ("barrier", "early-read", "race", "deadlock"),
+    ),
+    Mutation(
+        "a tile's product added before it is done",
+        CONSUMER,
+        "    if constexpr (kPrev == PrevTile::kKept) finish_product(prev);\n    if constexpr (kSumsTiles) {",
+        "    if constexpr (kSumsTiles) {",
+        DENSE,
+        ("register", "early-overwrite"),
+    ),
+    Mutation(
+        "a product on top of that of the tile before",
+        CONSUMER,
+        "!kSumsTiles || i > 0);",
+        "true);",
+        DENSE,
+        (RESULT,),
+    ),
+    Mutation(
+        "the last product not added",
+        CONSUMER,
+        "      finish_product(prev);\n      add_products();\n",
+        "      finish_product(prev);\n",
+        DENSE,
+        (RESULT,),
+    ),
+    Mutation(
+        "the product before a skipped tile not added",
+        CONSUMER,
+        "        if constexpr (kPrev == PrevTile::kKept) add_products();\n",
+        "",
+        STAT,
+        (RESULT,),
+    ),
+    Mutation(
+        "a product added to what was not rescaled",
+        CONSUMER,
+        "o_[i] = fmaf(o_[i], kept_.acc_scale[Layout::row(i)], product_[i]);",
+        "o_[i] += product_[i];",
+        DENSE,
+        (RESULT,),
     ),
     # ---- what is multiplied out
     Mutation(

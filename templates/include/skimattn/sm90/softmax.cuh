@@ -101,13 +101,12 @@ SKIM_DEVICE void pack_step(const float (&e)[8], int step, uint32_t (&p)[kCount][
 }
 
 // Turns scores into probabilities, kGain powers of two larger than the base says, rounded to the element type as the A
-// operand of P.V; adds them, not rounded, to the row sums; and multiplies the output by acc_scale.
-// Note: the three are interleaved because exponentials keep one pipe busy and the rest can hide behind it. There is no
-// branch around the multiplications where no maximum rose: measured, it costs more than they do.
-template <class Element, int kAhead, int kScores, int kOut>
-SKIM_DEVICE void exp_and_pack(const float (&s)[kScores], const Ahead<kAhead>& ahead, const RowMaxUpdate& update,
-                              float scale_log2, RowState& rows, uint32_t (&p)[kOperands<Element, kScores>][4],
-                              float (&o)[kOut]) {
+// operand of P.V; and adds them, not rounded, to the row sums. `update_output(i)` is called for element i of the
+// output. Note: all is interleaved because exponentials keep one pipe busy and the rest can hide behind it.
+template <class Element, int kOut, int kAhead, int kScores, class UpdateOutput>
+SKIM_DEVICE void exp_and_pack_with(const float (&s)[kScores], const Ahead<kAhead>& ahead, const RowMaxUpdate& update,
+                                   float scale_log2, RowState& rows, uint32_t (&p)[kOperands<Element, kScores>][4],
+                                   UpdateOutput update_output) {
   constexpr int kSteps = kScores / 8, kChunk = kOut / kSteps;
   static_assert(kOut % kSteps == 0);
   float sum[2 * kThreadRows] = {}, base[kThreadRows];
@@ -124,12 +123,22 @@ SKIM_DEVICE void exp_and_pack(const float (&s)[kScores], const Ahead<kAhead>& ah
     }
     pack_step<Element>(e, step, p);
 #pragma unroll
-    for (int i = step * kChunk; i < (step + 1) * kChunk; ++i) o[i] *= update.acc_scale[Layout::row(i)];
+    for (int i = step * kChunk; i < (step + 1) * kChunk; ++i) update_output(i);
   }
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r) {
     rows.sum[r] = fmaf(rows.sum[r], update.acc_scale[r], sum[2 * r] + sum[2 * r + 1]);
   }
+}
+
+// The same, where the output is multiplied by acc_scale.
+// Note: there is no branch around the multiplications where no maximum rose: measured, it costs more than they do.
+template <class Element, int kAhead, int kScores, int kOut>
+SKIM_DEVICE void exp_and_pack(const float (&s)[kScores], const Ahead<kAhead>& ahead, const RowMaxUpdate& update,
+                              float scale_log2, RowState& rows, uint32_t (&p)[kOperands<Element, kScores>][4],
+                              float (&o)[kOut]) {
+  exp_and_pack_with<Element, kOut>(s, ahead, update, scale_log2, rows, p,
+                                   [&](int i) { o[i] *= update.acc_scale[Layout::row(i)]; });
 }
 
 }  // namespace skimattn::sm90

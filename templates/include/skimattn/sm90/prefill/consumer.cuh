@@ -22,6 +22,9 @@ class Consumer {
   using Element = typename Tr::Element;
   using Place = FragmentPlace<Layout>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense, kScaled = kDescaled<Element>;
+  // 8-bit products keep some 14 bits of what they are added to: P.V of a tile is a sum of its own, unless it is too
+  // wide.
+  static constexpr bool kSumsTiles = kScaled && Tr::kHeadDimV <= 128;
   static constexpr int kStepElements = 8 * kPerWord<Element>;  // of K in one product
   static constexpr int kScores = Tr::kTileN / 2;               // floats a thread holds of a 64-row tile
   static constexpr int kOut = Tr::kHeadDimV / 2;
@@ -196,7 +199,8 @@ class Consumer {
     RowState raised = rows_;
     RowMaxUpdate update;
     // A tile after a kept one is most often kept: what can be computed before the answer to the vote is.
-    constexpr bool kExpectKept = kPrev == PrevTile::kKept && Tr::kHeadDimV <= 128;  // 256 columns leave no registers
+    // Wide outputs leave no registers for it.
+    constexpr bool kExpectKept = kPrev == PrevTile::kKept && Tr::kHeadDimV <= (kScaled ? 64 : 128);
     constexpr int kAhead = kSkips && kExpectKept ? 4 : 0;  // measured: 1 and 2 gain less, 8 loses
     Ahead<kAhead> ahead;
     // Asked for here, where the answer's latency hides behind the shuffles below.
@@ -216,6 +220,7 @@ class Consumer {
         if (speaks()) ptx::mbarrier_arrive(&vote.voted);
       } else if (all_skip(vote, tile.phase)) {
         if constexpr (kPrev == PrevTile::kKept) finish_product(prev);
+        if constexpr (kPrev == PrevTile::kKept) add_products();
         pending_ = false;
         return;
       }
@@ -224,7 +229,14 @@ class Consumer {
     if constexpr (!kExpectKept) update = update_row_max(thread_max, raised, scale_log2());
     rows_ = raised;
     if constexpr (kPrev == PrevTile::kKept) finish_product(prev);
-    exp_and_pack<Element>(s, ahead, update, scale_log2(), rows_, probabilities_, o_);
+    if constexpr (kSumsTiles) {
+      exp_and_pack_with<Element, kOut>(s, ahead, update, scale_log2(), rows_, probabilities_, [&](int i) {
+        if constexpr (kPrev == PrevTile::kKept) add_product(i);
+      });
+      kept_ = update;
+    } else {
+      exp_and_pack<Element>(s, ahead, update, scale_log2(), rows_, probabilities_, o_);
+    }
   }
 
   // The first steps of Q as A operands: what they no longer read from shared memory per tile is what a skipping
@@ -272,17 +284,25 @@ class Consumer {
       }
     }
   }
-
   SKIM_DEVICE void multiply_transposed(uint64_t v) {
     constexpr int kParts = Transposed<Tr>::kParts, kPartOut = kOut / kParts;
+    float* const to = kSumsTiles ? product_ : o_;
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
-      auto& o = *reinterpret_cast<float (*)[kPartOut]>(o_ + part * kPartOut);
+      auto& o = *reinterpret_cast<float (*)[kPartOut]>(to + part * kPartOut);
 #pragma unroll
       for (int i = 0; i < Tr::kTileN / kStepElements; ++i) {
-        ptx::Wgmma<Element, Transposed<Tr>::kColumns>::rs_k_major(o, probabilities_[i],
-                                                                  advance(v, part * Tr::kTileN + i * kStepBytes), true);
+        ptx::Wgmma<Element, Transposed<Tr>::kColumns>::rs_k_major(
+            o, probabilities_[i], advance(v, part * Tr::kTileN + i * kStepBytes), !kSumsTiles || i > 0);
       }
+    }
+  }
+
+  SKIM_DEVICE void add_product(int i) { o_[i] = fmaf(o_[i], kept_.acc_scale[Layout::row(i)], product_[i]); }
+  SKIM_DEVICE void add_products() {
+    if constexpr (kSumsTiles) {
+#pragma unroll
+      for (int i = 0; i < kOut; ++i) add_product(i);
     }
   }
 
@@ -306,6 +326,7 @@ class Consumer {
       issue_pv(prev);
       ptx::wgmma_commit();
       finish_product(prev);
+      add_products();
     } else {
       return_v(prev);
     }
@@ -319,22 +340,10 @@ class Consumer {
     if (Storage::kTransposedV || (seen.lo <= 0 && seen.hi >= Tr::kTileN)) return;
     const PipelineState<Tr::kStagesV> prev = v_.previous();
     ptx::mbarrier_wait_parity(&smem_.v_full[prev.slot], prev.phase);
-    clear_keys(prev.slot, 0, seen.lo);
-    clear_keys(prev.slot, seen.hi, Tr::kTileN);
+    smem_.clear_values(prev.slot, 0, seen.lo);
+    smem_.clear_values(prev.slot, seen.hi, Tr::kTileN);
     ptx::fence_proxy_async();
     ptx::bar_sync(Bars::kUnseen, Tr::kConsumers * kGroupThreads);
-  }
-
-  SKIM_DEVICE void clear_keys(int slot, int first, int last) {
-#pragma unroll 1
-    for (int panel = 0; panel < Storage::kPanelsV; ++panel) {
-      uint8_t* begin = smem_.v[slot] + panel * Storage::kKvPanelBytes;
-#pragma unroll 1
-      for (int at = imax(first, 0) * kPanelRowBytes + ptx::thread_index() * 16; at < last * kPanelRowBytes;
-           at += Tr::kConsumers * kGroupThreads * 16) {
-        ptx::st_shared_zero16(begin + at);
-      }
-    }
   }
 
   // The vote. A tile is dropped when all valid rows of the group agree. A warp in which one does not knows the answer:
@@ -377,6 +386,8 @@ class Consumer {
   uint32_t votes_ = 0;
   bool pending_ = false;
   float o_[kOut];
+  float product_[kSumsTiles ? kOut : 1];  // P.V of one tile
+  RowMaxUpdate kept_;                     // what that tile does to O before it is added
   uint32_t q_[imax(Tr::kQRegisterSteps, 1)][4];
   uint32_t probabilities_[kOperands<Element, kScores>][4];
   RowState rows_;

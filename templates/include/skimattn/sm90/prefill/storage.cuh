@@ -48,6 +48,19 @@ struct SharedStorage {
     }
   }
 
+  // By all consumers: zeroes keys [first, last) of a tile of V.
+  SKIM_DEVICE void clear_values(int slot, int first, int last) {
+#pragma unroll 1
+    for (int panel = 0; panel < kPanelsV; ++panel) {
+      uint8_t* begin = v[slot] + panel * kKvPanelBytes;
+#pragma unroll 1
+      for (int at = imax(first, 0) * kPanelRowBytes + ptx::thread_index() * 16; at < last * kPanelRowBytes;
+           at += Tr::kConsumers * kGroupThreads * 16) {
+        ptx::st_shared_zero16(begin + at);
+      }
+    }
+  }
+
   SKIM_DEVICE void init_barriers() {
     constexpr int kReaders = Tr::kConsumers * kGroupWarps;
     for (int i = 0; i < Tr::kConsumers; ++i) {
