@@ -70,6 +70,7 @@ def test_a_tile_adds_traits_of_its_own() -> None:
         ("sm90", "decode"): {"kProducerRegs", "kConsumerRegs", "kQInRegisters", *split},
         ("sm90", "combine"): {"kMaxBranches", *split},
         ("sm90", "mla"): {"kProducerRegs", "kLeaderRegs", "kFollowerRegs", *split},
+        ("sm90", "transpose"): {"kThreads"},
         ("sm100", "prefill"): {*blackwell_roles, "kOrderedProducts"},
         ("sm100", "decode"): {*blackwell_roles, *split},
         ("sm100", "combine"): {"kMaxBranches", *split},

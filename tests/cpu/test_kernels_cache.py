@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import skimattn
@@ -73,12 +74,15 @@ def test_architecture_without_decode(monkeypatch: pytest.MonkeyPatch) -> None:
         skimattn.launch(call(1))
 
 
-def test_queries_of_8_bits_on_sm90(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queries_of_8_bits_on_sm90(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SKIMATTN_REFERENCE", "sm90")
-    out = skimattn.launch(call(2, dtype=E4M3, q_descale=torch.tensor(0.5)))
-    assert out.dtype == torch.bfloat16
-    with pytest.raises(NoKernelError, match="fp8-arch"):
-        skimattn.launch(call(65, dtype=E4M3))
+    monkeypatch.setenv("SKIMATTN_KERNELS", str(tmp_path))  # whatever is built
+    for rows, phase in ((2, "decode"), (65, "prefill")):
+        params = call(rows, dtype=E4M3, q_descale=torch.tensor(0.5))
+        explanation = skimattn.explain(params)
+        assert explanation.accepted and f"skim_sm90_{phase}_e4m3_out_bf16_" in str(explanation)
+        out = skimattn.launch(params)
+        assert out.dtype == torch.bfloat16 and bool(out.isfinite().all()) and bool(out.any())
 
 
 def test_descale_of_queries_that_have_none() -> None:
