@@ -11,6 +11,11 @@ from ..params import Params
 from .latent import HEAD_DIM
 
 
+def shares_offsets(params: Params) -> bool:
+    """Whether one tensor holds the offsets of queries and keys."""
+    return params.cu_seqlens_q is params.cu_seqlens_k is not None
+
+
 @dataclass(slots=True, eq=False)
 class Form:
     """What calls have in common that differ in sizes, addresses and thresholds only. Made once, never changed.
@@ -139,7 +144,7 @@ class Problem:
     def own_keys(self) -> bool:
         """Whether every request is known to have as many keys as rows, since they share their offsets."""
         params = self.params
-        return params.cu_seqlens_q is params.cu_seqlens_k is not None and params.seqused_q is params.seqused_k is None
+        return shares_offsets(params) and params.seqused_q is params.seqused_k is None
 
     @property
     def empty(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .._call.checks import MAX_STRIDE, TMA_BYTES
-from .._call.problem import Problem
+from .._call.problem import Problem, shares_offsets
 
 _LOOKS = 4  # kept of one form: as many ways to lay out its tensors
 _Dims = tuple[int | None, ...]
@@ -75,8 +75,7 @@ class Looks:
         """``problem`` is a call of that form, whose tensors are called ``names``."""
         params = problem.params
         self.recent: tuple[Look, ...] = ()
-        shares = params.cu_seqlens_q is params.cu_seqlens_k is not None
-        self.twin_at = names.index("cu_seqlens_k") if shares else 0
+        self.twin_at = names.index("cu_seqlens_k") if shares_offsets(params) else 0
         self._ordinal = ordinal
         self._dtypes = [getattr(params, name).dtype for name in names]
         heads_q, heads_kv, columns = problem.heads_q, problem.heads_kv, problem.head_dim

@@ -136,11 +136,9 @@ class Shortcut:
             if not pointer or requests < 1:
                 raise Elsewhere
             pointers = [pointer, pointer]
-            len_q, len_k = params.max_seqlen_q, params.max_seqlen_k
-            if type(len_q) is not int or not 0 <= len_q <= rows:
-                len_q = rows if len_q is None else _cut(len_q, rows, known=False)
-            if type(len_k) is not int or not 0 <= len_k <= keys:
-                len_k = keys if len_k is None else _cut(len_k, keys, known=False)
+            most_q, most_k = params.max_seqlen_q, params.max_seqlen_k
+            len_q = rows if most_q is None else _cut(most_q, rows, known=False)
+            len_k = keys if most_k is None else _cut(most_k, keys, known=False)
         elif self._measured:
             others = tensors[3 : self._others_end]
             requests = others[self._offsets_q].numel() - 1 if ragged_q else batch

@@ -14,6 +14,7 @@ from types import NoneType
 import torch
 
 from .._call.arguments import OPTIONS, SIZES, TENSORS
+from .._call.problem import shares_offsets
 from ..params import Params
 from .look import alike
 from .prepared import Prepared
@@ -32,25 +33,24 @@ _Tensors = tuple[torch.Tensor, ...]
 class Outline:
     """What calls have in common whose options are the same and which have the same tensors, if not their types.
 
-    ``own_keys`` says whether they share the offsets of queries and keys, so that no request has more keys than rows.
-
     ``match`` returns the tensors of such a call, those called ``names``, and None for others. It may miss one whose
     window is another tuple, since comparing it would have to look into it.
     """
 
-    __slots__ = ("match", "names", "own_keys", "shortcut")
+    __slots__ = ("match", "names", "shortcut")
 
-    def __init__(self, values: tuple[object, ...], own_keys: bool) -> None:
-        self.own_keys = own_keys
+    def __init__(self, values: tuple[object, ...], shared: bool) -> None:
         self.shortcut: Shortcut | None = None  # of the form that calls like this had last
         self.names = tuple(name for name, value in zip(_NAMES, values, strict=True) if isinstance(value, torch.Tensor))
         if self.names[:2] != ("q", "k"):
             raise TypeError("q or k is not a tensor")
-        self.match = _matcher(self.names, values, own_keys)
+        self.match = _matcher(self.names, values, shared)
 
 
-def _matcher(names: tuple[str, ...], values: tuple[object, ...], own_keys: bool) -> Callable[[Params], _Tensors | None]:
+def _matcher(names: tuple[str, ...], values: tuple[object, ...], shared: bool) -> Callable[[Params], _Tensors | None]:
     """What :class:`Outline` calls ``match``, for calls whose fields are like ``values``.
+
+    ``shared``: whether one tensor has to be the offsets of queries and keys, or none may be.
 
     It is one expression, made as dataclasses make theirs: a sixth of the time of fetching all values and their types.
     """
@@ -66,7 +66,7 @@ def _matcher(names: tuple[str, ...], values: tuple[object, ...], own_keys: bool)
         else:
             conditions.append(f"p.{name} is None" if value is None else of_type)
     if "cu_seqlens_q" in names:
-        conditions.append(f"p.cu_seqlens_k is {'' if own_keys else 'not '}p.cu_seqlens_q")
+        conditions.append(f"p.cu_seqlens_k is {'' if shared else 'not '}p.cu_seqlens_q")
     tensors = ", ".join([f"p.{name}" for name in names])
     match: Callable[[Params], _Tensors | None] = eval(
         f"lambda p: ({tensors}) if {' and '.join(conditions)} else None", known
@@ -130,13 +130,13 @@ def _other_outline(params: Params) -> tuple[Outline, _Tensors]:
     global _recent
     values = _FIELDS(params)
     options, window = values[: len(OPTIONS)], values[_WINDOW_AT]
-    own_keys = params.cu_seqlens_q is params.cu_seqlens_k is not None
-    key = (options, tuple(map(type, values)), *map(type, window), own_keys)
+    shared = shares_offsets(params)
+    key = (options, tuple(map(type, values)), *map(type, window), shared)
     outline = _all_outlines.get(key)
     if outline is None:
         if not all([isinstance(value, _OPTION_TYPES) for value in (*options, *window)]):
             raise TypeError("an option of a type that none has")
-        outline = Outline(values, own_keys)
+        outline = Outline(values, shared)
         if len(_all_outlines) >= MAX_OUTLINES:
             _all_outlines.clear()
             _recent = ()
