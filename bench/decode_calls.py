@@ -118,9 +118,9 @@ def _library(variable: str) -> Any:
 def load_fa3() -> Maker:
     """FlashAttention-3 as vLLM builds it and calls it.
 
-    ``fa3`` chooses splits by its own heuristics inside the call. ``fa3 metadata`` is told them, as vLLM does, which
-    computes them once a step for all layers (not timed). ``fa3 graph`` likewise with up to 32 splits, as vLLM
-    captures whole steps.
+    ``fa3`` chooses splits by its own heuristics inside the call. ``fa3 graph`` is told them, as vLLM captures whole steps:
+    at most 32, by metadata that it computes once a step for all layers (not timed).
+    Note: metadata for 0 splits, which vLLM makes without graphs, let the library read out of bounds here.
     """
     return partial(_fa3, _library("FA3_LIBRARY")._vllm_fa3_C)
 
@@ -152,7 +152,7 @@ def _fa3(operators: Any, work: Work, cache: Cache) -> list[Rotation]:
         ))
         # fmt: on
 
-    variants = {"fa3": (None, 0), "fa3 metadata": (metadata(0), 0), "fa3 graph": (metadata(_MOST_SPLITS), _MOST_SPLITS)}
+    variants = {"fa3": (None, 0), "fa3 graph": (metadata(_MOST_SPLITS), _MOST_SPLITS)}
     return [
         Rotation(name, tuple(partial(call, table, *rest) for table in cache.tables), out)
         for name, rest in variants.items()

@@ -33,7 +33,7 @@ def case_table(case: dict[str, Any]) -> str:
 
 
 def goal_line(goal: dict[str, Any]) -> str:
-    """Such as ``ours dense over fa3 metadata 1.021, wanted 1: reached``."""
+    """Such as ``ours dense over fa3 graph 1.021, wanted 1: reached``."""
     measured = "not run" if goal["value"] is None else f"{goal['value']:.3f}"
     verdict = "reached" if goal["passed"] else "MISSED"
     return f"{goal['of']} over {goal['over']} {measured}, wanted {goal['bar']:g}: {verdict}"

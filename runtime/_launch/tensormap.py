@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import struct
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from skimattn.codegen.parameter_block import TENSOR_MAP_BYTES, aligned_block
+from skimattn.codegen.tiles.common import ELEMENT_BYTES
 
 from .._cuda import driver
 from ..errors import CudaError
@@ -21,9 +22,19 @@ _ONE = (ctypes.c_uint32 * 4)(1, 1, 1, 1)  # element strides
 _SAMPLES = (0x10, 0x7A5C_3918_2640, 0x0583_C6E7_D9B0)  # addresses that differ in many bits
 
 
+class _Codes(NamedTuple):
+    """The driver's: of element types, of what all maps have, and of two promotions in L2."""
+
+    elements: dict[str, int]
+    interleave: int
+    swizzle: int
+    fill: int  # of what lies outside: zeros
+    promote_128: int
+    promote_256: int
+
+
 @cache
-def _constants() -> tuple[dict[str, int], tuple[int, ...]]:
-    """The driver's codes of element types; interleave, swizzle, L2 promotion, fill outside (zeros)."""
+def _codes() -> _Codes:
     cuda = driver.bindings()
     types = cuda.CUtensorMapDataType
     elements = {
@@ -31,13 +42,24 @@ def _constants() -> tuple[dict[str, int], tuple[int, ...]]:
         "e4m3": int(types.CU_TENSOR_MAP_DATA_TYPE_UINT8),
         "fp16": int(types.CU_TENSOR_MAP_DATA_TYPE_FLOAT16),
     }
-    layout = (
-        cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        cuda.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
-        cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    return _Codes(
+        elements,
+        int(cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE),
+        int(cuda.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B),
+        int(cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
+        int(cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B),
+        int(cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B),
     )
-    return elements, tuple(int(value) for value in layout)
+
+
+def promotes_256(spec: TensorMapSpec) -> bool:
+    """Whether L2 may fetch 256 bytes for the 128 of a box's row: where the rest is of the same head.
+
+    Else it is a neighbouring head's, which another CTA reads at another time: decode with 64 columns is 6 % faster
+    without, and with 128 columns 1 % slower (bench/NOTES.md).
+    """
+    row = spec.dims[0] * ELEMENT_BYTES[spec.dtype]
+    return row >= 256 or spec.strides[0] == row
 
 
 @cache
@@ -71,11 +93,10 @@ class MapWriter:
         "_address",
         "_arguments",
         "_box",
-        "_elements",
         "_encode",
         "_last_box",
         "_last_dtype",
-        "_layout",
+        "_last_promotion",
         "_place",
         "_replace",
         "_sizes",
@@ -86,31 +107,35 @@ class MapWriter:
     def __init__(self, memory: memoryview, place: int) -> None:
         """For the map whose bytes are ``memory``, at the address ``place``."""
         self.memory, self._words = memory, memory.cast("Q")
-        self._elements, self._layout = _constants()
         self._encode = driver.raw("cuTensorMapEncodeTiled", brief=True)
         self._replace = driver.raw("cuTensorMapReplaceAddress", brief=True)
         self._place, self._address = ctypes.c_void_p.from_param(place), ctypes.c_void_p(0)
         self._last_box: tuple[int, ...] = ()
-        self._last_dtype = ""
+        self._last_dtype, self._last_promotion = "", 0
         self._sizes, self._box = (ctypes.c_uint64 * 7)(), (ctypes.c_uint32 * 4)()
         self._arguments: tuple[Any, ...] = ()
 
     def write(self, spec: TensorMapSpec) -> None:
         """Write the whole map; :class:`CudaError` repeats the description that the driver refused."""
         address, dtype, dims, strides, box = spec
-        if box is not self._last_box or dtype is not self._last_dtype:
+        codes = _codes()
+        promotion = codes.promote_256 if promotes_256(spec) else codes.promote_128
+        if box is not self._last_box or dtype is not self._last_dtype or promotion != self._last_promotion:
             _BOX.pack_into(self._box, 0, *box)
-            self._last_box, self._last_dtype = box, dtype
+            self._last_box, self._last_dtype, self._last_promotion = box, dtype, promotion
             self._arguments = (
                 self._place,
-                self._elements[dtype],
+                codes.elements[dtype],
                 4,
                 self._address,
                 ctypes.byref(self._sizes),
                 ctypes.byref(self._sizes, _STRIDES_AT),
                 ctypes.byref(self._box),
                 ctypes.byref(_ONE),
-                *self._layout,
+                codes.interleave,
+                codes.swizzle,
+                promotion,
+                codes.fill,
             )
         try:
             self.rewrite(address, (*dims, *strides))

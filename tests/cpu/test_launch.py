@@ -58,6 +58,18 @@ def test_maps_hold_what_the_driver_encoded(fake: FakeDriver) -> None:
             assert sent.map_sizes(name) == (128, rows, 2, 1, *stride, 64, box_rows, 1, 1), name
 
 
+@pytest.mark.parametrize(
+    ("dtype", "dim", "heads", "bytes_"),
+    [("bfloat16", 128, 2, 256), ("bfloat16", 64, 2, 128), ("bfloat16", 64, 1, 256), ("float8_e4m3fn", 128, 2, 128)],
+)
+def test_l2_fetches_what_is_of_the_same_head(fake: FakeDriver, dtype: str, dim: int, heads: int, bytes_: int) -> None:
+    """256 bytes where a row of a head has as many, or its next row follows; else half would be a neighbour's."""
+    k = on_gpu(torch.zeros(1, 700, heads, dim).to(getattr(torch, dtype)))
+    for keys in (500, 600):  # the second one goes the short way
+        launch(Params(k[:, :400], k[:, :keys], k[:, :keys]))
+        assert fake.launches[-1].map_promotion("tma_k") == bytes_
+
+
 def test_a_repeated_launch_only_replaces_what_moved(fake: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     params = call(out=on_gpu(torch.zeros(1, 70, 4, 128, dtype=torch.bfloat16)))
     launch(params)

@@ -25,6 +25,7 @@ RAGGED = replace(
     STAT, name="mutation-ragged", q_layout="ragged", kv_layout="ragged", lens=((100, 400), (70, 300)), pattern="tail"
 )
 PAGED = replace(DENSE, name="mutation-paged", kv_layout="nhd", page_size=48, lens=((70, 300), (70, 200)))
+PAGED_STAT = replace(STAT, name="mutation-paged-stat", kv_layout="nhd", page_size=16, lens=((300, 700),))
 SHARED_O = replace(DENSE, name="mutation-shared-o", head_dim=192, lens=((256, 300),), heads_q=4)
 HEADS = replace(DENSE, name="mutation-heads", heads_q=4)
 WINDOW = replace(DENSE, name="mutation-window", mask="window", window=(150, 20))

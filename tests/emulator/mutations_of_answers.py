@@ -71,8 +71,8 @@ WRONG_ANSWERS: tuple[Mutation, ...] = (
     Mutation(
         "wrong page",
         KEY_TILES,
-        "ptx::ld_global(pages + key / p.page_size)",
-        "ptx::ld_global(pages + key0 / p.page_size)",
+        "ptx::ld_global(pages_ + key_of(box, p) / p.page_size)",
+        "ptx::ld_global(pages_ + key0_ / p.page_size)",
         PAGED,
         (RESULT,),
     ),

@@ -23,13 +23,14 @@ from tests.helpers.check import Result, bits, check
 from tests.helpers.gpu import gpu_arch
 from tests.helpers.gpu_calls import on_gpu, reset, same, snapshot
 from tests.helpers.properties import Target, repeated_runs
-from tests.helpers.run import params_of, result_of, run_case, run_on_gpu
+from tests.helpers.run import as_launched, params_of, result_of, run_case, run_on_gpu
 
 CUDA: Any = torch.cuda
 TARGET = Target("gpu", gpu_arch())
 BASE, FULL, SEEING = map(TARGET.of, (properties.BASE, properties.FULL, properties.SEEING))
-# The host time of a launch in that of torch's add_ in the same run, which is 7 to 11 us on the hosts seen so far.
-HOST_LIMITS = {"same object": 1.7, "new output": 2.1, "new object, same tensors": 4.5, "new length": 6.0}
+# The host time of a launch in that of torch's add_ in the same run, which is 7 to 11 us on the hosts seen so far, where
+# a new length took 2.6 to 6.4 times as long.
+HOST_LIMITS = {"same object": 1.7, "new output": 2.1, "new object, same tensors": 4.5, "new length": 8.0}
 _LONG = replace(
     BASE, name="long", lens=((1500, 4000), (3, 2500), (2048, 2048)), heads_q=4, heads_kv=2, pattern="random"
 )
@@ -141,7 +142,7 @@ def test_side_streams_order_the_launch(how: str) -> None:
     if how != "context":
         returned = skimattn.launch(params_of(built), stream=stream if how == "argument" else stream.cuda_stream)
     stream.synchronize()
-    check(result_of(built, returned), held)
+    check(result_of(as_launched(built), returned), held)  # one of its requests is decode's
 
 
 def test_streams_at_once() -> None:
@@ -220,7 +221,9 @@ def test_two_devices() -> None:
 
 
 def test_launch_neither_synchronises_nor_allocates() -> None:
-    built, held, params = on_gpu(replace(BASE, skip="skip"))
+    # Batches that may hold something for decode take a workspace.
+    uniform = replace(BASE, skip="skip", q_layout="batched", kv_layout="batched", lens=((130, 300),) * 2)
+    built, held, params = on_gpu(uniform)
     skimattn.launch(params)
     torch.cuda.synchronize()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]

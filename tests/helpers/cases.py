@@ -32,6 +32,10 @@ F64 = NDArray[np.float64]
 _LOUD_COLUMNS = (255, 511)  # of MLA, in either half of the values
 _SINKS = (1.5, -2.0, 0.25, 4.0)
 _DESCALES = {"q_descale": (0.75, 1.5, 1.0), "k_descale": (1.25, 0.8), "v_descale": (2.0, 0.3, 1.1, 7.0)}
+FLOAT32_BITS = 20
+# Hopper adds 8-bit products up in about 14 bits, cut off at the largest of 33 addends. Found on an H100: the LSE is off
+# by up to 2^-12 of the sum of magnitudes.
+HOPPER_8_BIT = 11
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Case:
     extra_rows: int = 0  # rows of a ragged q beyond the last request, which belong to nobody
     fill: float = math.nan  # of memory that no request owns
     exact: bool = False  # scores and thresholds are exact in float32: nothing is too close to call
+    # What sums of products keep: 2^-sum_bits of the sum of their magnitudes.
+    sum_bits: int = FLOAT32_BITS
     seed: int = 0
 
     @property
@@ -314,6 +320,7 @@ def rules_of(case: Case, one: Content | None = None) -> Rules:
         margin=0.0 if case.exact else margin,
         # SM90's decode converts all it reads.
         p_dtype="e4m3" if case.dtype == "e4m3" and (case.arch == "sm100" or case.phase != "decode") else "",
+        sum_bits=case.sum_bits,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from .build import MAP_SENTINEL, UNCOUNTED, Built, sentinel, stats_before, whole
-from .cases import DTYPES, Case, Content, answers, rules_of
+from .cases import DTYPES, FLOAT32_BITS, Case, Content, answers, rules_of
 from .layout import rows_of
 from .oracle import Answer
 from .oracle_e4m3 import EXP2_ERROR, FACTOR
@@ -96,6 +96,8 @@ def _check_beside_torch(case: Case, index: int, one: Content, answer: Answer, go
         for x in (got, same_precision(case, one, answer))
     )
     floor = _UNIT[case.dtype_out] * np.abs(answer.out[finite]).max(initial=0.0) + _TINY[case.dtype_out]
+    if _sum_bits(case, answer) < FLOAT32_BITS:
+        floor += out_bound(case, answer)[finite].max(initial=0.0)  # PyTorch adds up in float32
     assert error.max(initial=0.0) <= 2 * np.nan_to_num(peer).max(initial=0.0) + floor, (
         f"{case.name}[{index}]: error {error.max():.2e}, a {case.dtype} PyTorch run has {np.nan_to_num(peer).max():.2e}"
     )
@@ -119,8 +121,8 @@ def _check_lse(case: Case, got: Array, answer: Answer, what: str) -> None:
 
 
 def score_error(case: Case, answer: Answer) -> Array:
-    """How far float32 scores may be off, [len_q, Hq]: dot products, and with softcap the device's fast tanh."""
-    error = answer.score_size * 2.0**-20 + 2.0**-20
+    """How far scores may be off, [len_q, Hq]: dot products, and with softcap the device's fast tanh."""
+    error = answer.score_size * 2.0 ** -_sum_bits(case, answer) + 2.0**-20
     if case.softcap:
         error = error + np.minimum(answer.score_size, case.softcap) * 2.0**-10
     if case.alibi:
@@ -128,8 +130,13 @@ def score_error(case: Case, answer: Answer) -> Array:
     return np.asarray(error)
 
 
+def _sum_bits(case: Case, answer: Answer) -> int:
+    """Of products of 8 bits; a request that SM90 decodes has none."""
+    return case.sum_bits if answer.rounded is not None else FLOAT32_BITS
+
+
 def out_bound(case: Case, answer: Answer) -> Array:
-    """Largest error that correct arithmetic can make: P and the output are rounded, scores are float32.
+    """Largest error that correct arithmetic can make: P and the output are rounded, and scores have an error.
 
     With 8-bit P it is measured from ``answer.rounded``: the rounding is known, but for values between two.
     """
@@ -137,7 +144,8 @@ def out_bound(case: Case, answer: Answer) -> Array:
     scores = 2.2 * score_error(case, answer)[:, :, None] + 2 * _EXP2[case.arch]
     if answer.rounded is not None and answer.flips is not None:
         reached = np.abs(answer.rounded) + answer.flips
-        return np.asarray(answer.flips + (unit * 1.02 + scores) * reached + 2.0**-18 * answer.spread + tiny)
+        sums = 2.0 ** (2 - case.sum_bits) * answer.spread  # of P.V
+        return np.asarray(answer.flips + (unit * 1.02 + scores) * reached + sums + tiny)
     relative = unit * 1.02 + scores + 2.0**-18
     # P below 2^-14 is subnormal. Its type is the output's, unless it has 8 bits, which is above.
     absolute = 2.0**-25 * answer.reach if case.dtype_out == "fp16" else 0.0

@@ -74,6 +74,11 @@ class Launch:
         """Dims, strides in bytes and box of a map, as the fake encodes them."""
         return struct.unpack_from("<11Q", bytes(getattr(self.block, name)), 8)
 
+    def map_promotion(self, name: str) -> int:
+        """How many bytes L2 may fetch for 128 that a copy asks for."""
+        promotion = real.CUtensorMapL2promotion(bytes(getattr(self.block, name))[97])
+        return int(promotion.name.removeprefix("CU_TENSOR_MAP_L2_PROMOTION_L2_").removesuffix("B"))
+
     def map_type(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Element type and box of a map."""
         element = real.CUtensorMapDataType(bytes(getattr(self.block, name))[96])
@@ -224,7 +229,7 @@ class FakeLibrary:
         strides = struct.unpack("<3Q", ctypes.string_at(_address(layout[1]), 24))
         box, steps = (struct.unpack("<4I", ctypes.string_at(_address(at), 16)) for at in layout[2:4])
         assert steps == (1, 1, 1, 1) and len(layout) == 8
-        encoded = struct.pack("<Q11QB", address.value, *dims, *strides, *box, element)
+        encoded = struct.pack("<Q11QBB", address.value, *dims, *strides, *box, element, layout[6])
         ctypes.memmove(_address(place), encoded.ljust(TENSOR_MAP_BYTES, b"\0"), TENSOR_MAP_BYTES)
 
     def _cuTensorMapReplaceAddress(self, place: Any, address: Any) -> None:
@@ -287,7 +292,7 @@ def install(monkeypatch: Any, fake: FakeDriver | None = None) -> FakeDriver:
     monkeypatch.setattr(buffers, "pack_mask", lambda mask: on_gpu(pack_mask(mask.as_subclass(torch.Tensor))))
     monkeypatch.setattr(memory, "PLAIN", memory.PLAIN | {OnGpu, OnOtherGpu})
     monkeypatch.setattr(memory, "empty", _empty)
-    tensormap._constants.cache_clear()
+    tensormap._codes.cache_clear()
     tensormap.address_comes_first.cache_clear()
     return fake
 

@@ -45,6 +45,7 @@ class Rules:
     sinks: F64 | None = None  # [Hq]
     margin: float = 1e-4
     p_dtype: str = ""  # "e4m3": probabilities are rounded to it, times 256, before they meet V
+    sum_bits: int = 20  # scores may err by 2^-sum_bits of their score_size
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Answer:
     kept_keys: Bits  # [Hq, len_q, len_k]: visible, in a kept tile
     spread: F64  # [len_q, Hq, Dv]: sum p|v| / denominator, what relative errors of p scale with
     reach: F64  # [len_q, Hq, Dv]: sum |v| / denominator, what absolute errors of p scale with
-    score_size: F64  # [len_q, Hq]: max over keys of scale * sum |q||k|, what float32 dot products err by
+    score_size: F64  # [len_q, Hq]: max over keys of scale * sum |q||k|, what dot products err by
     ambiguous: list[tuple[int, int, int]] = field(default_factory=list)  # (head, group, tile) too close to call
     rounded: F64 | None = None  # [len_q, Hq, Dv]: out with P as Rules.p_dtype rounds it
     flips: F64 | None = None  # [len_q, Hq, Dv]: what rounded moves by where P lies too close to two rounded values
@@ -330,5 +331,5 @@ def _round_head(rules: Rules, request: Request, head: int, answer: Answer) -> No
         kept = [tile for tile in order if marks[tile] == KEPT]
         masked = np.where(answer.kept_keys[head, rows], s[rows], -np.inf)
         walk = Walk(kept, rules.tile_n, masked, v, np.full(len(masked), -np.inf))
-        unsure = e4m3_unsure(answer.score_size[rows, head], rules.softcap)
+        unsure = e4m3_unsure(answer.score_size[rows, head], rules.softcap, rules.sum_bits)
         answer.rounded[rows, head], answer.flips[rows, head] = e4m3_state(walk, unsure).rows(sink)

@@ -136,7 +136,7 @@ class _Walk:
         states: dict[int, tuple[Rows, State]] = {}  # by a group's first row
         assert answer.rounded is not None and answer.flips is not None
         for rows, tiles, start in self.walked:
-            unsure = e4m3_unsure(answer.score_size[self._places(rows)], self.rules.softcap)
+            unsure = e4m3_unsure(answer.score_size[self._places(rows)], self.rules.softcap, self.rules.sum_bits)
             state = e4m3_state(Walk(tiles, self.rules.tile_n, self.masked[rows], self.v, start), unsure)
             first = int(rows[0])
             states[first] = (rows, states[first][1].merged(state) if first in states else state)

@@ -25,9 +25,9 @@ def round_e4m3(x: F64) -> F64:
     return np.asarray(np.minimum(np.round(x / step) * step, _LARGEST))
 
 
-def e4m3_unsure(score_size: F64, softcap: float) -> F64:
-    """Relative error [rows] that a kernel's exponentials may have: float32 scores, the polynomial, a capped tanh."""
-    error = 2.2 * (score_size + 1.0) * 2.0**-20 + EXP2_ERROR
+def e4m3_unsure(score_size: F64, softcap: float, sum_bits: int) -> F64:
+    """Relative error [rows] that a kernel's exponentials may have: of sums, the polynomial, a capped tanh."""
+    error = 2.2 * (score_size * 2.0**-sum_bits + 2.0**-20) + EXP2_ERROR
     return np.asarray(error + 2.2 * np.minimum(score_size, softcap) * 2.0**-10 if softcap else error)
 
 

@@ -21,19 +21,21 @@ template <class Tr, class Storage>
 class Producer {
  public:
   static constexpr int kColumns = kPanelColumns<typename Tr::Element>;
+  // Pages may be small: then all lanes load, each its boxes. Elsewhere a tile is one box, and one lane all there is.
+  static constexpr bool kKeysByWarp = Tr::kPaged, kValuesByWarp = Tr::kPaged && !Storage::kTransposedV;
 
-  SKIM_DEVICE Producer(const Params& p, Storage& smem) : p_(p), smem_(smem) {}
+  SKIM_DEVICE Producer(const Params& p, Storage& smem, int lane) : p_(p), smem_(smem), lane_(lane) {}
 
   // The scheduler and loader of K: a whole warp.
-  SKIM_DEVICE void run_keys(int lane) {
+  SKIM_DEVICE void run_keys() {
     TileScheduler<Tr::kTileM, Storage::kTransposedV> scheduler(p_);
     const TileCounter counter(p_.work_counter);
     for (int ticket = counter.first();;) {
       // Drawn early: its latency hides behind this item's lookup and loads.
-      const int next = lane == 0 ? counter.next() : 0;
+      const int next = lane_ == 0 ? counter.next() : 0;
       const WorkItem item = scheduler.decode(p_, ticket);
-      if (lane == 0) {
-        publish(item);
+      if (lane_ == 0) publish(item);
+      if (kKeysByWarp || lane_ == 0) {
         const TileRange range = cta_range<Tr>(item, p_);
         const Keys keys = keys_of(item);
 #pragma unroll 1  // a copy would only cost registers
@@ -41,7 +43,7 @@ class Producer {
           load_k(keys, visited_tile<Tr::kSinkFirst>(range.first, range.last, i));
         }
         work_.advance();
-        if (!item.valid) counter.finish(next, scheduler.items(p_));
+        if (lane_ == 0 && !item.valid) counter.finish(next, scheduler.items(p_));
       }
       if (!item.valid) break;
       ptx::warp_sync();
@@ -49,12 +51,12 @@ class Producer {
     }
   }
 
-  // One lane.
+  // One lane, or all of them.
   SKIM_DEVICE void run_values() {
     for (WorkItem item = receive(); item.valid; item = receive()) {
       const TileRange range = cta_range<Tr>(item, p_);
       const Keys keys = keys_of(item);
-      SkipStats<Tr, Storage> skip_stats(p_, smem_, item);
+      SkipStats<Tr, Storage> skip_stats(p_, smem_, item, lane_);
       bool expected = true;  // a first tile is kept, and one after a kept one most often
 #pragma unroll 1
       for (int i = 0; i < range.last - range.first; ++i) {
@@ -72,7 +74,7 @@ class Producer {
         }
       }
       skip_stats.add(this_item());
-      release_item();
+      release_item<kValuesByWarp>();
     }
   }
 
@@ -81,7 +83,7 @@ class Producer {
     PipelineState<Tr::kStagesQ> q;
     for (WorkItem item = receive(); item.valid; item = receive()) {
       load_q(item, q);
-      release_item();
+      release_item<false>();
       q.advance();
     }
   }
@@ -94,8 +96,10 @@ class Producer {
   }
   // Note: what is needed rarely is read again from shared memory: a loader has few registers.
   SKIM_DEVICE WorkItem this_item() const { return read_work(smem_, work_.slot); }
+  template <bool kByWarp>
   SKIM_DEVICE void release_item() {
-    ptx::mbarrier_arrive(&smem_.work_empty[work_.slot]);
+    if constexpr (kByWarp) ptx::warp_sync();  // a lane that lags may not have read it yet
+    if (lane_ == 0) ptx::mbarrier_arrive(&smem_.work_empty[work_.slot]);
     work_.advance();
   }
 
@@ -133,24 +137,39 @@ class Producer {
   }
 
   SKIM_DEVICE void load_k(const Keys& keys, int tile) {
-    ptx::mbarrier_wait_parity(&smem_.k_empty[k_.slot], k_.phase ^ 1);
-    load_key_tile<Tr, Storage::kPanels>(smem_.k[k_.slot], p_.tma_k, &smem_.k_full[k_.slot], keys, tile, p_);
+    load_tile<Storage::kPanels>(smem_.k[k_.slot], p_.tma_k, &smem_.k_full[k_.slot], &smem_.k_empty[k_.slot],
+                                k_.phase ^ 1, keys, tile);
     k_.advance();
   }
 
   // A tile that is expected to be kept is loaded at once, since waiting for the vote would delay it. Otherwise the vote
   // is awaited, and most often spares the load.
   SKIM_DEVICE void load_v(const Keys& keys, int tile, bool wanted) {
-    ptx::mbarrier_wait_parity(&smem_.v_empty[v_.slot], v_.phase ^ 1);
-    uint64_t* full = &smem_.v_full[v_.slot];
+    uint64_t *full = &smem_.v_full[v_.slot], *empty = &smem_.v_empty[v_.slot];
     if (!wanted) {
-      ptx::mbarrier_arrive(full);  // nobody will read the slot, but everybody counts its phases
+      ptx::mbarrier_wait_parity(empty, v_.phase ^ 1);
+      if (lane_ == 0) ptx::mbarrier_arrive(full);  // nobody will read the slot, but everybody counts its phases
     } else if constexpr (Storage::kTransposedV) {
+      ptx::mbarrier_wait_parity(empty, v_.phase ^ 1);
       load_transposed<Tr>(smem_.v[v_.slot], full, keys, tile, p_);
     } else {
-      load_key_tile<Tr, Storage::kPanelsV>(smem_.v[v_.slot], p_.tma_v, full, keys, tile, p_);
+      load_tile<Storage::kPanelsV>(smem_.v[v_.slot], p_.tma_v, full, empty, v_.phase ^ 1, keys, tile);
     }
     v_.advance();
+  }
+
+  // One tile into a slot, once that is empty.
+  template <int kPanels>
+  SKIM_DEVICE void load_tile(uint8_t* to, const TensorMap& map, uint64_t* full, uint64_t* empty, uint32_t phase,
+                             const Keys& keys, int tile) {
+    if constexpr (Tr::kPaged) {
+      PagedTile<Tr> boxes(keys, tile, lane_, p_);
+      ptx::mbarrier_wait_parity(empty, phase);
+      boxes.template load<kPanels>(to, map, full, keys.head, lane_, p_);
+    } else {
+      ptx::mbarrier_wait_parity(empty, phase);
+      load_key_tile<Tr, kPanels>(to, map, full, keys, tile, p_);
+    }
   }
 
   // Waits until all groups have voted on this tile; a bit for each that keeps it.
@@ -162,11 +181,14 @@ class Producer {
       ptx::mbarrier_wait_parity(&vote.voted, vote_.phase);
       if (ptx::ld_shared(&vote.kept) == votes_) keeping |= 1u << group;
     }
+    // Groups may vote in this slot again once they see the next V, which lane 0 announces.
+    if constexpr (kValuesByWarp) ptx::warp_sync();
     return keeping;
   }
 
   const Params& p_;
   Storage& smem_;
+  const int lane_;
   PipelineState<Tr::kStages> k_;   // run_keys
   PipelineState<Tr::kStagesV> v_;  // run_values
   PipelineState<kWorkSlots> work_;

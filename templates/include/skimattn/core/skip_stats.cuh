@@ -5,15 +5,17 @@
 
 namespace skimattn {
 
-// Of one work item, kept by one thread.
+// Of one work item, kept by one thread; other lanes of its warp may take part, and keep nothing.
 template <class Tr, class Storage>
 class SkipStats {
  public:
   static constexpr bool kCounts = Tr::kSkip == Skip::kStat;
 
   // Note: the groups' ranges wait in shared memory, which nobody else reads, since a loader has few registers.
-  SKIM_DEVICE SkipStats(const Params& p, Storage& smem, const WorkItem& item) : p_(p), smem_(smem) {
+  SKIM_DEVICE SkipStats(const Params& p, Storage& smem, const WorkItem& item, int lane)
+      : p_(p), smem_(smem), keeps_(lane == 0) {
     if constexpr (kCounts) {
+      if (!keeps_) return;
 #pragma unroll
       for (int group = 0; group < Tr::kConsumers; ++group) {
         const TileRange own = visited_range<Tr>(item, item.row0 + group * Tr::kGroupRows, Tr::kGroupRows, p_);
@@ -28,6 +30,7 @@ class SkipStats {
   template <class Item>
   SKIM_DEVICE void record(int n, uint32_t keeping, Item item) {
     if constexpr (kCounts) {
+      if (!keeps_) return;
 #pragma unroll
       for (int group = 0; group < Tr::kConsumers; ++group) {
         if (n < first(group) || n >= last(group)) continue;
@@ -40,6 +43,7 @@ class SkipStats {
 
   SKIM_DEVICE void add(const WorkItem& item) const {
     if constexpr (kCounts) {
+      if (!keeps_) return;
       int visited = 0;
 #pragma unroll
       for (int group = 0; group < Tr::kConsumers; ++group) visited += last(group) - first(group);
@@ -59,6 +63,7 @@ class SkipStats {
 
   const Params& p_;
   Storage& smem_;
+  const bool keeps_;
   int skipped_ = 0;
 };
 

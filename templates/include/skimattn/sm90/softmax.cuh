@@ -100,10 +100,14 @@ SKIM_DEVICE void pack_step(const float (&e)[8], int step, uint32_t (&p)[kCount][
   }
 }
 
+// Where older sums enter those of a tile. At the head of the chain of additions they ask for acc_scale at once, and
+// what is multiplied by it can hide behind the exponentials: dense prefill of up to 128 columns gains 3 to 4 % by that.
+enum class OldSums { kFirst, kLast };
+
 // Turns scores into probabilities, kGain powers of two larger than the base says, rounded to the element type as the A
 // operand of P.V; and adds them, not rounded, to the row sums. `update_output(i)` is called for element i of the
 // output. Note: all is interleaved because exponentials keep one pipe busy and the rest can hide behind it.
-template <class Element, int kOut, int kAhead, int kScores, class UpdateOutput>
+template <class Element, int kOut, OldSums kOldSums = OldSums::kLast, int kAhead, int kScores, class UpdateOutput>
 SKIM_DEVICE void exp_and_pack_with(const float (&s)[kScores], const Ahead<kAhead>& ahead, const RowMaxUpdate& update,
                                    float scale_log2, RowState& rows, uint32_t (&p)[kOperands<Element, kScores>][4],
                                    UpdateOutput update_output) {
@@ -111,7 +115,10 @@ SKIM_DEVICE void exp_and_pack_with(const float (&s)[kScores], const Ahead<kAhead
   static_assert(kOut % kSteps == 0);
   float sum[2 * kThreadRows] = {}, base[kThreadRows];
 #pragma unroll
-  for (int r = 0; r < kThreadRows; ++r) base[r] = update.base[r] - kGain<Element>;
+  for (int r = 0; r < kThreadRows; ++r) {
+    base[r] = update.base[r] - kGain<Element>;
+    if constexpr (kOldSums == OldSums::kFirst) sum[2 * r] = rows.sum[r] * update.acc_scale[r];
+  }
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     float e[8];
@@ -127,18 +134,19 @@ SKIM_DEVICE void exp_and_pack_with(const float (&s)[kScores], const Ahead<kAhead
   }
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r) {
-    rows.sum[r] = fmaf(rows.sum[r], update.acc_scale[r], sum[2 * r] + sum[2 * r + 1]);
+    const float added = sum[2 * r] + sum[2 * r + 1];
+    rows.sum[r] = kOldSums == OldSums::kFirst ? added : fmaf(rows.sum[r], update.acc_scale[r], added);
   }
 }
 
 // The same, where the output is multiplied by acc_scale.
 // Note: there is no branch around the multiplications where no maximum rose: measured, it costs more than they do.
-template <class Element, int kAhead, int kScores, int kOut>
+template <class Element, OldSums kOldSums = OldSums::kLast, int kAhead, int kScores, int kOut>
 SKIM_DEVICE void exp_and_pack(const float (&s)[kScores], const Ahead<kAhead>& ahead, const RowMaxUpdate& update,
                               float scale_log2, RowState& rows, uint32_t (&p)[kOperands<Element, kScores>][4],
                               float (&o)[kOut]) {
-  exp_and_pack_with<Element, kOut>(s, ahead, update, scale_log2, rows, p,
-                                   [&](int i) { o[i] *= update.acc_scale[Layout::row(i)]; });
+  exp_and_pack_with<Element, kOut, kOldSums>(s, ahead, update, scale_log2, rows, p,
+                                             [&](int i) { o[i] *= update.acc_scale[Layout::row(i)]; });
 }
 
 }  // namespace skimattn::sm90

@@ -18,10 +18,10 @@ SKIM_DEVICE void run_single_warp(const Params& p, SharedStorage<Tr>& smem, int w
   using R = Roles<Tr>;
   using Loader = Producer<Tr, SharedStorage<Tr>>;
   const int lane = ptx::thread_index() % kWarpThreads;
-  if (warp == R::kKeys) Loader(p, smem).run_keys(lane);
+  if (warp == R::kKeys) Loader(p, smem, lane).run_keys();
   if (warp == R::kMma && lane == 0) MmaWarp<Tr>(p, smem).run();
-  if (warp == R::kValues && lane == 0) Loader(p, smem).run_values();
-  if (warp == R::kQueries && lane == 0) Loader(p, smem).run_queries();
+  if (warp == R::kValues && (Loader::kValuesByWarp || lane == 0)) Loader(p, smem, lane).run_values();
+  if (warp == R::kQueries && lane == 0) Loader(p, smem, lane).run_queries();
 }
 
 template <class Tr>

@@ -25,6 +25,7 @@ class Consumer {
   // 8-bit products keep some 14 bits of what they are added to: P.V of a tile is a sum of its own, unless it is too
   // wide.
   static constexpr bool kSumsTiles = kScaled && Tr::kHeadDimV <= 128;
+  static constexpr OldSums kOldSums = !kScaled && Tr::kHeadDimV <= 128 ? OldSums::kFirst : OldSums::kLast;  // measured
   static constexpr int kStepElements = 8 * kPerWord<Element>;  // of K in one product
   static constexpr int kScores = Tr::kTileN / 2;               // floats a thread holds of a 64-row tile
   static constexpr int kOut = Tr::kHeadDimV / 2;
@@ -199,9 +200,10 @@ class Consumer {
     RowState raised = rows_;
     RowMaxUpdate update;
     // A tile after a kept one is most often kept: what can be computed before the answer to the vote is.
-    // Wide outputs leave no registers for it.
-    constexpr bool kExpectKept = kPrev == PrevTile::kKept && Tr::kHeadDimV <= (kScaled ? 64 : 128);
-    constexpr int kAhead = kSkips && kExpectKept ? 4 : 0;  // measured: 1 and 2 gain less, 8 loses
+    // Tiles whose P.V has registers of its own leave none for it.
+    constexpr bool kExpectKept = kPrev == PrevTile::kKept && (!kScaled || Tr::kHeadDimV <= 64);
+    // Measured: with two groups 1 and 2 gain less and 8 loses; three groups hide enough, and 256 columns have no room.
+    constexpr int kAhead = kSkips && kExpectKept && Tr::kConsumers == 2 && Tr::kHeadDimV <= 128 ? 4 : 0;
     Ahead<kAhead> ahead;
     // Asked for here, where the answer's latency hides behind the shuffles below.
     const bool keeps = kSkips && warp_keeps(thread_max);
@@ -235,7 +237,7 @@ class Consumer {
       });
       kept_ = update;
     } else {
-      exp_and_pack<Element>(s, ahead, update, scale_log2(), rows_, probabilities_, o_);
+      exp_and_pack<Element, kOldSums>(s, ahead, update, scale_log2(), rows_, probabilities_, o_);
     }
   }
 

@@ -25,9 +25,10 @@ SKIM_DEVICE void forward(const Params& p) {
     ptx::setmaxnreg_dec<Tr::kProducerRegs>();
     const int warp = ptx::shfl(ptx::thread_index() % kGroupThreads / kWarpThreads, 0);
     const int lane = ptx::thread_index() % kWarpThreads;
-    if (warp == 0) Producer<Tr, Storage>(p, smem).run_keys(lane);
-    if (warp == 1 && lane == 0) Producer<Tr, Storage>(p, smem).run_values();
-    if (warp == 2 && lane == 0) Producer<Tr, Storage>(p, smem).run_queries();
+    using Loader = Producer<Tr, Storage>;
+    if (warp == 0) Loader(p, smem, lane).run_keys();
+    if (warp == 1 && (Loader::kValuesByWarp || lane == 0)) Loader(p, smem, lane).run_values();
+    if (warp == 2 && lane == 0) Loader(p, smem, lane).run_queries();
   } else {
     ptx::setmaxnreg_inc<Tr::kConsumerRegs>();
     Consumer<Tr>(p, smem, group).run();

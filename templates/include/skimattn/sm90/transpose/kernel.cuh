@@ -95,10 +95,15 @@ class Transpose {
   }
 
   SKIM_DEVICE void transpose(const Item& item) {
-    if (ptx::thread_index() == 0) {
+    if constexpr (Tr::kPaged) {
+      if (warp_ == 0) {
+        PagedTile<Tr> boxes(item.keys, item.tile, lane_, p_);
+        boxes.template load<Storage::kPanels>(smem_.keys, p_.tma_v, &smem_.full, item.keys.head, lane_, p_);
+      }
+    } else if (ptx::thread_index() == 0) {
       load_key_tile<Tr, Storage::kPanels>(smem_.keys, p_.tma_v, &smem_.full, item.keys, item.tile, p_);
-      ptx::tma_store_wait_read<0>();  // the tile before this one has left `columns`
     }
+    if (ptx::thread_index() == 0) ptx::tma_store_wait_read<0>();  // the tile before this one has left `columns`
     ptx::mbarrier_wait_parity(&smem_.full, phase_);
     phase_ ^= 1;
     ptx::cta_sync();
