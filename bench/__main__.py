@@ -8,6 +8,7 @@ from importlib import import_module
 
 COMMANDS = {
     "prefill": "speed beside the peers, dense and with skipped tiles (needs a GPU)",
+    "rows": "prefill of many kinds beside the peers, with what must be reached (needs a GPU)",
     "decode": "decode steps beside FlashAttention-3 and others, dense and with skipped tiles (needs a GPU)",
     "ragged": "ragged batches beside uniform ones and FlashAttention-3 (needs a GPU)",
     "host": "host microseconds of a launch (needs a GPU)",

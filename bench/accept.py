@@ -1,7 +1,7 @@
 """``python -m bench accept FILE...``: result files beside what must be reached. Needs no GPU; exit status 1 on a miss.
 
-Give one file each of ``bench prefill`` and ``bench decode`` (figures of a table belong to one run), and those of
-``bench ragged``, ``bench host`` and ``bench build``.
+Give one file each of ``bench prefill``, ``bench rows`` and ``bench decode`` (figures of a table belong to one run), and
+those of ``bench ragged``, ``bench host`` and ``bench build``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import results
-from .decode_work import WORKS
+from . import decode_work, prefill_work, results
+from .command import Row as Work
 from .names import DENSE, RAGGED, REPEATED, SKIP_NOTHING, THRESHOLD, UNIFORM, skip_name, stat_name
 from .table import columns
 
@@ -112,13 +112,13 @@ def _stat_over_skip(document: Document, mask: str, seqlen: int) -> Iterator[tupl
         yield f"planted {share:.0%}", speed(case, stat_name(THRESHOLD), skip_name(THRESHOLD))
 
 
-def decode_rows(document: Document) -> Iterator[Row]:
-    """The goals of every row of ``bench decode``, and that everything that was timed was right."""
+def goal_rows(kind: str, works: Iterable[Work], document: Document) -> Iterator[Row]:
+    """The goals of every row of ``bench decode`` or ``bench rows``, and that everything that was timed was right."""
     cases = {case["case"]: case for case in document["cases"]}
-    for work in WORKS:
+    for work in works:
         case = cases.get(work.label)
         for index, goal in enumerate(work.goals):
-            name = f"{work.label}: {goal.of} over {goal.over}"
+            name = f"{kind}, {work.label}: {goal.of} over {goal.over}"
             if not case:
                 yield Row(name, goal.bar, None)
                 continue
@@ -126,7 +126,9 @@ def decode_rows(document: Document) -> Iterator[Row]:
             yield Row(name, found["bar"], found["value"], note="" if found["over"] == goal.over else found["over"])
     checks = [check for case in document["cases"] for check in case["checks"]]
     failed = sum(not check["passed"] for check in checks)
-    yield Row("decode outputs and counts that are wrong", 0, failed if checks else None, False, f"{len(checks)} checks")
+    yield Row(
+        f"{kind} outputs and counts that are wrong", 0, failed if checks else None, False, f"{len(checks)} checks"
+    )
 
 
 def ragged_rows(document: Document) -> Iterator[Row]:
@@ -162,12 +164,12 @@ def rows_of(documents: Sequence[Document], partial: bool = False) -> list[Row]:
     """All rows. Without ``partial``, those of a kind of file that was not given count as not measured.
 
     Raises:
-        ValueError: more than one prefill, decode, ragged or host file, or a run that did not finish.
+        ValueError: more than one prefill, rows, decode, ragged or host file, or a run that did not finish.
     """
     kinds: dict[str, list[Document]] = {kind: [] for kind in results.KINDS}
     for document in documents:
         kinds[document["kind"]].append(document)
-    for kind in ("prefill", "decode", "ragged", "host"):
+    for kind in ("prefill", "rows", "decode", "ragged", "host"):
         if len(kinds[kind]) > 1:
             raise ValueError(f"{kind}: expected one file, its figures belong to one run (got {len(kinds[kind])})")
     unfinished = [item["kind"] for item in documents if not item["finished"]]
@@ -176,8 +178,10 @@ def rows_of(documents: Sequence[Document], partial: bool = False) -> list[Row]:
     rows: list[Row] = []
     if kinds["prefill"] or not partial:
         rows += prefill_rows(next(iter(kinds["prefill"]), {"cases": []}))
-    if kinds["decode"] or not partial:
-        rows += decode_rows(next(iter(kinds["decode"]), {"cases": []}))
+    tables: dict[str, Sequence[Work]] = {"rows": prefill_work.WORKS, "decode": decode_work.WORKS}
+    for kind, works in tables.items():
+        if kinds[kind] or not partial:
+            rows += goal_rows(kind, works, next(iter(kinds[kind]), {"cases": []}))
     if kinds["ragged"] or not partial:
         rows += ragged_rows(next(iter(kinds["ragged"]), {"cases": []}))
     if kinds["host"] or not partial:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import skimattn
 import torch
 
 from .checks import Check, check_counts, check_outputs
@@ -79,7 +80,7 @@ def run_case(case: Case, session: Session) -> dict[str, Any]:
         "counts": counts,
         "rows": rows,
         "comparisons": comparisons,
-        "checks": [_plain(check) for check in checks],
+        "checks": [check.plain for check in checks],
         "under_load": session.under_load(calls[DENSE], Summary.of(times[DENSE]).median),
     }
 
@@ -121,27 +122,29 @@ def _outputs(case: Case, contenders: dict[str, Contender], session: Session) -> 
 def _count(
     case: Case, contenders: Mapping[str, Contender], inputs: Inputs
 ) -> tuple[dict[str, object] | None, list[Check]]:
-    """The raw counts of the stat kernel's first launch, and whether they are those that were planted."""
+    """Of the stat kernel's first launch."""
     if not case.thresholds:
         return None, []
     name = stat_name(case.thresholds[-1])
     params = contenders[name].params
-    assert params is not None and params.stats is not None
+    assert params is not None
+    return counts_of(name, params, inputs, case.shape)
+
+
+def counts_of(
+    name: str, params: skimattn.Params, inputs: Inputs, shape: Shape
+) -> tuple[dict[str, object], list[Check]]:
+    """The raw counts after one launch of a stat kernel, and whether they are those that were planted."""
+    assert params.stats is not None
     visited, skipped = (int(count) for count in params.stats.tolist())
     kernel: dict[str, Any] = kernel_of(params)
     if kernel["order"] != "sink_first":
         raise ValueError(f"order: expected sink_first, on which planted counts rest (got {kernel['order']})")
-    expected = tile_counts(inputs, case.shape, kernel["tile"][1], kernel["group_rows"])
-    counts: dict[str, object] = {
-        "visited": visited,
-        "skipped": skipped,
-        "sparsity": round(skipped / max(visited, 1), 4),
-    }
-    return counts, check_counts(name, (visited, skipped), expected)
-
-
-def _plain(check: Check) -> dict[str, object]:
-    return {**asdict(check), "value": float(f"{check.value:.3g}"), "passed": check.passed}
+    expected = tile_counts(inputs, shape, kernel["tile"][1], kernel["group_rows"])
+    sparsity = round(skipped / max(visited, 1), 4)
+    return {"visited": visited, "skipped": skipped, "sparsity": sparsity}, check_counts(
+        name, (visited, skipped), expected
+    )
 
 
 def _row(name: str, samples: Sequence[float], shape: Shape) -> dict[str, object]:

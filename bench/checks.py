@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -32,6 +32,11 @@ class Check:
         """NaN never passes."""
         return self.value <= self.limit
 
+    @property
+    def plain(self) -> dict[str, object]:
+        """For a result file."""
+        return {**asdict(self), "value": float(f"{self.value:.3g}"), "passed": self.passed}
+
 
 def relative_error(out: torch.Tensor, reference: torch.Tensor) -> float:
     """‖out - reference‖ / ‖reference‖ in float32 or better; NaN if anything is not finite."""
@@ -46,19 +51,39 @@ def sampled_rows(seqlen: int) -> list[int]:
     return sorted({0, min(1, seqlen - 1), min(127, seqlen - 1), max(seqlen - 2, 0), *spread})
 
 
-def truth(inputs: Inputs, shape: Shape) -> torch.Tensor:
-    """The sampled rows in float64, [B, rows, Hq, D], from the definition of attention."""
-    rows = torch.tensor(sampled_rows(shape.seqlen), device=inputs.q.device)
-    hidden = torch.arange(shape.seqlen, device=inputs.q.device) > rows[:, None]
-    qheads_per_kv = shape.heads_q // shape.heads_kv
+def attended(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ends: torch.Tensor | None, window: int = 0
+) -> torch.Tensor:
+    """Rows of one request in float64, [rows, Hq, Dv], from the definition of attention.
+
+    Args:
+        q: these rows, [rows, Hq, D].
+        k: keys of the request in their order, [len, Hkv, D].
+        v: likewise, [len, Hkv, Dv].
+        ends: the last key that each row sees; None: all rows see all.
+        window: keys up to that one that a row sees; 0: all.
+    """
+    hidden = torch.zeros(len(q), len(k), dtype=torch.bool, device=q.device)
+    if ends is not None:
+        at = torch.arange(len(k), device=q.device)
+        hidden = at > ends[:, None]
+        if window:
+            hidden |= at <= ends[:, None] - window
+    qheads_per_kv = q.shape[1] // k.shape[1]
     heads = []
-    for head in range(shape.heads_q):
-        k, v = (x[:, :, head // qheads_per_kv].double() for x in (inputs.k, inputs.v))
-        scores = inputs.q[:, rows, head].double() @ k.transpose(1, 2) * shape.head_dim**-0.5
-        if shape.causal:
-            scores = scores.masked_fill(hidden, float("-inf"))
-        heads.append(scores.softmax(dim=-1) @ v)
-    return torch.stack(heads, dim=2)
+    for head in range(k.shape[1]):
+        rows = q[:, head * qheads_per_kv : (head + 1) * qheads_per_kv].double()
+        scores = rows @ k[:, head].double().t() * q.shape[-1] ** -0.5
+        heads.append(scores.masked_fill(hidden[:, None], float("-inf")).softmax(dim=-1) @ v[:, head].double())
+    return torch.cat(heads, dim=1)
+
+
+def truth(inputs: Inputs, shape: Shape) -> torch.Tensor:
+    """The sampled rows in float64, [B, rows, Hq, D]."""
+    rows = torch.tensor(sampled_rows(shape.seqlen), device=inputs.q.device)
+    ends = rows if shape.causal else None
+    requests = zip(inputs.q[:, rows], inputs.k, inputs.v, strict=True)
+    return torch.stack([attended(q, k, v, ends) for q, k, v in requests])
 
 
 def check_outputs(outputs: Mapping[str, torch.Tensor], inputs: Inputs, shape: Shape) -> list[Check]:

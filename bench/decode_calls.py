@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ from .contender import first
 from .decode_inputs import Cache, repaged
 from .decode_work import Work
 from .names import DENSE, PAGES_OF_64, skip_name, stat_name
-from .peers import MissingError, NotRun, reason_of
+from .peers import MissingError, NotRun, fa3_forward, fa3_operators, library, load_named
 
 _MOST_SPLITS = 32  # vLLM's flash_attn_max_num_splits_for_cuda_graph
 _XQA_WORKSPACE = 512 << 20
@@ -106,15 +105,6 @@ def ours(work: Work, cache: Cache) -> list[Rotation]:
     return made
 
 
-def _library(variable: str) -> Any:
-    path = os.environ.get(variable)
-    if not path:
-        raise MissingError(f"the environment variable {variable} does not name its library")
-    operators: Any = torch.ops
-    operators.load_library(path)
-    return operators
-
-
 def load_fa3() -> Maker:
     """FlashAttention-3 as vLLM builds it and calls it.
 
@@ -122,7 +112,7 @@ def load_fa3() -> Maker:
     at most 32, by metadata that it computes once a step for all layers (not timed).
     Note: metadata for 0 splits, which vLLM makes without graphs, let the library read out of bounds here.
     """
-    return partial(_fa3, _library("FA3_LIBRARY")._vllm_fa3_C)
+    return partial(_fa3, fa3_operators())
 
 
 def _fa3(operators: Any, work: Work, cache: Cache) -> list[Rotation]:
@@ -144,13 +134,23 @@ def _fa3(operators: Any, work: Work, cache: Cache) -> list[Rotation]:
         # fmt: on
 
     def call(table: torch.Tensor, given: Any, splits: int) -> torch.Tensor:
-        # fmt: off
-        return first(operators.fwd(
-            q, cache.k, cache.v, None, None, None, out, cache.offsets, None, None, None, cache.lens, most, longest,
-            table, None, None, None, None, None, ones, ones, ones, work.head_dim**-0.5, True, left, right, 0.0,
-            True, given, splits, None, 0, None, 1, 0, None,
-        ))
-        # fmt: on
+        return fa3_forward(
+            operators,
+            q,
+            cache.k,
+            cache.v,
+            offsets=cache.offsets,
+            rows=most,
+            keys=longest,
+            causal=True,
+            lens=cache.lens,
+            table=table,
+            out=out,
+            descale=ones,
+            window=work.window,
+            metadata=given,
+            splits=splits,
+        )
 
     variants = {"fa3": (None, 0), "fa3 graph": (metadata(_MOST_SPLITS), _MOST_SPLITS)}
     return [
@@ -161,7 +161,7 @@ def _fa3(operators: Any, work: Work, cache: Cache) -> list[Rotation]:
 
 def load_flashmla() -> Maker:
     """FlashMLA's dense decode for Hopper, from the library that vLLM builds; its plan is computed once, not timed."""
-    return partial(_flashmla, _library("FLASHMLA_LIBRARY")._flashmla_C)
+    return partial(_flashmla, library("FLASHMLA_LIBRARY")._flashmla_C)
 
 
 def _flashmla(operators: Any, work: Work, cache: Cache) -> list[Rotation]:
@@ -212,11 +212,4 @@ LOADERS: dict[str, Callable[[], Maker]] = {"fa3": load_fa3, "xqa": load_xqa, "fl
 
 def load(names: Iterable[str]) -> tuple[dict[str, Maker], list[NotRun]]:
     """Load the named peers: what can make the calls of each that is there, and those that are not."""
-    makers: dict[str, Maker] = {}
-    missing: list[NotRun] = []
-    for name in names:
-        try:
-            makers[name] = LOADERS[name]()
-        except Exception as error:  # a foreign library may fail in any way, and must not end the run
-            missing.append(NotRun(name, "anywhere", reason_of(error)))
-    return makers, missing
+    return load_named(LOADERS, names)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import skimattn
 import torch
 
-from .checks import ROUNDING, Check, check_counts, relative_error, sampled_rows
+from .checks import ROUNDING, Check, attended, check_counts, relative_error, sampled_rows
 from .decode_calls import Rotation
 from .decode_inputs import Cache, keys_of, planted_counts
 from .decode_work import Work
@@ -20,19 +20,9 @@ _ROUNDING_8_BIT = {True: 0.06, False: 0.2}
 
 def truth(work: Work, cache: Cache, copy: int, request: int, rows: torch.Tensor) -> torch.Tensor:
     """Rows of one request in float64, [rows, Hq, Dv], from the definition of attention."""
-    k, v = (x.double() for x in keys_of(cache, work, copy, request))
-    q = cache.q[int(cache.offsets[request]) + rows].double()
-    at = torch.arange(len(k), device=q.device)
-    ends = rows[:, None] + len(k) - work.rows[request]
-    hidden = at > ends
-    if work.window:
-        hidden |= at <= ends - work.window
-    group = work.heads_q // work.heads_kv
-    heads = []
-    for head in range(work.heads_q):
-        scores = q[:, head] @ k[:, head // group].t() * work.head_dim**-0.5
-        heads.append(scores.masked_fill(hidden, float("-inf")).softmax(dim=-1) @ v[:, head // group])
-    return torch.stack(heads, dim=1)
+    k, v = keys_of(cache, work, copy, request)
+    q = cache.q[int(cache.offsets[request]) + rows]
+    return attended(q, k, v, rows + len(k) - work.rows[request], work.window)
 
 
 def check_outputs(outputs: Mapping[str, torch.Tensor], work: Work, cache: Cache) -> Iterator[Check]:

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from .cases import rounded
 from .checks import Check
+from .compare import comparisons, reached
 from .contender import kernel_of
 from .decode_calls import Maker, Rotation, ours
 from .decode_checks import check_outputs, counts_of
 from .decode_inputs import Cache, cache_of
-from .decode_work import Goal, Work
-from .names import BEST, DENSE, READ, is_ours
+from .decode_work import Work
+from .names import READ
 from .peers import NotRun, reason_of
-from .timing import Call, Summary, Timer, interleave, speed_over
+from .timing import Call, Summary, Timer, interleave
 
 COLD_BYTES = 1_000_000_000  # read between two calls on one cache: twenty times the L2 of an H100
 SAMPLE_MS = 2.5  # of work behind one event, at a guess
 _GUESSED_BYTES_PER_MS, _GUESSED_LEAST_MS = 2.5e9, 0.008
-
-Times = Mapping[str, Sequence[float]]
 
 
 @dataclass
@@ -92,9 +91,9 @@ def measure(work: Work, bench: Bench) -> dict[str, Any]:
         "kernels": run.kernels,
         "counts": run.counts,
         "rows": [_row(name, samples, work) for name, samples in times.items()],
-        "comparisons": [*_comparisons({**times, **reading})],
-        "goals": [_reached(goal, {**times, **reading}) for goal in work.goals],
-        "checks": [{**asdict(item), "value": float(f"{item.value:.3g}"), "passed": item.passed} for item in checks],
+        "comparisons": [*comparisons({**times, **reading})],
+        "goals": [reached(goal, {**times, **reading}) for goal in work.goals],
+        "checks": [item.plain for item in checks],
     }
 
 
@@ -156,35 +155,3 @@ def _shape(work: Work) -> dict[str, object]:
 def _row(name: str, samples: Sequence[float], work: Work) -> dict[str, object]:
     us = Summary.of([sample * 1e3 for sample in samples])
     return {"name": name, "us": rounded(us), "tbs": round(work.bytes / us.median / 1e6, 3)}
-
-
-def fastest(times: Times, peer: str) -> str | None:
-    """The fastest of a peer's variants, or of all peers."""
-    found = [name for name in times if not is_ours(name) and name != READ and peer in (BEST, name.partition(" ")[0])]
-    return min(found, key=lambda name: Summary.of(times[name]).median) if found else None
-
-
-def _comparisons(times: Times) -> Iterator[dict[str, object]]:
-    """Our dense kernel over everything, all of ours over it and over the best peer, and stat over skip."""
-    ours_ = [name for name in times if is_ours(name)]
-    best = fastest(times, BEST)
-    pairs = [(DENSE, name) for name in times if not is_ours(name)]
-    pairs += [(name, over) for name in ours_ if name != DENSE for over in (DENSE, best or DENSE)]
-    pairs += [(name, name.replace("stat", "skip")) for name in ours_ if "stat" in name]
-    for of, over in dict.fromkeys(pairs):
-        if of in times and over in times:
-            yield {"of": of, "over": over, "speed": rounded(speed_over(times[of], times[over]))}
-
-
-def _reached(goal: Goal, times: Times) -> dict[str, object]:
-    """The goal, or the one instead of it if that is nearer, with what was measured (None: one side did not run)."""
-    found = []
-    for each in (goal, goal.instead):
-        if each is not None:
-            named = is_ours(each.over) or each.over == READ
-            over = each.over if named else fastest(times, each.over)
-            ran = each.of in times and over is not None and over in times
-            value = round(speed_over(times[each.of], times[over]).median, 4) if ran and over else None
-            plain = {"of": each.of, "over": over or each.over, "bar": each.bar, "value": value}
-            found.append({**plain, "wanted": goal.over, "passed": value is not None and value >= each.bar})
-    return max(found, key=lambda item: (item["value"] or 0.0) / float(item["bar"]))  # type: ignore[arg-type, operator]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .decode_measure import fastest
-from .names import BEST, DENSE, READ
-from .table import columns, ratio
+from . import goal
+from .compare import fastest
+from .names import BEST, DENSE
+from .table import columns, findings, ratio
 
 
 def case_table(case: dict[str, Any]) -> str:
@@ -21,35 +22,13 @@ def case_table(case: dict[str, Any]) -> str:
         own, peer = speeds.get((name, DENSE), ""), speeds.get((DENSE, name), "")
         body.append((name, f"{us['median']:.1f}", spread, str(us["n"]), f"{row['tbs']:.3f}", share, own, peer))
     head = f"\n== {case['case']} ({case['bytes'] / 1e6:.0f} MB, {case['copies']} caches in turn)"
-    lines = [head, columns(body), f"plain read {case['read_tbs']:.3f} TB/s"]
-    if counts := case["counts"]:
-        lines.append(f"tiles: {counts['skipped']} of {counts['visited']} skipped, sparsity {counts['sparsity']:.4f}")
-    worst = max((check["value"] for check in case["checks"] if check["against"].startswith("float64")), default=0.0)
-    failed = [check for check in case["checks"] if not check["passed"]]
-    lines.append(f"checks: {len(case['checks']) - len(failed)} passed, worst error to float64 {worst:.1e}")
-    lines += [f"FAILED: {item['of']}: {item['against']}: {item['value']:g} > {item['limit']:g}" for item in failed]
-    lines += [f"goal: {goal_line(goal)}" for goal in case["goals"]]
-    return "\n".join(lines)
-
-
-def goal_line(goal: dict[str, Any]) -> str:
-    """Such as ``ours dense over fa3 graph 1.021, wanted 1: reached``."""
-    measured = "not run" if goal["value"] is None else f"{goal['value']:.3f}"
-    verdict = "reached" if goal["passed"] else "MISSED"
-    return f"{goal['of']} over {goal['over']} {measured}, wanted {goal['bar']:g}: {verdict}"
+    lines = [head, columns(body), f"plain read {case['read_tbs']:.3f} TB/s", *findings(case)]
+    return "\n".join([*lines, *(f"goal: {goal.goal_line(item)}" for item in case["goals"])])
 
 
 def summary(cases: Sequence[dict[str, Any]]) -> str:
     """A line for each row and goal; rows without a goal once."""
-    body = [("", "ours us", "TB/s", "of read", "best peer", "us", "over it", "goal", "measured", "over goal", "")]
-    for case in cases:
-        head = (case["case"], *_speeds(case))
-        for goal in case["goals"] or [None]:
-            body.append((*head, *_goal_cells(goal)))
-            head = ("",) * len(head)
-    goals = [goal for case in cases for goal in case["goals"]]
-    reached = sum(goal["passed"] for goal in goals)
-    return f"{columns(body)}\n{reached} of {len(goals)} goals reached"
+    return goal.summary(cases, ("ours us", "TB/s", "of read", "best peer", "us", "over it"), _speeds)
 
 
 def _speeds(case: dict[str, Any]) -> tuple[str, ...]:
@@ -66,15 +45,3 @@ def _speeds(case: dict[str, Any]) -> tuple[str, ...]:
         if (item["of"], item["over"]) == (DENSE, best):
             cells[5] = f"{item['speed']['median']:.3f}"
     return (*cells,)
-
-
-def _goal_cells(goal: dict[str, Any] | None) -> tuple[str, ...]:
-    if goal is None:
-        return ("",) * 4
-    of = goal["of"].removeprefix("ours ")
-    name = (
-        f"{of} over {goal['over']} >= {goal['bar']:g}" if goal["over"] != READ else f"{of} of read >= {goal['bar']:g}"
-    )
-    if goal["value"] is None:
-        return name, "not run", "", "MISS"
-    return name, f"{goal['value']:.3f}", f"{goal['value'] / goal['bar']:.3f}", "pass" if goal["passed"] else "MISS"

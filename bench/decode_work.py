@@ -5,28 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from .goal import Goal
 from .names import BEST, DENSE, PAGES_OF_64, READ, SKIP_NOTHING, THRESHOLD, skip_name, stat_name
 
 FLASH_ATTENTION_3 = "fa3"  # whichever of its variants is the fastest
 _ZERO, _NOTHING = SKIP_NOTHING
 _LATENT, _LATENT_V = 576, 512
-
-
-@dataclass(frozen=True)
-class Goal:
-    """``of`` must reach ``bar`` times the speed of ``over``: one of ours, the plain read's bandwidth, or peers.
-
-    Args:
-        of: name of our kernel.
-        over: name of what is compared with. That of a peer stands for the fastest of its variants.
-        bar: the least speed.
-        instead: another goal that counts as well.
-    """
-
-    of: str
-    over: str
-    bar: float
-    instead: Goal | None = None
 
 
 @dataclass(frozen=True)
@@ -202,4 +186,3 @@ def _all() -> Iterator[Work]:
 
 
 WORKS = (*_all(),)
-GROUPS = tuple(dict.fromkeys(work.group for work in WORKS))

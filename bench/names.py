@@ -8,7 +8,9 @@ REPEATED = "launch(params), out given"  # in ``bench host``: the row that must s
 REPEATED_DECODE = "decode, launch(params), new out"  # likewise
 SKIP_NOTHING = (0.0, 1e-30)  # thresholds on N(0,1): never skip, and vote on every tile without ever agreeing
 THRESHOLD = 1e-3  # on planted inputs
-READ, BEST = "plain read", "best peer"  # in ``bench decode``: a reduction over 4 GB, and the fastest of the peers
+READ = "plain read"  # in ``bench decode``: a reduction over 4 GB
+BEST = "best peer"  # the fastest of the peers' dense kernels
+TWICE, IN_BF16 = "ours twice the rows", "ours dense bf16"  # in ``bench rows``, beside a call in e4m3
 PAGES_OF_64 = "ours pages of 64"
 
 

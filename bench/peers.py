@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -57,11 +57,11 @@ def load_cudnn() -> Maker:
 
 def load_fa4() -> Maker:
     """FlashAttention-4, the CuTe DSL implementation."""
-    library = _import("flash_attn.cute")
+    module = module_of("flash_attn.cute")
 
     def make(inputs: Inputs, shape: Shape, threshold: float | None) -> list[Contender]:
         q, k, v = inputs.q, inputs.k, inputs.v
-        return [Contender("fa4", lambda: first(library.flash_attn_func(q, k, v, causal=shape.causal)))]
+        return [Contender("fa4", lambda: first(module.flash_attn_func(q, k, v, causal=shape.causal)))]
 
     return make
 
@@ -86,13 +86,77 @@ def load_fa3() -> Maker:
 Varlen = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, int, bool], torch.Tensor]
 
 
-def fa3_varlen() -> Varlen:
-    """FlashAttention-3's call for ragged batches; :class:`MissingError` where its library is not."""
-    path = os.environ.get("FA3_LIBRARY")
+def library(variable: str) -> Any:
+    """torch's operators, with those of the library that an environment variable names loaded.
+
+    Raises:
+        MissingError: it names none.
+    """
+    path = os.environ.get(variable)
     if not path:
-        raise MissingError("the environment variable FA3_LIBRARY does not name its library")
+        raise MissingError(f"the environment variable {variable} does not name its library")
     operators: Any = torch.ops
     operators.load_library(path)
+    return operators
+
+
+def fa3_operators() -> Any:
+    """FlashAttention-3's; :class:`MissingError` where its library is not."""
+    return library("FA3_LIBRARY")._vllm_fa3_C
+
+
+def fa3_forward(
+    operators: Any,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    offsets: torch.Tensor,
+    rows: int,
+    keys: int,
+    causal: bool,
+    offsets_k: torch.Tensor | None = None,
+    lens: torch.Tensor | None = None,
+    table: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    descale: torch.Tensor | None = None,
+    window: int = 0,
+    metadata: torch.Tensor | None = None,
+    splits: int = 1,
+) -> torch.Tensor:
+    """FlashAttention-3's forward operator, whose arguments have no names.
+
+    Args:
+        operators: :func:`fa3_operators`.
+        q: [total, Hq, D].
+        k: [total, Hkv, D], or [pages, page, Hkv, D].
+        v: likewise.
+        offsets: int32 [B + 1] of the rows.
+        rows: the most of a request.
+        keys: likewise.
+        causal: bottom-right.
+        offsets_k: int32 [B + 1] of keys without pages.
+        lens: int32 [B] keys in pages.
+        table: int32 [B, pages of a request].
+        out: [total, Hq, Dv]; default: a new tensor.
+        descale: float32 [B, Hkv] of 8-bit q, k and v.
+        window: keys that a row sees, its own included; 0: all.
+        metadata: of its scheduler.
+        splits: of the keys; 0: as many as it thinks best.
+    """
+    left, right = (window - 1, 0) if window else (-1, -1)
+    # fmt: off
+    return first(operators.fwd(
+        q, k, v, None, None, None, out, offsets, offsets_k, None, None, lens, rows, keys, table,
+        None, None, None, None, None, descale, descale, descale, q.shape[-1]**-0.5, causal, left, right, 0.0,
+        True, metadata, splits, None, 0, None, 1, 0, None,
+    ))
+    # fmt: on
+
+
+def fa3_varlen() -> Varlen:
+    """FlashAttention-3's call for ragged batches; :class:`MissingError` where its library is not."""
+    operators = fa3_operators()
 
     def call(
         q: torch.Tensor,
@@ -104,21 +168,16 @@ def fa3_varlen() -> Varlen:
         keys: int,
         causal: bool,
     ) -> torch.Tensor:
-        # fmt: off
-        result = operators._vllm_fa3_C.fwd(
-            q, k, v, None, None, None, None, offsets_q, offsets_k, None, None, None, rows, keys, None,
-            None, None, None, None, None, None, None, None, q.shape[-1]**-0.5, causal, -1, -1, 0.0,
-            True, None, 1, None, 0, None, 1, 0, None,
+        return fa3_forward(
+            operators, q, k, v, offsets=offsets_q, offsets_k=offsets_k, rows=rows, keys=keys, causal=causal
         )
-        # fmt: on
-        return first(result)
 
     return call
 
 
 def load_fmha_v2() -> Maker:
     """fmha_v2 of FlashInfer, which has a skip kernel of its own."""
-    library = _import("flashinfer.prefill")
+    module = module_of("flashinfer.prefill")
 
     def make(inputs: Inputs, shape: Shape, threshold: float | None) -> list[Contender]:
         q = inputs.q.flatten(0, 1)
@@ -130,7 +189,7 @@ def load_fmha_v2() -> Maker:
         def call(out: torch.Tensor, factor: float) -> torch.Tensor:
             mask = "causal" if shape.causal else "padding"
             # fmt: off
-            library.trtllm_fmha_v2_prefill(
+            module.trtllm_fmha_v2_prefill(
                 (q, pair), "CONTIGUOUS_Q_KV", workspace, lens, shape.seqlen, shape.seqlen, shape.head_dim**-0.5, 1.0,
                 shape.batch, offsets, offsets, out=out, mask_mode=mask, skip_softmax_threshold_scale_factor=factor,
             )
@@ -140,7 +199,8 @@ def load_fmha_v2() -> Maker:
         factors = {"fmha_v2": 0.0}
         if threshold:
             factors[f"fmha_v2 skip@{threshold:g}"] = threshold * shape.seqlen  # it divides by the length
-        outs = {name: torch.full_like(q, float("nan")) for name in factors}
+        dtype = torch.bfloat16 if shape.dtype == "e4m3" else q.dtype
+        outs = {name: torch.full_like(q, float("nan"), dtype=dtype) for name in factors}
         return [
             Contender(name, partial(call, outs[name], factor), partial(outs[name].fill_, float("nan")))
             for name, factor in factors.items()
@@ -149,7 +209,8 @@ def load_fmha_v2() -> Maker:
     return make
 
 
-def _import(name: str) -> Any:
+def module_of(name: str) -> Any:
+    """The module of a peer; :class:`MissingError` where it is not installed."""
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
@@ -174,14 +235,22 @@ def load(names: Iterable[str]) -> tuple[dict[str, Maker], list[NotRun]]:
     Returns:
         What can make the calls of each peer that is there, and the peers that are not.
     """
-    makers: dict[str, Maker] = {}
+    return load_named(LOADERS, ("cudnn", *names))
+
+
+M = TypeVar("M")
+
+
+def load_named(loaders: Mapping[str, Callable[[], M]], names: Iterable[str]) -> tuple[dict[str, M], list[NotRun]]:
+    """What the loaders of these names give, and those that cannot run here."""
+    made: dict[str, M] = {}
     missing: list[NotRun] = []
-    for name in dict.fromkeys(("cudnn", *names)):
+    for name in dict.fromkeys(names):
         try:
-            makers[name] = LOADERS[name]()
+            made[name] = loaders[name]()
         except Exception as error:  # a foreign library may fail in any way, and must not end the run
             missing.append(NotRun(name, "anywhere", reason_of(error)))
-    return makers, missing
+    return made, missing
 
 
 def reason_of(error: Exception) -> str:

@@ -8,13 +8,14 @@ from typing import Any
 
 from .names import DENSE, is_ours
 
+_WITH_GOALS = ("rows", "decode")  # kinds of results
 Lines = dict[str, list[tuple[float, float, float, float]]]
 
 
 def speedups(document: dict[str, Any]) -> Lines:
     """Points (sparsity, speedup, 10th, 90th percentile) per line: ours by shape, and fmha_v2 over its own dense."""
-    if document["kind"] == "decode":
-        return _decode_speedups(document)
+    if document["kind"] in _WITH_GOALS:
+        return _speedups_of_rows(document)
     lines: Lines = {}
     for case in document["cases"]:
         if case["input"] != "planted":
@@ -30,7 +31,7 @@ def speedups(document: dict[str, Any]) -> Lines:
     return {name: sorted(points) for name, points in lines.items()}
 
 
-def _decode_speedups(document: dict[str, Any]) -> Lines:
+def _speedups_of_rows(document: dict[str, Any]) -> Lines:
     """Ours over our dense kernel, and, in the same unit, the best peer on the same inputs, which skips nothing."""
     lines: Lines = {}
     for case in document["cases"]:
@@ -43,10 +44,10 @@ def _decode_speedups(document: dict[str, Any]) -> Lines:
                 lines.setdefault(f"skimattn {case['line']}", []).append(
                     (at, speed["median"], speed["p10"], speed["p90"])
                 )
-        peers = [row for row in case["rows"] if not is_ours(row["name"])]
-        own = next((row["us"]["median"] for row in case["rows"] if row["name"] == DENSE), None)
-        if peers and own:
-            best = own / min(row["us"]["median"] for row in peers)
+        times = {row["name"]: (row.get("us") or row["ms"])["median"] for row in case["rows"]}
+        peers = [time for name, time in times.items() if not is_ours(name) and "skip" not in name]
+        if peers and DENSE in times:
+            best = times[DENSE] / min(peers)
             lines.setdefault(f"best peer {case['line']}", []).append((at, best, best, best))
     return {name: sorted(points) for name, points in lines.items()}
 
@@ -74,7 +75,7 @@ def draw(document: dict[str, Any], path: Path) -> str:
         axes.errorbar(at, middle, yerr=errors, fmt=style, capsize=3, label=name)
     axes.axhline(1, color="black", linewidth=0.5)
     axes.set_xlabel("skipped share of the visited tiles")
-    whose = "our" if document["kind"] == "decode" else "the same library's"
+    whose = "our" if document["kind"] in _WITH_GOALS else "the same library's"
     axes.set_ylabel(f"speed over {whose} dense kernel")
     axes.set_title(
         f"{document['gpu']}, {document['kind']}, planted inputs, {document['cases'][0].get('dtype', 'bf16')}"

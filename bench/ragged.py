@@ -16,10 +16,11 @@ import torch
 
 from . import machine, results, table
 from .cases import rounded
-from .checks import ROUNDING, Check, relative_error, sampled_rows
+from .checks import ROUNDING, Check, attended, relative_error, sampled_rows
 from .contender import Contender, contender, kernel_of
 from .names import RAGGED, UNIFORM
 from .peers import NotRun, Varlen, fa3_varlen, reason_of
+from .shape import drawn_lengths
 from .timing import CudaTimer, Summary, Timer, interleave, speed_over
 
 _REPEATS = 20
@@ -54,20 +55,14 @@ class Batch:
         return full / 2 if self.causal else full
 
 
-def _drawn(low: int, high: int, count: int) -> tuple[int, ...]:
-    """Lengths between ``low`` and ``high``, evenly spread over the logarithm, in no order."""
-    rng = np.random.default_rng(0)
-    return tuple(int(value) for value in np.exp(rng.uniform(np.log(low), np.log(high + 1), count)))
-
-
 BATCHES = (
     Batch("80000 of 16 rows", (16,) * 80000, "full", 16, 16, 64),
     Batch("80000 of 16 rows, 2 heads", (16,) * 80000, "full", 2, 2, 64),  # the order has less to hide behind
     Batch("20000 windows of 64 rows", (64,) * 20000, "full", 16, 16, 80),  # vision encoders
     Batch("1000 of 1024 rows", (1024,) * 1000, "full", 12, 12, 64),
-    Batch("4000 packed texts, 16 to 512 rows", _drawn(16, 512, 4000), "full", 12, 12, 64),  # embedding models
-    Batch("64 requests, 256 to 1024 rows", _drawn(256, 1024, 64), "causal", 64, 4, 128),
-    Batch("12 requests, 64 to 8192 rows", (*_drawn(64, 8192, 10), 64, 8192), "causal", 64, 4, 128),
+    Batch("4000 packed texts, 16 to 512 rows", drawn_lengths(16, 512, 4000), "full", 12, 12, 64),  # embedding models
+    Batch("64 requests, 256 to 1024 rows", drawn_lengths(256, 1024, 64), "causal", 64, 4, 128),
+    Batch("12 requests, 64 to 8192 rows", (*drawn_lengths(64, 8192, 10), 64, 8192), "causal", 64, 4, 128),
 )
 
 
@@ -140,16 +135,9 @@ def check(batch: Batch, data: Data, outputs: dict[str, torch.Tensor]) -> Iterato
 
 def _error(batch: Batch, data: Data, out: torch.Tensor, start: int, end: int) -> float:
     rows = torch.tensor(sampled_rows(end - start), device=out.device)
-    hidden = torch.arange(end - start, device=out.device) > rows[:, None]
-    wanted = []
-    for head in range(batch.heads_q):
-        kv_head = head * batch.heads_kv // batch.heads_q
-        k, v = (tensor[start:end, kv_head].double() for tensor in (data.k, data.v))
-        scores = data.q[start + rows, head].double() @ k.t() * batch.head_dim**-0.5
-        if batch.causal:
-            scores = scores.masked_fill(hidden, float("-inf"))
-        wanted.append(scores.softmax(dim=-1) @ v)
-    return relative_error(out[start + rows], torch.stack(wanted, dim=1))
+    ends = rows if batch.causal else None
+    wanted = attended(data.q[start + rows], data.k[start:end], data.v[start:end], ends)
+    return relative_error(out[start + rows], wanted)
 
 
 def measure(
@@ -181,7 +169,7 @@ def measure(
             for name in times
             if name != RAGGED
         ],
-        "checks": [{**asdict(item), "value": float(f"{item.value:.3g}"), "passed": item.passed} for item in checks],
+        "checks": [item.plain for item in checks],
     }
 
 

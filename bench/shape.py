@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 MASKS = ("causal", "full")
 DTYPES = ("bf16", "fp16", "e4m3")
 
@@ -45,3 +47,9 @@ class Shape:
         """Such as ``16384 causal bf16 q64/kv4/d128``."""
         heads = f"q{self.heads_q}/kv{self.heads_kv}/d{self.head_dim}"
         return f"{self.seqlen} {self.mask} {self.dtype} {heads}" + (f" b{self.batch}" if self.batch > 1 else "")
+
+
+def drawn_lengths(low: int, high: int, count: int) -> tuple[int, ...]:
+    """Lengths between ``low`` and ``high``, evenly spread over the logarithm, in no order."""
+    rng = np.random.default_rng(0)
+    return tuple(int(value) for value in np.exp(rng.uniform(np.log(low), np.log(high + 1), count)))

@@ -34,15 +34,20 @@ def case_table(case: dict[str, Any]) -> str:
         spread = f"{ms['p10']:.3f}-{ms['p90']:.3f}"
         own, peer = speeds.get((name, DENSE), ""), speeds.get((DENSE, name), "")
         body.append((name, f"{ms['median']:.3f}", spread, str(ms["n"]), f"{row['tflops']:.1f}", own, peer, skip))
-    lines = [f"\n== {case['case']}", columns(body)]
+    load = f"under load: {state_line(case['under_load'])}"
+    return "\n".join([f"\n== {case['case']}", columns(body), *findings(case), load])
+
+
+def findings(case: dict[str, Any]) -> list[str]:
+    """Lines about what was counted and checked."""
+    lines = []
     if counts := case["counts"]:
         lines.append(f"tiles: {counts['skipped']} of {counts['visited']} skipped, sparsity {counts['sparsity']:.4f}")
     worst = max((check["value"] for check in case["checks"] if check["against"].startswith("float64")), default=0.0)
     failed = [check for check in case["checks"] if not check["passed"]]
     lines.append(f"checks: {len(case['checks']) - len(failed)} passed, worst error to float64 {worst:.1e}")
     lines += [f"FAILED: {item['of']}: {item['against']}: {item['value']:g} > {item['limit']:g}" for item in failed]
-    lines.append(f"under load: {state_line(case['under_load'])}")
-    return "\n".join(lines)
+    return lines
 
 
 def state_line(state: dict[str, Any]) -> str:

@@ -48,6 +48,19 @@ def speed_over(times: Sequence[float], others: Sequence[float]) -> Summary:
     return Summary.of([other / own for own, other in zip(times, others, strict=True)])
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """``count`` calls of one in a row, as one sample of what is too short for one."""
+
+    call: Call
+    count: int
+
+    def __call__(self) -> None:
+        """Enqueue them."""
+        for _ in range(self.count):
+            self.call()
+
+
 def round_order(names: Sequence[str], index: int) -> list[str]:
     """The order of round ``index``: the start rotates every second round, and the rounds between go backwards.
 
@@ -88,7 +101,7 @@ class CudaTimer:
     def round(self, calls: Sequence[Call]) -> list[float]:
         """Milliseconds on the device; waits for it."""
         cuda: Any = torch.cuda
-        cuda._sleep(_SPIN_CYCLES * len(calls))
+        cuda._sleep(_SPIN_CYCLES * sum(call.count if isinstance(call, Repeated) else 1 for call in calls))
         events = [(cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)) for _ in calls]
         for call, (start, end) in zip(calls, events, strict=True):
             start.record()

@@ -14,11 +14,13 @@ import skimattn
 import torch
 
 from bench import decode, decode_calls, decode_checks, plot, results
+from bench.compare import fastest
 from bench.decode_calls import Rotation
 from bench.decode_inputs import Cache, cache_of, dropped, keys_of, planted_counts, records, repaged
-from bench.decode_measure import COLD_BYTES, SAMPLE_MS, Bench, calls_of, copies_of, fastest, measure
+from bench.decode_measure import COLD_BYTES, SAMPLE_MS, Bench, calls_of, copies_of, measure
 from bench.decode_table import case_table, summary
-from bench.decode_work import GROUPS, WORKS, Goal, Work
+from bench.decode_work import WORKS, Work
+from bench.goal import Goal
 from bench.names import BEST, DENSE, PAGES_OF_64, READ, THRESHOLD, skip_name, stat_name
 from bench.peers import MissingError, NotRun
 from bench.timing import Call
@@ -84,7 +86,7 @@ def bench_of(**makers: Any) -> Bench:
 
 
 def test_rows_of_the_command() -> None:
-    assert len({work.label for work in WORKS}) == len(WORKS) and {work.group for work in WORKS} == {*GROUPS}
+    assert len({work.label for work in WORKS}) == len(WORKS) and len(decode.COMMAND.groups) == 6
     for work in WORKS:
         assert len(work.lens) == len(work.rows) and work.heads_q % work.heads_kv == 0
         assert all(rows <= length for rows, length in zip(work.rows, work.lens, strict=True))
@@ -271,7 +273,7 @@ def test_a_run_is_saved_after_every_row(tmp_path: Path) -> None:
         results.save(document, path)
         saved.append(len(json.loads(path.read_text())["cases"]))
 
-    assert decode.run([SMALL, replace(SMALL, label="again")], bench_of(), document, save)
+    assert decode.COMMAND.run([SMALL, replace(SMALL, label="again")], bench_of(), document, save)
     assert saved == [0, 1, 1, 2] and results.load(path)["not_run"] == []
 
 

@@ -13,15 +13,9 @@ from bench import decode_calls, decode_checks
 from bench.decode_calls import Rotation
 from bench.decode_inputs import Cache, cache_of
 from bench.decode_work import Work
+from tests.helpers.fa3_schema import FWD
 
 # As the libraries of vLLM 0.24 spell them.
-_FWD = """fwd(Tensor! q, Tensor k, Tensor v, Tensor? k_new, Tensor? v_new, Tensor? q_v, Tensor!? out,
-Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, Tensor? cu_seqlens_k_new, Tensor? seqused_q, Tensor? seqused_k,
-int? max_seqlen_q, int? max_seqlen_k, Tensor? page_table, Tensor? kv_batch_idx, Tensor? leftpad_k, Tensor? rotary_cos,
-Tensor? rotary_sin, Tensor? seqlens_rotary, Tensor? q_descale, Tensor? k_descale, Tensor? v_descale,
-float softmax_scale, bool is_causal, int window_size_left, int window_size_right, float softcap,
-bool is_rotary_interleaved, Tensor? scheduler_metadata, int num_splits, bool? pack_gqa, int sm_margin, Tensor? s_aux,
-int cp_world_size, int cp_rank, Tensor? cp_tot_seqused_k) -> Tensor[]"""
 _METADATA = """get_scheduler_metadata(int batch_size, int max_seqlen_q, int max_seqlen_k, int num_heads,
 int num_heads_k, int headdim, int headdim_v, ScalarType qkv_dtype, Tensor seqused_k, Tensor? cu_seqlens_q,
 Tensor? cu_seqlens_k, Tensor? cu_seqlens_k_new, Tensor? seqused_q, Tensor? leftpad_k, int? page_size,
@@ -72,7 +66,7 @@ def operators() -> Iterator[Any]:
             out[request] = attend(q[request], k, k[..., :dim], pages, length, scale, -1).to(out.dtype)
         return out, torch.empty(0), torch.zeros(1), torch.zeros(1)
 
-    for schema, function in ((_FWD, fwd), (_METADATA, metadata), (_LATENT, latent)):
+    for schema, function in ((FWD, fwd), (_METADATA, metadata), (_LATENT, latent)):
         name = library.define(schema.replace("\n", " "))
         library.impl(name, function, "CompositeExplicitAutograd")
     namespace: Any = torch.ops.skimattn_test_peers

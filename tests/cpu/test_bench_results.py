@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import torch
 from skimattn.codegen import matrix
 
 from bench import __main__ as command
-from bench import accept, build, machine, plot, results
-from bench.decode_work import WORKS
+from bench import accept, build, decode_work, machine, plot, prefill_work, results
+from bench.command import Row
 from bench.names import DENSE, RAGGED, REPEATED, UNIFORM
 
 SPEED = {"n": 20, "min": 0.9, "max": 1.1, "p10": 0.95, "p90": 1.05}
+TABLES: dict[str, Sequence[Row]] = {"rows": prefill_work.WORKS, "decode": decode_work.WORKS}
 GOOD = {None: 1.0, 0.0: 0.97, 0.5: 1.25, 0.75: 1.5, 0.9: 1.7}
 
 
@@ -53,9 +54,9 @@ def ragged() -> dict[str, Any]:
     return document
 
 
-def decoded() -> dict[str, Any]:
+def with_goals(kind: str, works: Sequence[Row]) -> dict[str, Any]:
     """Every goal is just reached."""
-    document = results.new_document("decode", [])
+    document = results.new_document(kind, [])
     checks = [{"of": DENSE, "against": "float64", "value": 0.002, "limit": 0.01, "passed": True}]
     document["cases"] = [
         {
@@ -63,7 +64,7 @@ def decoded() -> dict[str, Any]:
             "goals": [{"of": g.of, "over": g.over, "bar": g.bar, "value": g.bar, "passed": True} for g in work.goals],
             "checks": checks,
         }
-        for work in WORKS
+        for work in works
     ]
     document["gpu"] = "NVIDIA H200"
     return copy.deepcopy(document)
@@ -79,7 +80,7 @@ def good() -> list[dict[str, Any]]:
     for cores, document in enumerate(builds, start=1):
         document |= {"cores": cores, "kernels": 192, "set_size": 192, "median_seconds": 2.0, "max_peak_mb": 400}
         document |= {"wall_seconds": 500.0 / cores, "machine": "a processor"}
-    documents = [prefill, host, *builds, ragged(), decoded()]
+    documents = [prefill, host, *builds, ragged(), *(with_goals(*each) for each in TABLES.items())]
     for document in documents:
         document["commit"] = "0123"
         results.finish(document)
@@ -92,22 +93,23 @@ def all_rows() -> list[accept.Row]:
 
 def test_everything_reached() -> None:
     rows = all_rows()
-    decode = sum(len(work.goals) for work in WORKS) + 1
-    assert len(rows) == 3 + 3 + 9 + 3 + 1 + 2 + 1 + 3 + decode and all(row.passed for row in rows)
+    goals = sum(len(work.goals) for works in TABLES.values() for work in works) + len(TABLES)
+    assert len(rows) == 3 + 3 + 9 + 3 + 1 + 2 + 1 + 3 + goals and all(row.passed for row in rows)
     assert len({row.name for row in rows}) == len(rows)
 
 
 def missed_goals() -> Iterator[tuple[str, Any]]:
-    def slower(place: int, index: int) -> Any:
+    def slower(document: int, place: int, index: int) -> Any:
         def change(documents: list[dict[str, Any]]) -> None:
-            goal = documents[5]["cases"][place]["goals"][index]
+            goal = documents[document]["cases"][place]["goals"][index]
             goal["value"] = goal["bar"] - 1e-4
 
         return change
 
-    for place, work in enumerate(WORKS):
-        for index, goal in enumerate(work.goals):
-            yield f"{work.label}: {goal.of} over {goal.over}", slower(place, index)
+    for document, (kind, works) in enumerate(TABLES.items(), start=5):
+        for place, work in enumerate(works):
+            for index, goal in enumerate(work.goals):
+                yield f"{kind}, {work.label}: {goal.of} over {goal.over}", slower(document, place, index)
 
 
 def damages() -> Iterator[tuple[str, Any]]:
@@ -144,8 +146,9 @@ def damages() -> Iterator[tuple[str, Any]]:
     cases = lambda documents: documents[4]["cases"]  # noqa: E731
     yield "ragged over uniform", lambda documents: cases(documents)[0]["comparisons"][0]["speed"].update(median=0.769)
     yield "ragged outputs that are wrong", lambda documents: cases(documents)[1]["checks"][0].update(passed=False)
-    wrong = lambda documents: documents[5]["cases"][4]["checks"][0].update(passed=False)  # noqa: E731
-    yield "decode outputs and counts that are wrong", wrong
+    for place, kind in enumerate(TABLES, start=5):
+        wrong = lambda documents, at=place: documents[at]["cases"][4]["checks"][0].update(passed=False)  # noqa: E731
+        yield f"{kind} outputs and counts that are wrong", wrong
     yield from missed_goals()
     wrong = lambda documents: documents[0]["cases"][4]["checks"][0].update(passed=False)  # noqa: E731
     yield "outputs and counts that are wrong", wrong
@@ -165,10 +168,10 @@ def test_every_row_was_made_to_miss() -> None:
 def test_what_was_not_measured_is_a_miss() -> None:
     assert not any(row.passed for row in accept.rows_of([]))
     assert accept.rows_of([], partial=True) == []
-    prefill, host, single, pair, batches, decode = good()
+    prefill, host, single, pair, batches, *tables = good()
     assert len(accept.rows_of([host], partial=True)) == 1
     del prefill["cases"][0]  # N(0,1), causal, 16k
-    documents = [prefill, host, single, pair, batches, decode]
+    documents = [prefill, host, single, pair, batches, *tables]
     missed = [row.name for row in accept.rows_of(documents) if not row.passed]
     names = ["dense causal 16k over fa4", "skip nothing causal 16k over dense", "stat causal 16k over skip"]
     assert missed == names
@@ -252,7 +255,7 @@ def test_build_command_compiles(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert build.main(["--compile", "--cores", "100000", "--out", str(tmp_path)]) == 1
 
 
-@pytest.mark.parametrize("name", ["prefill", "decode", "host"])
+@pytest.mark.parametrize("name", ["prefill", "rows", "decode", "host"])
 def test_without_a_gpu_nothing_is_measured(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
