@@ -12,15 +12,16 @@ from . import places
 from .features import BY_NAME, FEATURES, Feature, Value
 from .spec import KernelSpec
 
-# (head_dim, head_dim_v) of the kernels of each phase
+# (head_dim, head_dim_v) of the kernels of each phase; not all of them have 96 columns, see dims_of
 HEAD_DIMS: Mapping[str, tuple[tuple[int, int], ...]] = {
-    "prefill": ((64, 64), (128, 128), (192, 128), (256, 256)),
+    "prefill": ((64, 64), (96, 96), (128, 128), (192, 128), (256, 256)),
     "decode": ((64, 64), (128, 128), (256, 256)),
     "combine": ((64, 64), (128, 128), (256, 256), (512, 512)),
     "mla": ((576, 512),),
     "transpose": ((64, 64), (128, 128), (256, 256)),
 }
 _MLA_DIMS = HEAD_DIMS["mla"][0]
+DIMS_96 = (96, 96)  # of SM90's prefill of 16 bits alone
 FP8 = ("e4m3",)  # dtypes of 8 bits, whose output is 16-bit
 SETS = ("smoke", "default", "full")
 HELPERS = ("combine", "transpose")  # phases whose kernels attend to nothing, but make ready or finish for others
@@ -41,6 +42,13 @@ _HEAD_DIMS = Rule(
     + "; ".join(f"{', '.join(map(str, dims))} of {phase}" for phase, dims in HEAD_DIMS.items())
     + "; a call with smaller dims (multiples of 16 bytes) runs on the next larger kernel through TMA zero fill",
 )
+
+
+@cache
+def dims_of(arch: str, phase: str, dtype: str) -> tuple[tuple[int, int], ...]:
+    """(head_dim, head_dim_v) of the phase's kernels on an architecture, for queries of a type."""
+    lacks_96 = arch != "sm90" or dtype in FP8
+    return tuple(dims for dims in HEAD_DIMS[phase] if not (lacks_96 and dims == DIMS_96))
 
 
 def _has_option(spec: KernelSpec) -> bool:
@@ -109,6 +117,11 @@ RULES = (
         "values are transposed in one way, whatever mask, options and output go with them: bf16 stands for all outputs",
     ),
     _HEAD_DIMS,
+    Rule(
+        "head-dims-96",
+        lambda spec: (spec.head_dim, spec.head_dim_v) not in dims_of(spec.arch, spec.phase, spec.dtype),
+        "only SM90's prefill of 16 bits has kernels of 96 columns; elsewhere calls of 65 to 96 run on those of 128",
+    ),
 )
 
 
@@ -135,14 +148,14 @@ def judge(spec: KernelSpec) -> Accepted | Rejected:
     return Accepted(spec)
 
 
-def head_dims(phase: str, head_dim: int, head_dim_v: int) -> tuple[int, int] | None:
-    """The (head_dim, head_dim_v) of the phase's kernel with the fewest columns that holds these; None if none does.
+def head_dims(arch: str, phase: str, dtype: str, head_dim: int, head_dim_v: int) -> tuple[int, int] | None:
+    """The (head_dim, head_dim_v) of the kernel of :func:`dims_of` with the fewest columns that holds these, or None.
 
     TMA zero-fills the rest; but MLA's columns are what they are, or a call of fewer would be taken for one of it.
     """
     if phase == "mla":
         return next((dims for dims in HEAD_DIMS[phase] if dims == (head_dim, head_dim_v)), None)
-    fitting = [dims for dims in HEAD_DIMS[phase] if dims[0] >= head_dim and dims[1] >= head_dim_v]
+    fitting = [dims for dims in dims_of(arch, phase, dtype) if dims[0] >= head_dim and dims[1] >= head_dim_v]
     return min(fitting, key=sum, default=None)
 
 
@@ -291,17 +304,22 @@ def in_default(spec: KernelSpec) -> bool:
 
     No softcap, no alibi, paged caches only with causal kinds of masks (but MLA's with all), bf16 output of 8-bit input,
     bf16 queries over 8-bit caches. Of 8-bit queries on SM90 no decode, which converts them too, and of prefill three
-    masks without counts, paged causal alone.
+    masks without counts, paged causal alone. Of 96 columns bf16, full and causal, without counts, paged causal alone.
     """
     paged_with = ("causal", "window", "chunked")
     has_8_bits = spec.keys_dtype in FP8
     is_common = spec.out_dtype == ("bf16" if has_8_bits else spec.dtype) and not spec.softcap and not spec.alibi
     if spec.dtype in FP8 and spec.arch == "sm90":
-        if spec.phase == "prefill":
-            masks = ("causal",) if spec.paged else ("full", "causal", "window")
-            return is_common and spec.mask in masks and spec.skip != "stat"
-        return spec.phase == "transpose"
+        of_prefill = is_common and _is_frequent(spec, ("full", "causal", "window"))
+        return of_prefill if spec.phase == "prefill" else spec.phase == "transpose"
+    if spec.head_dim == DIMS_96[0]:
+        return is_common and spec.dtype == "bf16" and _is_frequent(spec, ("full", "causal"))
     return is_common and (not spec.paged or spec.mask in paged_with or spec.phase == "mla")
+
+
+def _is_frequent(spec: KernelSpec, masks: tuple[str, ...]) -> bool:
+    """Of kernels that are rare by their type or head_dim: those without counts that have these masks, or pages."""
+    return spec.mask in (("causal",) if spec.paged else masks) and spec.skip != "stat"
 
 
 _BASE = KernelSpec("sm90", "prefill", "bf16", "bf16", 128, 128, "causal", False, "dense", False, False)
@@ -314,6 +332,7 @@ SMOKE = (
     replace(_BASE, skip="skip"),
     replace(_BASE, skip="stat"),
     replace(_BASE, dtype="fp16", out_dtype="fp16", head_dim=64, head_dim_v=64, mask="full", skip="skip"),
+    replace(_BASE, head_dim=96, head_dim_v=96, paged=True, skip="skip"),
     replace(_BASE, head_dim=192, mask="chunked"),
     _BYTES,
     replace(_BYTES, phase="transpose", mask="full", skip="dense"),

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import matrix
+from .arch import ARCHS
 from .errors import ArgumentError, expected
 from .spec import KernelSpec
 
@@ -99,7 +100,7 @@ def needed(config: Config) -> Need:
         spec
         for spec in matrix.all_specs()
         if spec.dtype in dtypes
-        and (spec.head_dim, spec.head_dim_v) == matrix.head_dims(spec.phase, *dims)
+        and (spec.head_dim, spec.head_dim_v) == matrix.head_dims(spec.arch, spec.phase, spec.dtype, *dims)
         and spec.mask in masks
         and (spec.softcap, spec.alibi) == (softcap, alibi)
         and spec.kv_dtype == "same"
@@ -225,12 +226,18 @@ def _head_dims(config: Config) -> tuple[tuple[int, int], str]:
     for name, columns in (("head_dim", dim), ("v_head_dim", dim_v)):
         if columns % _STEP:
             raise expected(name, f"a multiple of {_STEP}", columns)
-    kernel = matrix.head_dims("prefill", dim, dim_v)
-    return (dim, dim_v), f"head_dim {dim}, of v {dim_v}, on kernels of {_pair(kernel)}: {why}"
+    return (dim, dim_v), f"head_dim {dim}, of v {dim_v}, on kernels of {_kernels_of(dim, dim_v)}: {why}"
 
 
-def _pair(dims: Iterable[int] | None) -> str:
-    return "none" if dims is None else ", ".join(map(str, dims))
+def _kernels_of(dim: int, dim_v: int) -> str:
+    """The head dims of the prefill kernels that take such calls in 16 bits, by architecture where that matters."""
+    found: dict[str, list[str]] = {}
+    for arch in ARCHS:
+        own = matrix.head_dims(arch, "prefill", "bf16", dim, dim_v)
+        found.setdefault("none" if own is None else ", ".join(map(str, own)), []).append(arch)
+    if len(found) == 1:
+        return next(iter(found))
+    return " or ".join(f"{dims} ({', '.join(archs)})" for dims, archs in found.items())
 
 
 def _masks(config: Config) -> tuple[set[str], str]:

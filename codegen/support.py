@@ -28,6 +28,7 @@ def table() -> str:
         "merges what `decode` left of requests that several CTAs computed: one kernel for each type and head_dim of v. "
         + _caches(specs)
         + _prefill_of_bytes(specs)
+        + _prefill_of_96(specs)
         + " `mla` is decode in latent form: masks `full` and `causal`, batched, ragged, paged, with softcap, no alibi.",
         "",
     ]
@@ -81,6 +82,18 @@ def _prefill_of_bytes(specs: Iterable[KernelSpec]) -> str:
     )
 
 
+def _prefill_of_96(specs: Iterable[KernelSpec]) -> str:
+    """What of the kernels of 96 columns is in ``default``."""
+    mine = [spec for spec in specs if spec.head_dim == matrix.DIMS_96[0] and matrix.in_default(spec)]
+    plain, paged = (
+        ", ".join(_values((spec for spec in mine if spec.paged is those), "mask")) for those in (False, True)
+    )
+    return (
+        f" Of head_dim {matrix.DIMS_96[0]} it has {', '.join(_values(mine, 'dtype'))} with masks {plain} and, paged, "
+        f"{paged}, as {', '.join(_values(mine, 'skip'))}."
+    )
+
+
 def _outputs(specs: Iterable[KernelSpec]) -> str:
     """What kernels write: the type they read, unless that has 8 bits."""
     words = ["as the input"]
@@ -109,8 +122,11 @@ _COLUMNS: Mapping[str, Callable[[KernelSpec], bool]] = {
 def _mask_table(specs: Iterable[KernelSpec]) -> list[str]:
     """Masks against layouts and score options: the sets that hold the kernels."""
     lines = ["| mask | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
-    # In which set those of 8 bits are, other words say.
-    common = [spec for spec in specs if spec.keys_dtype not in matrix.FP8 and spec.phase != "mla"]
+    # In which set those of 8 bits and of 96 columns are, other words say.
+    in_words = (matrix.DIMS_96, *matrix.HEAD_DIMS["mla"])
+    common = [
+        spec for spec in specs if spec.keys_dtype not in matrix.FP8 and (spec.head_dim, spec.head_dim_v) not in in_words
+    ]
     for mask in BY_NAME["mask"].values:
         mine = [spec for spec in common if spec.mask == mask]
         cells = [_cell(spec for spec in mine if belongs(spec)) for belongs in _COLUMNS.values()]
@@ -136,23 +152,29 @@ def _head_dim_table(specs: Iterable[KernelSpec]) -> list[str]:
     tiles: dict[tuple[int, int], dict[tuple[str, str], str]] = {}
     groups: dict[tuple[str, str], set[int]] = {}
     for spec in specs:
-        tile, kind = tile_of(spec), (spec.phase, spec.arch)
-        tiles.setdefault((spec.head_dim, spec.head_dim_v), {})[kind] = f"{tile.tile_m} x {tile.tile_n}"
+        tile, kind, dims = tile_of(spec), (spec.arch, spec.phase), (spec.head_dim, spec.head_dim_v)
+        tiles.setdefault(dims, {})[kind] = f"{tile.tile_m} x {tile.tile_n}{_not_of(*kind, dims)}"
         groups.setdefault(kind, set()).add(tile.group_rows)
     heads = [
         f"{phase} on `{arch}`: {_ROWS[phase]} x keys, groups of {', '.join(map(str, rows))}"
-        for (phase, arch), rows in groups.items()
+        for (arch, phase), rows in groups.items()
     ]
     lines = ["| head_dim of q, k | of v | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
     for dims, by_kind in sorted(tiles.items()):
-        cells = (by_kind.get(kind) or _larger(kind[0], dims) for kind in groups)
+        cells = (by_kind.get(kind) or _larger(*kind, "bf16", dims) for kind in groups)
         lines.append(f"| {dims[0]} | {dims[1]} | " + " | ".join(cells) + " |")
     return lines
 
 
-def _larger(phase: str, dims: tuple[int, int]) -> str:
-    """What computes calls whose head dims have no kernel of their own in a phase."""
-    found = matrix.head_dims(phase, *dims)
+def _not_of(arch: str, phase: str, dims: tuple[int, int]) -> str:
+    """What is said of types of 8 bits where only those of 16 bits have kernels of these head dims."""
+    lacking = [dtype for dtype in matrix.FP8 if dims not in matrix.dims_of(arch, phase, dtype)]
+    return "".join(f" (`{dtype}` {_larger(arch, phase, dtype, dims)})" for dtype in lacking)
+
+
+def _larger(arch: str, phase: str, dtype: str, dims: tuple[int, int]) -> str:
+    """What computes calls whose head dims have no kernel of their own."""
+    found = matrix.head_dims(arch, phase, dtype, *dims)
     return "no" if found is None else "as " + ", ".join(map(str, found))
 
 

@@ -24,6 +24,7 @@ TRIALS = (
     Trial("sm90 e4m3", lambda spec: "e4m3" in (spec.dtype, spec.keys_dtype), _EMULATED),
     Trial("sm90 mla", lambda spec: spec.phase == "mla", _EMULATED),
     Trial("sm90 decode", lambda spec: spec.phase in ("decode", "combine"), "run on an H100"),
+    Trial("sm90 d96", lambda spec: spec.head_dim == 96, _EMULATED),
     Trial("sm90", lambda spec: spec.arch == "sm90", "run on an H200 and an H100"),
 )
 

@@ -66,6 +66,8 @@ class Sm90PrefillTile(Tile):
 _TILES = {
     2: {
         (64, 64): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
+        # In the memory of 128 columns, a quarter of which is empty: rows lie in whole panels.
+        (96, 96): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
         (128, 128): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
         # 48 KB of Q: O has to share its buffer.
         (192, 128): Sm90PrefillTile(tile_m=128, tile_n=128, stages=2, stages_v=2, separate_o=False),

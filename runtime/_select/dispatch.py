@@ -33,11 +33,11 @@ def reference_arch() -> str:
     return variables.choice(REFERENCE_VARIABLE, ARCHS) or str(matrix.complete({})["arch"])
 
 
-def head_dims(phase: str, head_dim: int, head_dim_v: int) -> tuple[int, int]:
+def head_dims(arch: str, phase: str, dtype: str, head_dim: int, head_dim_v: int) -> tuple[int, int]:
     """The (head_dim, head_dim_v) of the kernel that takes the call's; :class:`NoKernelError` if they are too many."""
-    found = matrix.head_dims(phase, head_dim, head_dim_v)
+    found = matrix.head_dims(arch, phase, dtype, head_dim, head_dim_v)
     if found is None:
-        known = list(matrix.HEAD_DIMS[phase])
+        known = list(matrix.dims_of(arch, phase, dtype))
         raise NoKernelError(f"head_dim: expected at most one of {known} (got {(head_dim, head_dim_v)})")
     return found
 
@@ -81,7 +81,7 @@ def phase_rule(problem: Problem, arch: str) -> Callable[[int, int], tuple[str, .
 
 def _has_decode(problem: Problem, arch: str) -> bool:
     """Whether the call's features have a decode kernel."""
-    if matrix.head_dims("decode", problem.head_dim, problem.head_dim_v) is None:
+    if matrix.head_dims(arch, "decode", problem.dtype, problem.head_dim, problem.head_dim_v) is None:
         return False
     return isinstance(matrix.judge(_spec(problem, arch, "decode")), matrix.Accepted)
 
@@ -128,7 +128,7 @@ def _why_prefill(problem: Problem) -> str:
 def _spec(problem: Problem, arch: str, phase: str) -> KernelSpec:
     if problem.latent:
         phase = "mla"
-    dim, dim_v = head_dims(phase, problem.head_dim, problem.head_dim_v)
+    dim, dim_v = head_dims(arch, phase, problem.dtype, problem.head_dim, problem.head_dim_v)
     return KernelSpec(
         arch=arch,
         phase=phase,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +41,42 @@ def spec(
     return spec_of(validate(Params(q, q.clone(), v, **arguments)), arch)
 
 
-def smallest(dim: int, dim_v: int) -> tuple[int, int]:
-    fitting = [(a + b, a, b) for a, b in ((64, 64), (128, 128), (192, 128), (256, 256)) if a >= dim and b >= dim_v]
-    return min(fitting)[1:]
+def smallest(kernels: Iterable[tuple[int, int]], dim: int, dim_v: int) -> tuple[int, int]:
+    return min((a + b, a, b) for a, b in kernels if a >= dim and b >= dim_v)[1:]
 
 
-def test_every_head_dim_has_the_smallest_kernel_that_holds_it() -> None:
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "e4m3"])
+@pytest.mark.parametrize("arch", ["sm90", "sm100"])
+def test_every_head_dim_has_the_smallest_kernel_that_holds_it(arch: str, dtype: str) -> None:
+    kernels = [(64, 64), (128, 128), (192, 128), (256, 256)]
+    if arch == "sm90" and dtype != "e4m3":
+        kernels.append((96, 96))
     for dim, dim_v in itertools.product(range(8, 257, 8), repeat=2):
-        assert head_dims("prefill", dim, dim_v) == smallest(dim, dim_v), (dim, dim_v)
-    assert [head_dims("prefill", dim, dim) for dim in (72, 80, 96, 112, 160)] == [(128, 128)] * 4 + [(256, 256)]
-    assert head_dims("prefill", 192, 128) == (192, 128) and head_dims("prefill", 192, 136) == (256, 256)
+        assert head_dims(arch, "prefill", dtype, dim, dim_v) == smallest(kernels, dim, dim_v), (dim, dim_v)
+    assert head_dims(arch, "prefill", dtype, 192, 128) == (192, 128)
+    assert head_dims(arch, "prefill", dtype, 192, 136) == (256, 256)
+    decoded = [head_dims(arch, "decode", dtype, dim, dim) for dim in (64, 72, 80, 96, 112, 160)]
+    assert decoded == [(64, 64)] + [(128, 128)] * 4 + [(256, 256)]
+
+
+def test_calls_of_65_to_96_columns_run_on_what_their_architecture_and_type_have() -> None:
+    assert [spec(dim).head_dim for dim in (64, 72, 80, 88, 96, 104)] == [64, 96, 96, 96, 96, 128]
+    for dim, dim_v, wanted in ((72, 96, 96), (96, 8, 96), (64, 72, 96), (8, 96, 96), (96, 104, 128), (104, 96, 128)):
+        chosen = spec(dim, dim_v, torch.float16)
+        assert (chosen.head_dim, chosen.head_dim_v) == (wanted, wanted), (dim, dim_v)
+    for other in (spec(96, arch="sm100"), spec(96, dtype=torch.float8_e4m3fn), spec(80, dtype=torch.float8_e4m3fn)):
+        assert (other.head_dim, other.head_dim_v) == (128, 128)
+    q, k = torch.zeros(1, 1, 2, 96).bfloat16(), torch.zeros(1, 900, 2, 96).bfloat16()
+    assert {phase: one.head_dim for phase, one in specs_of(validate(Params(q, k, k)), "sm90").items()} == {
+        "decode": 128,
+        "combine": 128,
+    }
 
 
 def test_head_dims_beyond_the_largest_kernel() -> None:
-    with pytest.raises(NoKernelError, match=r"^head_dim: expected at most one of .*256.* \(got \(264, 8\)\)"):
-        head_dims("prefill", 264, 8)
+    for arch, known in (("sm90", r"\(64, 64\), \(96, 96\), \(128"), ("sm100", r"\(64, 64\), \(128")):
+        with pytest.raises(NoKernelError, match=rf"^head_dim: expected at most one of \[{known}.* \(got \(264, 8\)\)"):
+            head_dims(arch, "prefill", "bf16", 264, 8)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +112,7 @@ def test_pages_select_the_paged_kernel() -> None:
 def test_every_chosen_kernel_is_in_the_matrix() -> None:
     known = set(matrix.all_specs())
     for arch in ("sm90", "sm100"):
-        for dim, dtype in itertools.product((16, 64, 144, 256), DTYPES):
+        for dim, dtype in itertools.product((16, 64, 96, 144, 256), DTYPES):
             assert spec(dim, dtype=dtype, arch=arch, mask="causal") in known
 
 

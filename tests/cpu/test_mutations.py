@@ -12,6 +12,7 @@ from tests.emulator import SCHEDULES, EmulatedKernel, EmulatorError, compile_ker
 from tests.emulator.mutation import RESULT, Mutation
 from tests.emulator.mutation_decode import DecodeMutation
 from tests.emulator.mutations import MUTATIONS as MUTATIONS_SM90
+from tests.emulator.mutations_d96 import MUTATIONS_D96
 from tests.emulator.mutations_decode import MUTATIONS_DECODE
 from tests.emulator.mutations_decode_e4m3 import MUTATIONS_DECODE_E4M3
 from tests.emulator.mutations_e4m3 import MUTATIONS_E4M3
@@ -33,6 +34,7 @@ MUTATIONS = (
     *MUTATIONS_MLA,
     *MUTATIONS_SM100,
     *MUTATIONS_SM100_DECODE,
+    *MUTATIONS_D96,
 )
 CASES = {mutation.case.name: mutation.case for mutation in MUTATIONS}
 PARTS = {mutation.case.name: (1, 4, 8) for mutation in MUTATIONS_DECODE}

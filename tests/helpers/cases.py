@@ -21,10 +21,11 @@ from .planting import plant
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "e4m3": torch.float8_e4m3fn}
 KERNEL_DIMS = {
-    "prefill": ((64, 64), (128, 128), (192, 128), (256, 256)),
+    "prefill": ((64, 64), (96, 96), (128, 128), (192, 128), (256, 256)),
     "decode": ((64, 64), (128, 128), (256, 256)),
     "mla": ((576, 512),),
 }
+DIMS_OF_SM90_16_BIT = (96, 96)
 PHASES = Phases(split.GROUP_ROWS, split.MAX_GROUPS * split.GROUP_ROWS, split.KEYS_PER_ROW)
 # Values of low tiles: what is kept or dropped by mistake shows in the output. With e4m3 it shows in maps only.
 LOUD = {"bf16": 2.0**20, "fp16": 2.0**13, "e4m3": 2.0**6}
@@ -36,6 +37,13 @@ FLOAT32_BITS = 20
 # Hopper adds 8-bit products up in about 14 bits, cut off at the largest of 33 addends. Found on an H100: the LSE is off
 # by up to 2^-12 of the sum of magnitudes.
 HOPPER_8_BIT = 11
+
+
+def kernel_dims(arch: str, phase: str, dtype: str, columns: tuple[int, int]) -> tuple[int, int]:
+    """Head dims of the kernel that calls with these run on."""
+    dims = [pair for pair in KERNEL_DIMS[phase] if pair[0] >= columns[0] and pair[1] >= columns[1]]
+    lacks_96 = arch != "sm90" or dtype == "e4m3"
+    return min((pair for pair in dims if not (lacks_96 and pair == DIMS_OF_SM90_16_BIT)), key=sum)
 
 
 @dataclass(frozen=True)
@@ -94,8 +102,7 @@ class Case:
     def spec(self) -> KernelSpec:
         """The kernel that the call must use; of mixed ones, that of prefill."""
         phase = self.phase if self.phase in ("decode", "mla") else "prefill"
-        dims = [pair for pair in KERNEL_DIMS[phase] if pair[0] >= self.head_dim and pair[1] >= self.head_dim_v]
-        head_dim, head_dim_v = min(dims, key=sum)
+        head_dim, head_dim_v = kernel_dims(self.arch, phase, self.dtype, (self.head_dim, self.head_dim_v))
         return KernelSpec(
             arch=self.arch,
             phase=phase,

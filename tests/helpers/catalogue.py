@@ -14,20 +14,23 @@ from skimattn.codegen import matrix
 from skimattn.codegen.features import BY_NAME
 from skimattn.codegen.spec import KernelSpec
 
-from .cases import Case
+from .cases import DIMS_OF_SM90_16_BIT, Case, kernel_dims
 from .pairwise import Row, covering
 from .patterns import DEALT
 
 MASKS = tuple(map(str, BY_NAME["mask"].values))
 WINDOWS = ((150, 0), (-1, 0), (40, 70), (0, 0), (-1, 30), (200, -1), (0, 150))
 CHUNKS = (48, 100, 128, 192)
-# Smaller head dims that run on each kernel, by TMA zero fill.
+# Smaller head dims that run on each kernel, by TMA zero fill. The sets deal up to 96 columns as some of those of 128:
+# calls are the same on all architectures, and where kernels of 96 exist, these take them.
 DIMS: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {
     (64, 64): ((64, 64), (40, 40), (8, 64), (64, 24)),
+    (96, 96): ((96, 96), (72, 72), (80, 80), (88, 88), (96, 40), (72, 96)),
     (128, 128): ((128, 128), (72, 72), (80, 80), (96, 96), (112, 112), (64, 128)),
     (192, 128): ((192, 128), (136, 128), (192, 64), (160, 96)),
     (256, 256): ((256, 256), (160, 160), (200, 136), (256, 64), (136, 248)),
 }
+_DEALT_DIMS = tuple(dims for dims in DIMS if dims != DIMS_OF_SM90_16_BIT)
 LENS: dict[str, tuple[tuple[int, int], ...]] = {
     "uniform": ((100, 300), (100, 300)),
     "one_row": ((1, 257), (1, 257)),
@@ -50,7 +53,7 @@ DTYPES = (*_SIXTEEN_BIT, *_EIGHT_BIT)
 
 
 @cache
-def kernels(dtypes: tuple[str, ...] = _SIXTEEN_BIT, dims: tuple[Any, ...] = tuple(DIMS)) -> tuple[tuple[Any, ...], ...]:
+def kernels(dtypes: tuple[str, ...] = _SIXTEEN_BIT, dims: tuple[Any, ...] = _DEALT_DIMS) -> tuple[tuple[Any, ...], ...]:
     """The kernels of the pairwise set, as values of ``KERNEL``: pairs of default features, and some of the rest."""
     factors: dict[str, Any] = {
         "dtype": dtypes,
@@ -170,7 +173,7 @@ def runtime_factors(dtypes: tuple[str, ...] = _SIXTEEN_BIT) -> dict[str, Any]:
     """All factors of a call. Finer choices (exact head dims, windows, page sizes, descales) go round by row."""
     return {
         "dtype": dtypes,
-        "dims": tuple(DIMS),
+        "dims": _DEALT_DIMS,
         "mask": MASKS,
         "paged": (False, True),
         "skip": ("dense", "skip", "stat"),
@@ -198,11 +201,20 @@ def _kv_layout(row: Row, lens: tuple[tuple[int, int], ...], index: int) -> str:
     return "batched" if row["q_ragged"] else "ragged"
 
 
-def case_of(row: Row, index: int, arch: str = "sm90", lens: tuple[tuple[int, int], ...] = ()) -> Case:
-    """The case of a row of factors; ``index`` deals out what is not a factor. ``lens``: not those it names."""
+def case_of(
+    row: Row,
+    index: int,
+    arch: str = "sm90",
+    lens: tuple[tuple[int, int], ...] = (),
+    dims_dealt: tuple[tuple[int, int], ...] = (),
+) -> Case:
+    """The case of a row of factors; ``index`` deals out what is not a factor.
+
+    ``lens`` and ``dims_dealt``: not those it names.
+    """
     lens = lens or LENS[row["lens"]]
     packed = row["memory"].startswith("packed")
-    small = [pair for pair in DIMS[row["dims"]] if not packed or pair[0] == pair[1]]
+    small = [pair for pair in dims_dealt or DIMS[row["dims"]] if not packed or pair[0] == pair[1]]
     dims = small[index % len(small)]
     kv_dtype = row.get("kv_dtype", "same")
     eight_bit = row["dtype"] in _EIGHT_BIT or kv_dtype in _EIGHT_BIT
@@ -289,7 +301,10 @@ def spec_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
         }
         lens = DECODED_LENS[ragged] if spec.phase == "decode" else LENS[row["lens"]]
         assert fits(row, lens)
-        case = replace(case_of(row, number, spec.arch, lens=lens), phase="decode" if spec.phase == "decode" else "")
+        kernel = row["dims"]
+        own = tuple(pair for pair in DIMS[kernel] if kernel_dims(spec.arch, spec.phase, spec.dtype, pair) == kernel)
+        case = case_of(row, number, spec.arch, lens, own)
+        case = replace(case, phase="decode" if spec.phase == "decode" else "")
         case = replace(case, out_dtype=spec.out_dtype if spec.dtype in _EIGHT_BIT else "", kv_dtype=spec.kv_dtype)
         assert case.spec == spec
         found.append(replace(case, name=f"{spec.name}-{'ragged' if ragged else 'batched'}"))

@@ -32,7 +32,7 @@ def shape_cases(arch: str = "sm90") -> tuple[Case, ...]:
     """Shapes that rings, schedulers and prefix sums trip over: long rows of tiles, many requests, many heads."""
     found = _shapes()
     bytewise = [replace(case, name=f"{case.name}-e4m3", dtype="e4m3", descales="head") for case in found[::3]]
-    found = (*found, *bytewise, *(_tall_shapes() if arch == "sm100" else ()))
+    found = (*found, *bytewise, *_shapes_of_96(), *(_tall_shapes() if arch == "sm100" else ()))
     return tuple(replace(case, arch=arch) for case in found)
 
 
@@ -47,6 +47,40 @@ def _tall_shapes() -> tuple[Case, ...]:
         replace(tall, name="tall-causal-mla", mask="causal", head_dim=192, lens=((300, 900),)),
         replace(tall, name="tall-d256", head_dim=256, head_dim_v=256, lens=((300, 500),), heads_q=2),
         replace(tall, name="tall-window-e4m3", mask="window", window=(300, 40), dtype="e4m3", lens=((400, 700),)),
+    )
+
+
+def _shapes_of_96() -> tuple[Case, ...]:
+    """Calls of 65 to 96 columns: a panel and a part of one, with a neighbour's numbers or NaN behind each row."""
+    base = replace(_PLAIN, head_dim=96, head_dim_v=96, lens=((150, 400),), pattern="random", heads_q=4, heads_kv=2)
+    d72, d80, d88 = (replace(base, head_dim=columns, head_dim_v=columns) for columns in (72, 80, 88))
+    ragged = {"q_layout": "ragged", "kv_layout": "ragged", "lens": ((150, 400), (64, 0), (5, 200), (128, 300))}
+    return (
+        replace(base, name="d96-whole", mask="full", lens=((256, 384), (256, 384))),
+        replace(base, name="d96-deep-skip", mask="full", skip="skip", lens=((140, 1500),), pattern="random_rows"),
+        replace(base, name="d96-paged-skip", skip="skip", kv_layout="nhd", page_size=16, lens=((150, 500), (150, 37))),
+        replace(base, name="d96-paged-dense", skip="dense", kv_layout="hnd", lens=((150, 500), (150, 37))),
+        replace(base, name="d96-custom-fp16", mask="custom", custom="packed4", dtype="fp16"),
+        replace(base, name="d96-of-64", head_dim=64, skip="dense"),
+        replace(
+            base, name="d96-v40-chunked", head_dim_v=40, mask="chunked", chunk=200, memory="gaps", pattern="alternating"
+        ),
+        replace(d72, name="d72-gaps", mask="full", memory="gaps", lens=((192, 400), (192, 400))),
+        replace(d72, name="d72-window", mask="window", window=(150, 20), **ragged),
+        replace(d80, name="d80-dense", mask="full", skip="dense", lens=((256, 256),) * 2, heads_kv=4),
+        replace(d80, name="d80-packed", memory="packed_qkv", lens=((400, 400),) * 2, pattern="alternating"),
+        replace(d88, name="d88-gaps-ragged", memory="gaps", threshold_kind="head", thresholds=(1e-3, 1e-2), **ragged),
+        replace(
+            d88,
+            name="d88-softcap-alibi",
+            seed=1,
+            softcap=20.0,
+            alibi=True,
+            sinks=True,
+            seqused=True,
+            heads_q=3,
+            heads_kv=1,
+        ),
     )
 
 

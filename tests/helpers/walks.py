@@ -90,7 +90,7 @@ def walks() -> tuple[Walk, ...]:
     layouts = [*k_major_layouts(2), *mn_major_layouts(2)]
     for index, layout in enumerate(layouts):
         add("bf16", layout, (plain, 0), 64)
-        for n in (64, 128, 256):
+        for n in (64, 96, 128, 256):
             add("bf16", (plain, index % 4 * 32), layout, n)
         add("bf16", layout, layouts[(7 * index + 3) % len(layouts)], 128)
         add("fp16", layout, layouts[(5 * index + 1) % len(layouts)], 64)

@@ -73,6 +73,7 @@ struct Epilogue {
 #pragma unroll
         for (int r = 0; r < kThreadRows; ++r) {
           const int i = panel * (kColumns / 2) + chunk * 4 + 2 * r;
+          if (i >= kOut) continue;  // the last panel's other half, which is no part of the output: copies clip it
           ptx::st_shared(to + panel * Storage::kQPanelBytes + r * 8 * kPanelRowBytes,
                          pack_output<typename Tr::Out>(o[i], o[i + 1], inverse[r]));
         }

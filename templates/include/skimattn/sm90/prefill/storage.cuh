@@ -11,7 +11,7 @@ struct SharedStorage {
   static constexpr bool kTransposedV = kDescaled<typename Tr::Element>;
   static constexpr int kColumns = kPanelColumns<typename Tr::Element>, kColumnsO = kPanelColumns<typename Tr::Out>;
   static constexpr int kPanels = ceil_div(Tr::kHeadDim, kColumns), kPanelsV = ceil_div(Tr::kHeadDimV, kColumns);
-  static constexpr int kPanelsO = Tr::kHeadDimV / kColumnsO;
+  static constexpr int kPanelsO = ceil_div(Tr::kHeadDimV, kColumnsO);
   static constexpr int kQPanelBytes = Tr::kGroupRows * kPanelRowBytes;  // of Q and O, one warpgroup's rows
   static constexpr int kKvPanelBytes = Tr::kTileN * kPanelRowBytes;
   static constexpr int kQBytes = kPanels * kQPanelBytes, kOBytes = kPanelsO * kQPanelBytes;  // of one warpgroup
