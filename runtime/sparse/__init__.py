@@ -12,8 +12,22 @@ if TYPE_CHECKING:
     from .config.config import SkipSoftmaxConfig
     from .config.kernels import Kernels
     from .config.settings import Fit, Setting
+    from .counts import TileCounts
     from .methods import register_method
+    from .model import (
+        config_of,
+        disable,
+        enable,
+        export_config,
+        from_pretrained,
+        restore,
+        save_pretrained,
+        set_step,
+        sparsify,
+    )
+    from .modules import attention_modules
     from .policy import LayerPolicy, PhaseRule, attach_policy, policy_of
+    from .report import summary
     from .stats import sparsity
     from .thresholds import threshold_from_scale_factor
     from .warning import SparseWarning
@@ -26,10 +40,22 @@ _HOMES = {
     "Setting": "config.settings",
     "SkipSoftmaxConfig": "config.config",
     "SparseWarning": "warning",
+    "TileCounts": "counts",
     "attach_policy": "policy",
+    "attention_modules": "modules",
+    "config_of": "model",
+    "disable": "model",
+    "enable": "model",
+    "export_config": "model",
+    "from_pretrained": "model",
     "policy_of": "policy",
     "register_method": "methods",
+    "restore": "model",
+    "save_pretrained": "model",
+    "set_step": "model",
+    "sparsify": "model",
     "sparsity": "stats",
+    "summary": "report",
     "threshold_from_scale_factor": "thresholds",
 }
 
@@ -41,10 +67,22 @@ __all__ = [
     "Setting",
     "SkipSoftmaxConfig",
     "SparseWarning",
+    "TileCounts",
     "attach_policy",
+    "attention_modules",
+    "config_of",
+    "disable",
+    "enable",
+    "export_config",
+    "from_pretrained",
     "policy_of",
     "register_method",
+    "restore",
+    "save_pretrained",
+    "set_step",
+    "sparsify",
     "sparsity",
+    "summary",
     "threshold_from_scale_factor",
 ]
 

@@ -105,7 +105,7 @@ def test_a_target_without_a_fit_or_outside_of_it_is_refused() -> None:
 
 def test_a_configuration_does_not_change() -> None:
     config = SkipSoftmaxConfig(threshold=0.1)
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(ValueError, match=r"frozen"):
         config.threshold = {}
     assert copy.deepcopy(config) == config
 
@@ -146,7 +146,7 @@ def test_without_pydantic_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delattr(skimattn.sparse, "SkipSoftmaxConfig", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"needs pydantic: pip install 'skimattn\[calibrate\]'"):
         _ = skimattn.sparse.SkipSoftmaxConfig
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+    with pytest.raises(AttributeError, match=r"no attribute 'nonsense'"):
         _ = skimattn.sparse.nonsense
 
 
@@ -186,6 +186,6 @@ def test_yaml_needs_pyyaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_ranges_in_patterns_say_how_they_are_read() -> None:
-    with pytest.warns(SparseWarning, match="is read as the numbers 0 to 12"):
+    with pytest.warns(SparseWarning, match=r"is read as the numbers 0 to 12"):
         config = SkipSoftmaxConfig(patterns={"*layers.[0-12].*": {"threshold": 0.1}})
     assert rules(config, "model.layers.12.attn") and not rules(config, "model.layers.13.attn")

@@ -123,11 +123,11 @@ def test_recipes_of_both_versions() -> None:
     assert factors(SkipSoftmaxConfig.read({"sparse_cfg": newer})) == {"prefill": (1e-3, 0)}
     plan = {"target_sparse_ratio": {"prefill": 0.5}, "samples": 64, "max_seqlen": 8192, "chunk_size": 5}
     trials = {"*attn*": {"thresholds": {"prefill": [1e-3, 1e-2]}}, "calibration": plan}
-    with pytest.warns(SparseWarning, match="calibration: chunk_size is not used here"):
+    with pytest.warns(SparseWarning, match=r"calibration: chunk_size is not used here"):
         asked = SkipSoftmaxConfig.read({"sparse_cfg": trials}).calibration
     assert asked and asked.target_sparsity == {"prefill": 0.5} and (asked.samples, asked.max_seqlen) == (64, 8192)
     assert asked.thresholds == {"prefill": (1e-3, 1e-2)}
-    with pytest.warns(SparseWarning, match="br and bc say which tiles were meant"):
+    with pytest.warns(SparseWarning, match=r"br and bc say which tiles were meant"):
         SkipSoftmaxConfig.read({"sparse_cfg": {"*": {"br": 64, "bc": 64, "threshold": 0.1}}})
 
 

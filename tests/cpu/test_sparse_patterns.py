@@ -39,7 +39,7 @@ def test_a_range_says_how_it_is_read() -> None:
     said = r"patterns: '\*layers.\[0-12\].\*' is read as the numbers 0 to 12; fnmatch would take \[0-12\] for one"
     with pytest.warns(SparseWarning, match=said):
         check_pattern("patterns", "*layers.[0-12].*")
-    with pytest.warns(SparseWarning, match="the numbers 1, 4 to 6;"):
+    with pytest.warns(SparseWarning, match=r"the numbers 1, 4 to 6;"):
         check_pattern("patterns", "*[1,4-6]*")
 
 
