@@ -9,6 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .calibration.calibrate import Quality, calibrate
+    from .calibration.data import retrieval, text_windows, windows
+    from .calibration.fit import Point, fit_shares
+    from .calibration.result import Calibration
+    from .calibration.runner import ModelRunner, Outcome, Run, Runner
     from .config.config import SkipSoftmaxConfig
     from .config.kernels import Kernels
     from .config.settings import Fit, Setting
@@ -33,57 +38,81 @@ if TYPE_CHECKING:
     from .warning import SparseWarning
 
 _HOMES = {
+    "Calibration": "calibration.result",
     "Fit": "config.settings",
     "Kernels": "config.kernels",
     "LayerPolicy": "policy",
+    "ModelRunner": "calibration.runner",
+    "Outcome": "calibration.runner",
     "PhaseRule": "policy",
+    "Point": "calibration.fit",
+    "Quality": "calibration.calibrate",
+    "Run": "calibration.runner",
+    "Runner": "calibration.runner",
     "Setting": "config.settings",
     "SkipSoftmaxConfig": "config.config",
     "SparseWarning": "warning",
     "TileCounts": "counts",
     "attach_policy": "policy",
     "attention_modules": "modules",
+    "calibrate": "calibration.calibrate",
     "config_of": "model",
     "disable": "model",
     "enable": "model",
     "export_config": "model",
+    "fit_shares": "calibration.fit",
     "from_pretrained": "model",
     "policy_of": "policy",
     "register_method": "methods",
     "restore": "model",
+    "retrieval": "calibration.data",
     "save_pretrained": "model",
     "set_step": "model",
     "sparsify": "model",
     "sparsity": "stats",
     "summary": "report",
+    "text_windows": "calibration.data",
     "threshold_from_scale_factor": "thresholds",
+    "windows": "calibration.data",
 }
 
 __all__ = [
+    "Calibration",
     "Fit",
     "Kernels",
     "LayerPolicy",
+    "ModelRunner",
+    "Outcome",
     "PhaseRule",
+    "Point",
+    "Quality",
+    "Run",
+    "Runner",
     "Setting",
     "SkipSoftmaxConfig",
     "SparseWarning",
     "TileCounts",
     "attach_policy",
     "attention_modules",
+    "calibrate",
     "config_of",
     "disable",
     "enable",
     "export_config",
+    "fit_shares",
     "from_pretrained",
     "policy_of",
     "register_method",
     "restore",
+    "retrieval",
     "save_pretrained",
     "set_step",
     "sparsify",
     "sparsity",
     "summary",
+    "text_windows",
     "threshold_from_scale_factor",
+    "windows",
 ]
 
 

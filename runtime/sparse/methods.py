@@ -61,10 +61,9 @@ class SkipSoftmax:
             if (threshold := setting.threshold.get(phase)) is not None:
                 rules[phase] = PhaseRule(threshold, length_power=0.0)
             elif (factor := setting.scale_factor.get(phase)) is not None:
-                rules[phase] = PhaseRule(factor, setting.length_power)
+                rules[phase] = PhaseRule(factor, _one(setting.length_power.get(phase, 1.0)))
             elif (target := setting.target_sparsity.get(phase)) is not None:
-                assert isinstance(target, float), "checked where settings are"
-                rules[phase] = self._of_target(setting, phase, target, where)
+                rules[phase] = self._of_target(setting, phase, _one(target), where)
         return rules
 
     def _of_target(self, setting: Setting, phase: Phase, target: float, where: str) -> PhaseRule:
@@ -79,6 +78,11 @@ class SkipSoftmax:
                 wanted = f"between {low:.3g} and {high:.3g}, where its fit was observed, or extrapolate=True"
                 raise expected(f"{where}target_sparsity.{phase}", wanted, target)
         return PhaseRule(fit.factor(target), fit.length_power)
+
+
+def _one(value: float | tuple[float, ...]) -> float:
+    assert isinstance(value, float), "checked where settings are"
+    return value
 
 
 register_method("skip_softmax", SkipSoftmax())

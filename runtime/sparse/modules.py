@@ -45,6 +45,11 @@ def heads_of(module: torch.nn.Module) -> int | None:
     return _number(module, "num_heads", "num_attention_heads", "heads")
 
 
+def kv_heads_of(module: torch.nn.Module) -> int | None:
+    """Key and value heads, if the module or its configuration says."""
+    return _number(module, "num_key_value_heads", "num_kv_heads")
+
+
 def head_dim_of(module: torch.nn.Module) -> int | None:
     """Columns of a query, if the module or its configuration says."""
     own = _number(module, "qk_head_dim", "head_dim", "attention_head_dim")

@@ -63,6 +63,14 @@ class SkipSoftmaxConfig(Setting):
     producer: dict[str, str] = Field(default_factory=dict)
     stat_log_path: str | None = None
 
+    def __init__(self, **values: Any) -> None:
+        """Any spelling of the values, such as one number for both phases.
+
+        Raises:
+            ArgumentError: one of them cannot be; the text names its key.
+        """
+        super().__init__(**values)
+
     @model_validator(mode="after")
     def _patterns_can_be_meant(self) -> Self:
         for key in ("patterns", "targets", "ignore"):

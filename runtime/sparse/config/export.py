@@ -43,7 +43,11 @@ def _figures(setting: Setting, config: SkipSoftmaxConfig) -> dict[str, Any]:
     thresholds = _plain(setting.threshold)
     if thresholds:
         return {"threshold": thresholds}
-    factors = _plain(setting.scale_factor) if setting.length_power == 1 else {}
+    factors = {
+        phase: factor
+        for phase, factor in _plain(setting.scale_factor).items()
+        if setting.length_power.get(phase, 1.0) == 1.0
+    }
     if factors:
         return {"threshold_scale_factor": factors}
     fits = {phase: fit for phase in PHASES if (fit := _public(setting, config, phase)) is not None}

@@ -71,6 +71,7 @@ class Fit(Model):
         lengths: the lengths (keys) between which it was observed.
         residual: root mean square of observed less fitted shares.
         heldout_error: the same on samples that the fit had not seen.
+        heldout_length_error: the same on lengths that the fit had not seen.
         intervals: bounds of a and b (and length_power) that hold 95 % of the fits to resampled samples.
     """
 
@@ -81,11 +82,16 @@ class Fit(Model):
     lengths: tuple[int, int] | None = None
     residual: float | None = None
     heldout_error: float | None = None
+    heldout_length_error: float | None = None
     intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
 
     def factor(self, target: float) -> float:
         """``threshold * len_k ** length_power`` for a share."""
         return self.a * math.exp(self.b * target)
+
+    def threshold(self, target: float, len_k: int) -> float:
+        """The final threshold for a share at a length; 1 or more means that it cannot be had there."""
+        return self.factor(target) / math.pow(len_k, self.length_power)
 
     def share(self, threshold: float, len_k: int) -> float:
         """What it expects a threshold to skip, cut at 0 and 1."""
@@ -104,7 +110,7 @@ class Setting(Model):
         target_sparsity: the share of tiles to skip, at least 0 and below 1; needs a ``fit`` of the phase.
         fit: of each phase.
         public_fit: of each phase with a ``length_power`` of 1, for other libraries, where ``fit`` has another.
-        length_power: of ``scale_factor``.
+        length_power: of ``scale_factor``, by phase; default 1.
         extrapolate: whether a target may lie outside what the fit observed.
         method: a name of :func:`skimattn.sparse.methods.register_method`.
         enable: False: dense.
@@ -115,10 +121,14 @@ class Setting(Model):
     target_sparsity: Numbers = Field(default_factory=dict)
     fit: dict[Phase, Fit] = Field(default_factory=dict)
     public_fit: dict[Phase, Fit] = Field(default_factory=dict)
-    length_power: float = Field(default=1.0, ge=0)
+    length_power: Numbers = Field(default_factory=dict)
     extrapolate: bool = False
     method: str = "skip_softmax"
     enable: bool = True
+
+    def __init__(self, **values: Any) -> None:
+        """Any spelling of the values, such as one number for both phases; raises as all parts do."""
+        super().__init__(**values)
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -130,9 +140,11 @@ class Setting(Model):
         _within("threshold", self.threshold, 1.0)
         _within("scale_factor", self.scale_factor, math.inf)
         _within("target_sparsity", self.target_sparsity, 1.0)
-        for phase, target in self.target_sparsity.items():
-            if isinstance(target, tuple):
-                raise expected(f"target_sparsity.{phase}", "one number: fits are of layers, not of heads", target)
+        _within("length_power", self.length_power, math.inf)
+        for name in ("target_sparsity", "length_power"):
+            for phase, value in getattr(self, name).items():
+                if isinstance(value, tuple):
+                    raise expected(f"{name}.{phase}", "one number: heads have thresholds and factors alone", value)
         for phase, fit in self.public_fit.items():
             if fit.length_power != 1.0:
                 raise expected(f"public_fit.{phase}.length_power", "1", fit.length_power)
