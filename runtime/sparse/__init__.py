@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .modules import attention_modules
     from .policy import LayerPolicy, PhaseRule, attach_policy, policy_of
     from .report import summary
+    from .statlog.log import StatLog
+    from .statlog.read import Statistics, read_statistics
     from .stats import sparsity
     from .thresholds import threshold_from_scale_factor
     from .warning import SparseWarning
@@ -52,6 +54,8 @@ _HOMES = {
     "Setting": "config.settings",
     "SkipSoftmaxConfig": "config.config",
     "SparseWarning": "warning",
+    "StatLog": "statlog.log",
+    "Statistics": "statlog.read",
     "TileCounts": "counts",
     "attach_policy": "policy",
     "attention_modules": "modules",
@@ -63,6 +67,7 @@ _HOMES = {
     "fit_shares": "calibration.fit",
     "from_pretrained": "model",
     "policy_of": "policy",
+    "read_statistics": "statlog.read",
     "register_method": "methods",
     "restore": "model",
     "retrieval": "calibration.data",
@@ -91,6 +96,8 @@ __all__ = [
     "Setting",
     "SkipSoftmaxConfig",
     "SparseWarning",
+    "StatLog",
+    "Statistics",
     "TileCounts",
     "attach_policy",
     "attention_modules",
@@ -102,6 +109,7 @@ __all__ = [
     "fit_shares",
     "from_pretrained",
     "policy_of",
+    "read_statistics",
     "register_method",
     "restore",
     "retrieval",
