@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..reference.dropped import dropped_mass
     from .calibration.calibrate import Quality, calibrate
     from .calibration.data import retrieval, text_windows, windows
     from .calibration.fit import Point, fit_shares
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from .report import summary
     from .statlog.log import StatLog
     from .statlog.read import Statistics, read_statistics
-    from .stats import sparsity
+    from .stats import dropped_from_lse, sparsity
     from .thresholds import threshold_from_scale_factor
     from .warning import SparseWarning
 
@@ -62,6 +63,8 @@ _HOMES = {
     "calibrate": "calibration.calibrate",
     "config_of": "model",
     "disable": "model",
+    "dropped_from_lse": "stats",
+    "dropped_mass": ".reference.dropped",  # of the package above
     "enable": "model",
     "export_config": "model",
     "fit_shares": "calibration.fit",
@@ -104,6 +107,8 @@ __all__ = [
     "calibrate",
     "config_of",
     "disable",
+    "dropped_from_lse",
+    "dropped_mass",
     "enable",
     "export_config",
     "fit_shares",

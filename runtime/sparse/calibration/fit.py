@@ -75,7 +75,8 @@ def fit_shares(
 
     Args:
         points: of several thresholds, better of several samples and lengths too.
-        length_term: fit the power of the length as well. It stays 1 where all points have one length.
+        length_term: fit the power of the length as well. It stays 1 where texts that the fit has not seen do not come
+            out better for it: where lengths are few or near each other, it would say more of texts than of lengths.
         by_tiles: a point weighs as many tiles as it visited; else all weigh the same.
         resamples: how many fits to resampled samples the intervals are of; 0: none.
         seed: of the resampling.
@@ -89,24 +90,39 @@ def fit_shares(
         wanted = f"at least two thresholds that skip {LEAST:.0%} to {MOST:.0%}"
         raise expected("points", wanted, shares or "none")
     data = _Data.of(used, by_tiles)
-    term = length_term and len({point.length for point in used}) > 1
+    names = [point.sample for point in used]
+    term = length_term and _does_length_help(data, names)
     plane = data.plane(term)
     if plane is None:
         raise expected("points", "shares that rise with the threshold", "shares that do not")
     a, b, power = plane.values
-    low, high = (float(np.percentile(data.shares, at)) for at in (0, 100))
+    typical = _typical_shares(used)
     lengths = [point.length for point in used]
     return Fit(
         a=a,
         b=b,
         length_power=max(power, 0.0) if term else 1.0,
-        sparsity=(low, high),
+        sparsity=(min(typical), max(typical)),
         lengths=(min(lengths), max(lengths)),
         residual=data.error(plane),
-        heldout_error=_held_out(data, [point.sample for point in used], term, _FOLDS),
+        heldout_error=_held_out(data, names, term, _FOLDS),
         heldout_length_error=_held_out(data, [str(length) for length in lengths], term, len(lengths)),
-        intervals=_intervals(data, [point.sample for point in used], term, resamples, seed),
+        intervals=_intervals(data, names, term, resamples, seed),
     )
+
+
+def _does_length_help(data: _Data, names: Sequence[str]) -> bool:
+    with_it, without = (_held_out(data, names, term, _FOLDS) for term in (True, False))
+    return with_it is not None and without is not None and with_it < without
+
+
+def _typical_shares(points: Sequence[Point]) -> list[float]:
+    """Shares of all texts of one length at one threshold together: what can be asked for is not what one text did."""
+    sums: dict[tuple[int, float], tuple[int, int]] = {}
+    for point in points:
+        visited, skipped = sums.get((point.length, point.threshold), (0, 0))
+        sums[point.length, point.threshold] = visited + point.visited, skipped + point.skipped
+    return [skipped / visited for visited, skipped in sums.values()]
 
 
 @dataclass(frozen=True)
@@ -194,7 +210,7 @@ def share_interval(
     """
     used = [point for point in points if point.threshold > 0 and LEAST <= point.share <= MOST]
     data = _Data.of(used, by_tiles=True)
-    term = len({point.length for point in used}) > 1
+    term = _does_length_help(data, [point.sample for point in used])
     planes = _resampled(data, [point.sample for point in used], term, resamples, seed)
     at = np.log(np.array([[threshold(length), length]]))
     return _middle([float(plane.shares(at)[0]) for plane in planes]) if planes else None

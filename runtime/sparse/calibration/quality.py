@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...errors import expected
+from ...errors import ArgumentError, expected
 from ..policy import Phase, PhaseRule
 from .choose import Choice, choose
 from .measure import Bench, Maker
@@ -74,7 +74,12 @@ def choose_thresholds(
     asked, found = target if target is not None else budget, list[Chosen]()
     for _ in range(quality.corrections + 1):
         assert asked is not None
-        choice = _choose(profile, phase, asked, target is not None)
+        try:
+            choice = choose(profile, share=asked) if target is not None else choose(profile, cost=asked)
+        except ArgumentError as error:
+            if found:  # what a correction asks for cannot be had: the nearest so far has to do
+                break
+            raise expected(f"targets.{phase}", "a share that the largest thresholds reach", error) from None
         rules = _rules(profile, choice, rule, together)
         share, cost = _as_a_whole(bench, samples, phase, rules, quality)
         factors = {layer: one.factor for layer, one in rules.items()}
@@ -85,13 +90,6 @@ def choose_thresholds(
     assert budget is not None
     within = [one for one in found if one.cost <= budget]
     return max(within, key=lambda one: one.share) if within else min(found, key=lambda one: one.cost)
-
-
-def _choose(profile: Profile, phase: Phase, asked: float, is_share: bool) -> Choice:
-    try:
-        return choose(profile, share=asked) if is_share else choose(profile, cost=asked)
-    except ValueError as error:
-        raise expected(f"targets.{phase}", "a share that the largest thresholds reach", error) from None
 
 
 def _corrected(asked: float, share: float, cost: float, target: float | None, budget: float | None) -> float:

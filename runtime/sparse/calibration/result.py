@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def _errors(fit: Fit) -> tuple[float | None, float | None, float | None]:
 
 
 def _reached(target: float, fit: Fit, points: tuple[Point, ...]) -> str:
-    """What a target comes to at the longest text."""
+    """What a target comes to at the longest text, and where it cannot be had."""
     length = max(point.length for point in points)
 
     def threshold(len_k: int) -> float:
@@ -72,4 +73,7 @@ def _reached(target: float, fit: Fit, points: tuple[Point, ...]) -> str:
 
     text = f"a target of {percent(target)} is a threshold of {threshold(length):.3g} at {length} keys"
     between = share_interval(points, threshold, length)
-    return text if between is None else f"{text}, which skips {percent(between[0])} to {percent(between[1])} (95 %)"
+    if between is not None:
+        text += f", which skips {percent(between[0])} to {percent(between[1])} (95 %)"
+    shortest = math.ceil(fit.factor(target) ** (1 / fit.length_power)) if fit.length_power > 0 else 0
+    return f"{text}; below {shortest} keys it would be 1 or more, so they stay dense"
