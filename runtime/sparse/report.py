@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from .counts import TileCounts
 from .model import record_of
 from .modules import attention_modules
 from .policy import PHASES, Phase, PhaseRule, policy_of
+from .tables import percent, table
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,6 @@ class Summary:
         shown += [("all", phase, "", percent(self.sparsity(phase))) for phase in PHASES if self.sparsity(phase)]
         lines = table(("layer", "phase", "threshold", "skipped"), shown)
         return "\n".join(lines if self.enabled else [*lines, "disabled: all of it runs dense"])
-
-
-def percent(share: float | None) -> str:
-    """``41.3 %``, or ``-``."""
-    return "-" if share is None else f"{100 * share:.1f} %"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of columns as wide as they need to be."""
-    widths = [max(len(str(cell)) for cell in column) for column in zip(head, *rows, strict=True)]
-    return [
-        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
-    ]
 
 
 def describe(rule: PhaseRule | None, len_k: int | None = None) -> str:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ..errors import expected
 from ..sparse.policy import PHASES, Phase
-from ..sparse.report import percent, table
 from ..sparse.statlog.read import Statistics, read_statistics
-from .tile_map import ASCII, BLOCKS
+from ..sparse.tables import percent, table
+from .tile_map import BLOCKS
 
 _NOTHING = "·"
 _CELL = 8  # pixels
@@ -104,6 +104,3 @@ def write_png(path: Path, found: Statistics) -> None:
     level, blue = np.nan_to_num(shares)[..., None], np.array([0x1F, 0x4E, 0x79])
     pixels = np.where(np.isnan(shares)[..., None], 0xD0, 255 + (blue - 255) * level).astype(np.uint8)
     Image.fromarray(pixels.repeat(_CELL, 0).repeat(_CELL, 1)).save(path, "PNG")
-
-
-__all__ = ["ASCII", "BLOCKS", "drawing", "lines", "summary", "write_png"]

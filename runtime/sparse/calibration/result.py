@@ -10,7 +10,7 @@ from pathlib import Path
 from ..config.config import SkipSoftmaxConfig
 from ..config.settings import Fit
 from ..policy import Phase
-from ..report import percent, table
+from ..tables import percent, table
 from .fit import Point, share_interval
 from .quality import Chosen
 
