@@ -73,7 +73,8 @@ def sparsify(model: torch.nn.Module, config: ConfigLike = None, *, count: bool =
     modules = attention_modules(model, chosen.targets)
     policies = {name: chosen.policy_for(name, type(module).__name__) for name, module in modules.items()}
     if not any(policies.values()):
-        raise expected("config", f"a setting for at least one of {len(modules)} attention modules", "none")
+        got = "none" if chosen.calibration is None else "one that asks for a calibration: see calibrate"
+        raise expected("config", f"a setting for at least one of {len(modules)} attention modules", got)
     for name, policy in policies.items():
         _check_heads(name, modules[name], policy)
     _say_what_is_odd(chosen, modules, policies)

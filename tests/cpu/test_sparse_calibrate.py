@@ -89,6 +89,15 @@ def test_each_layer_can_have_a_fit_of_its_own() -> None:
         calibrate(model, texts(1000, 2000), {"prefill": 0.5}, **job)
 
 
+def test_chosen_modules_are_those_of_the_configuration() -> None:
+    model = GapModel([8.0, 8.0])
+    job: dict[str, Any] = {"forward": loss_of(model), "progress": False}
+    found = calibrate(model, texts(1000), {"prefill": 0.5}, modules=["*.0.self_attn"], **job)
+    assert found.config.targets == ("*.0.self_attn",) and list(found.points["prefill"])
+    sparsify(model, found.config)
+    assert policy_of(attention_modules(model)[LAYER(0)]) and not policy_of(attention_modules(model)[LAYER(1)])
+
+
 @pytest.mark.parametrize("cost", ["loss", "dropped"])
 @pytest.mark.parametrize("by", ["layer", "head"])
 def test_thresholds_go_where_tiles_cost_least(cost: Any, by: Any) -> None:

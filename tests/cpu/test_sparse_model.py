@@ -81,6 +81,7 @@ def test_what_is_refused_changes_nothing() -> None:
         ({"target_sparsity": 0.5}, "fit.prefill: expected a fit"),
         ({"patterns": {"*": {"enable": False}}}, "config: expected a setting for at least one of 4 attention modules"),
         ({"threshold": [0.1, 0.2, 0.3]}, "layers.0.self_attn: prefill: expected one number for each of 2 query heads"),
+        (SkipSoftmaxConfig(calibration={"target_sparsity": 0.5}), "config: expected a setting .* see calibrate"),
         ({"threshold": 0.1, "targets": ["*none*"]}, "model: expected modules that match"),
         (None, "config: expected a configuration, since model.config has no sparse_attention_config"),
     ):

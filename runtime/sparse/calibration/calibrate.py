@@ -12,7 +12,7 @@ import torch
 
 from ...errors import expected
 from ..config.config import SkipSoftmaxConfig
-from ..config.kernels import kernels_here
+from ..config.kernels import Kernels, kernels_here
 from ..config.settings import Fit, by_phase
 from ..modules import attention_modules, head_dim_of
 from ..policy import Phase, PhaseRule
@@ -118,11 +118,19 @@ def calibrate(
     """
     found = attention_modules(model, modules)
     job = _checked(found, data, targets, thresholds, quality, per_layer, extrapolate, resamples, seed)
-    about = {"layers": list(found), "texts": job.names, "model": type(model).__name__}
+    kernels = _kernels(job)
+    about: dict[str, Any] = {"layers": list(found), "texts": job.names, "model": type(model).__name__}
+    about["kernels"] = {phase: str(one) for phase, one in kernels.items()}
     with shown(progress) as tell:
         bench = Bench(found, _runner(model, runner, forward, modules), State(state, about), tell, _expected_runs(job))
         done = {phase: _of_phase(bench, job, phase) for phase in job.phases}
-    return _assembled(job, done)
+    return _assembled(job, done, kernels, tuple(modules))
+
+
+def _kernels(job: _Job) -> dict[Phase, Kernels]:
+    """What serves here, by phase: figures are only good for these."""
+    head_dims = [dim for module in job.modules.values() if (dim := head_dim_of(module))]
+    return {phase: found for phase in job.phases for dim in head_dims[:1] if (found := kernels_here(phase, dim))}
 
 
 def _runner(model: torch.nn.Module, runner: Runner | None, forward: Forward | None, modules: Sequence[str]) -> Runner:
@@ -230,7 +238,9 @@ def _layer_fits(runs: Mapping[float, Sequence[Run]], job: _Job, phase: Phase) ->
     return fits
 
 
-def _assembled(job: _Job, done: Mapping[Phase, _Done]) -> Calibration:
+def _assembled(
+    job: _Job, done: Mapping[Phase, _Done], kernels: dict[Phase, Kernels], targets: tuple[str, ...]
+) -> Calibration:
     """The configuration: targets and fits, and settings of layers where they have their own."""
     patterns: dict[str, dict[str, Any]] = {}
     for phase, one in done.items():
@@ -241,13 +251,12 @@ def _assembled(job: _Job, done: Mapping[Phase, _Done]) -> Calibration:
         for layer, factor in (one.chosen.factors if one.chosen else {}).items():
             assert one.chosen is not None
             _add(patterns, layer, phase, {"scale_factor": factor, "length_power": one.chosen.length_power})
-    head_dims = [dim for module in job.modules.values() if (dim := head_dim_of(module))]
-    kernels = {phase: found for phase in done for dim in head_dims[:1] if (found := kernels_here(phase, dim))}
     config = SkipSoftmaxConfig(
         target_sparsity=dict(job.targets),
         fit={phase: one.fit for phase, one in done.items()},
         public_fit={phase: one.public for phase, one in done.items()},
         patterns=patterns,
+        targets=targets,
         extrapolate=job.extrapolate,
         kernels=kernels,
         producer={"name": "skimattn", "version": str(skimattn.__version__)},

@@ -85,6 +85,11 @@ def choose_thresholds(
         factors = {layer: one.factor for layer, one in rules.items()}
         found.append(Chosen(factors, length_power, share, cost, profile))
         asked = _corrected(asked, share, cost, target, budget)
+    return _best(found, target, budget)
+
+
+def _best(found: Sequence[Chosen], target: float | None, budget: float | None) -> Chosen:
+    """The nearest to a target; or what skips most within the budget, or exceeds it least."""
     if target is not None:
         return min(found, key=lambda one: abs(one.share - target))
     assert budget is not None
