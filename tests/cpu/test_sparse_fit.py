@@ -61,6 +61,27 @@ def test_the_length_term_is_found(power: float) -> None:
         assert public.heldout_length_error is not None and public.heldout_length_error > public.residual
 
 
+def test_what_was_measured_on_a_model_is_told_by_one_length_term() -> None:
+    """SmolLM2-135M on an H100, one threshold for all layers, two texts (shared/design/integrations.md)."""
+    thresholds = (0.001, 0.01, 0.03, 0.1, 0.3, 0.6)
+    measured = {
+        2048: ((0.03, 0.14, 0.23, 0.34, 0.46, 0.56), (0.04, 0.15, 0.25, 0.35, 0.47, 0.57)),
+        8192: ((0.22, 0.41, 0.52, 0.64, 0.75, 0.83), (0.22, 0.42, 0.53, 0.64, 0.75, 0.83)),
+    }
+    points = [
+        Point(f"{length} {text}", length, threshold, TILES, round(share * TILES))
+        for length, texts in measured.items()
+        for text, shares in enumerate(texts)
+        for threshold, share in zip(thresholds, shares, strict=True)
+    ]
+    own, public = fit_shares(points, length_term=True), fit_shares(points)
+    assert own.length_power == pytest.approx(2.1, abs=0.1) and own.residual is not None and own.residual < 0.02
+    assert public.residual is not None and public.residual > 0.05, "the public form is off by 7 points"
+    for point in points:
+        if point.share >= 0.1:
+            assert own.share(point.threshold, point.length) == pytest.approx(point.share, abs=0.035)
+
+
 def test_lengths_that_all_agree_leave_the_public_form() -> None:
     points = plane(3.0, 9.0, 1.0, (4096,))
     assert fit_shares(points, length_term=True) == fit_shares(points)
