@@ -30,6 +30,7 @@ class PhaseRule:
 
     factor: float | tuple[float, ...]
     length_power: float = 1.0
+    _on_device: dict[torch.device, torch.Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what would make thresholds that mean nothing."""
@@ -60,8 +61,19 @@ class PhaseRule:
         ratio = self.factor / scale
         return ratio if ratio < 1 else 0.0
 
+    def prepare(self, device: torch.device | str) -> None:
+        """Copy the factors to a device now, so that no later call has to; needed before a CUDA graph is captured."""
+        self._by_head(device)
+
     def _by_head(self, device: torch.device | str) -> torch.Tensor:
-        return torch.tensor(self.factor, dtype=torch.float32, device=device)
+        """The factors on a device: copied there once, since a copy from the host cannot be part of a CUDA graph."""
+        wanted = torch.device(device)
+        if wanted.type == "cuda" and wanted.index is None:
+            wanted = torch.device("cuda", torch.cuda.current_device())
+        found = self._on_device.get(wanted)
+        if found is None:
+            found = self._on_device[wanted] = torch.tensor(self.factor, dtype=torch.float32, device=wanted)
+        return found
 
 
 def _below_one(ratio: torch.Tensor) -> torch.Tensor:

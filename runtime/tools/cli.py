@@ -1,7 +1,10 @@
-"""The command line of ``python -m skimattn``."""
+"""The command line of ``skimattn``, which is also ``python -m skimattn``."""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -9,7 +12,39 @@ import click
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Attention kernels that skim. Kernels are built by build.py (installed: skimattn-build)."""
+    """Attention kernels that skim."""
+
+
+# What follows these commands is read by the build's own command line, --help too.
+_FORWARDED = {"ignore_unknown_options": True, "help_option_names": list[str]()}
+_arguments = click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+
+
+def _build(words: Sequence[str], name: str) -> None:
+    from skimattn.codegen import cli
+
+    cli.command.main(cli.expand(words), prog_name=f"skimattn {name}", standalone_mode=False)
+
+
+@main.command(context_settings=_FORWARDED)
+@_arguments
+def build(arguments: tuple[str, ...]) -> None:
+    """Build kernels, as build.py does (--help: its options)."""
+    _build(arguments, "build")
+
+
+@main.command("list", context_settings=_FORWARDED)
+@_arguments
+def list_kernels(arguments: tuple[str, ...]) -> None:
+    """List kernels and whether they are built: build.py --list (with --set, --sm, --only, --json, ...)."""
+    _build(["--list", *arguments], "list")
+
+
+@main.command(context_settings=_FORWARDED)
+@_arguments
+def explain(arguments: tuple[str, ...]) -> None:
+    """Say whether a kernel exists, and if not why: FIELD=VALUE ..., as build.py --explain takes them."""
+    _build(arguments if "--help" in arguments else ["--explain", *arguments], "explain")
 
 
 @main.command()
@@ -45,4 +80,32 @@ def cache(clear: bool) -> None:
         for line in [kept.clear()] if clear else kept.summary():
             click.echo(line)
     except (BuildError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print sums as JSON.")
+@click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Draw layers by steps as a picture.")
+@click.option(
+    "--width", type=click.IntRange(min=20), default=100, show_default=True, help="Of drawings, in characters."
+)
+def stats(file: Path, as_json: bool, png: Path | None, width: int) -> None:
+    """Show what every layer skipped, from the FILE of a StatLog; files of other ranks beside it are added up."""
+    from ..errors import ArgumentError
+    from ..sparse.statlog.read import read_statistics
+    from . import demo as terminal
+    from . import stats as shown
+
+    try:
+        if png is not None:
+            shown.write_png(png, read_statistics(file))
+        if as_json:
+            click.echo(json.dumps(shown.summary(read_statistics(file)), indent=1))
+            return
+        for line in shown.lines(file, width, terminal.shades_for(sys.stdout.encoding)):
+            click.echo(line)
+    except BrokenPipeError:  # of whatever reads the output; click ends quietly
+        raise
+    except (ArgumentError, ModuleNotFoundError, OSError) as error:
         raise click.ClickException(str(error)) from error

@@ -26,6 +26,13 @@ def test_lengths_on_a_device_and_heads_give_tensors() -> None:
     assert PhaseRule((40.0, 200.0)).threshold(4000).tolist() == [pytest.approx([0.01, 0.05])]  # type: ignore[union-attr]
 
 
+def test_factors_are_copied_to_a_device_once() -> None:
+    rule = PhaseRule((40.0, 200.0))
+    rule.prepare("cpu")
+    assert rule._by_head("cpu") is rule._by_head(torch.device("cpu")), "a CUDA graph cannot hold a copy from the host"
+    assert rule == PhaseRule((40.0, 200.0)) and copy.deepcopy(rule) == rule
+
+
 @pytest.mark.parametrize(
     ("factor", "power", "name"),
     [(float("nan"), 1.0, "factor"), ((), 1.0, "factor"), (-1.0, 1.0, "factor"), (1.0, -1.0, "length_power")],

@@ -1,0 +1,221 @@
+"""The fit of skipped shares: ``threshold = a * exp(b * S) / len_k ** g``.
+
+With g = 1 this is the public form (its factor a * exp(b * S) is BLASST's, arXiv 2512.12087, with the exponential that
+ModelOpt calibrates). g is ours: at one factor a short text skips less than a long one.
+
+In the logarithm it is a plane, ``S = (ln threshold + g * ln len_k - ln a) / b``. What is fitted is S, by least squares
+in which a point weighs as many tiles as it visited, since shares are what is asked for and tiles what is saved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import expected
+from ..config.settings import Fit
+
+Floats = NDArray[np.float64]
+
+LEAST, MOST = 0.1, 0.9  # shares that take part: beyond them there is no exponential
+_FOLDS = 5
+_FEWEST = 3  # samples, for intervals
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one sample skipped at one threshold.
+
+    Attributes:
+        sample: names the text; points of one are resampled and held out together.
+        length: its keys.
+        threshold: the final one.
+        visited: tiles.
+        skipped: tiles.
+    """
+
+    sample: str
+    length: int
+    threshold: float
+    visited: int
+    skipped: int
+
+    @property
+    def share(self) -> float:
+        """The skipped share of the visited tiles."""
+        return self.skipped / self.visited if self.visited else 0.0
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """``S = constant + of_threshold * ln threshold + of_length * ln len_k``."""
+
+    constant: float
+    of_threshold: float
+    of_length: float
+
+    @property
+    def values(self) -> tuple[float, float, float]:
+        """a, b and the power of the length."""
+        b = 1.0 / self.of_threshold
+        return math.exp(-self.constant * b), b, self.of_length * b
+
+    def shares(self, columns: Floats) -> Floats:
+        return self.constant + columns[:, 0] * self.of_threshold + columns[:, 1] * self.of_length
+
+
+def fit_shares(
+    points: Sequence[Point], *, length_term: bool = False, by_tiles: bool = True, resamples: int = 200, seed: int = 0
+) -> Fit:
+    """Fit points; those that skip less than 10 or more than 90 % do not take part.
+
+    Args:
+        points: of several thresholds, better of several samples and lengths too.
+        length_term: fit the power of the length as well. It stays 1 where texts that the fit has not seen do not come
+            out better for it: where lengths are few or near each other, it would say more of texts than of lengths.
+        by_tiles: a point weighs as many tiles as it visited; else all weigh the same.
+        resamples: how many fits to resampled samples the intervals are of; 0: none.
+        seed: of the resampling.
+
+    Raises:
+        ArgumentError: no two thresholds skip between 10 and 90 %, or more is skipped at lower ones.
+    """
+    used = [point for point in points if point.threshold > 0 and LEAST <= point.share <= MOST]
+    if len({point.threshold for point in used}) < 2:
+        shares = ", ".join(f"{point.share:.2f} at {point.threshold:g}" for point in list(points)[:8])
+        wanted = f"at least two thresholds that skip {LEAST:.0%} to {MOST:.0%}"
+        raise expected("points", wanted, shares or "none")
+    data = _Data.of(used, by_tiles)
+    names = [point.sample for point in used]
+    term = length_term and _does_length_help(data, names)
+    plane = data.plane(term)
+    if plane is None:
+        raise expected("points", "shares that rise with the threshold", "shares that do not")
+    a, b, power = plane.values
+    typical = _typical_shares(used)
+    lengths = [point.length for point in used]
+    return Fit(
+        a=a,
+        b=b,
+        length_power=max(power, 0.0) if term else 1.0,
+        sparsity=(min(typical), max(typical)),
+        lengths=(min(lengths), max(lengths)),
+        residual=data.error(plane),
+        heldout_error=_held_out(data, names, term, _FOLDS),
+        heldout_length_error=_held_out(data, [str(length) for length in lengths], term, len(lengths)),
+        intervals=_intervals(data, names, term, resamples, seed),
+    )
+
+
+def _does_length_help(data: _Data, names: Sequence[str]) -> bool:
+    with_it, without = (_held_out(data, names, term, _FOLDS) for term in (True, False))
+    return with_it is not None and without is not None and with_it < without
+
+
+def _typical_shares(points: Sequence[Point]) -> list[float]:
+    """Shares of all texts of one length at one threshold together: what can be asked for is not what one text did."""
+    sums: dict[tuple[int, float], tuple[int, int]] = {}
+    for point in points:
+        visited, skipped = sums.get((point.length, point.threshold), (0, 0))
+        sums[point.length, point.threshold] = visited + point.visited, skipped + point.skipped
+    return [skipped / visited for visited, skipped in sums.values()]
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Points as arrays: ln threshold and ln length ``[n, 2]``, shares and weights ``[n]``."""
+
+    columns: Floats
+    shares: Floats
+    weights: Floats
+
+    @staticmethod
+    def of(points: Sequence[Point], by_tiles: bool) -> _Data:
+        columns = np.log(np.array([[point.threshold, point.length] for point in points], dtype=np.float64))
+        weights = np.array([point.visited if by_tiles else 1 for point in points], dtype=np.float64)
+        return _Data(columns, np.array([point.share for point in points]), weights / weights.sum())
+
+    def take(self, index: NDArray[np.int64]) -> _Data:
+        return _Data(self.columns[index], self.shares[index], self.weights[index])
+
+    def plane(self, term: bool) -> _Plane | None:
+        """The best one; None if it does not rise with the threshold, or points do not tell."""
+        # Without a term of its own the length counts as a factor of the threshold.
+        predictors = self.columns if term else self.columns.sum(axis=1, keepdims=True)
+        root = np.sqrt(self.weights)[:, None]
+        matrix = np.hstack([np.ones((len(self.shares), 1)), predictors]) * root
+        found, _, rank, _ = np.linalg.lstsq(matrix, self.shares * root[:, 0], rcond=1e-10)
+        if rank < matrix.shape[1] or found[1] <= 0:
+            return None
+        return _Plane(float(found[0]), float(found[1]), float(found[2] if term else found[1]))
+
+    def error(self, plane: _Plane) -> float:
+        """Root mean square, weighted, of observed less fitted shares."""
+        weights = self.weights / self.weights.sum()
+        return float(np.sqrt((weights * (self.shares - plane.shares(self.columns)) ** 2).sum()))
+
+
+def _held_out(data: _Data, labels: Sequence[str], term: bool, most_folds: int) -> float | None:
+    """The error on points whose label the fit had not seen; None if the other labels do not make a fit."""
+    names = sorted(set(labels))
+    folds, place = min(most_folds, len(names)), {name: index for index, name in enumerate(names)}
+    if folds < 2:
+        return None
+    fold = np.array([place[label] % folds for label in labels])
+    squares = weights = 0.0
+    for one in range(folds):
+        seen, held = data.take(np.flatnonzero(fold != one)), data.take(np.flatnonzero(fold == one))
+        plane = seen.plane(term)
+        if plane is None:
+            return None
+        total = float(held.weights.sum())
+        squares, weights = squares + held.error(plane) ** 2 * total, weights + total
+    return math.sqrt(squares / weights)
+
+
+def _resampled(data: _Data, labels: Sequence[str], term: bool, resamples: int, seed: int) -> list[_Plane]:
+    names, random = sorted(set(labels)), np.random.default_rng(seed)
+    if len(names) < _FEWEST:
+        return []
+    rows = {name: np.flatnonzero([label == name for label in labels]) for name in names}
+    planes = []
+    for _ in range(resamples):
+        drawn = random.integers(len(names), size=len(names))
+        plane = data.take(np.concatenate([rows[names[index]] for index in drawn])).plane(term)
+        planes += [plane] if plane else []
+    return planes
+
+
+def _intervals(
+    data: _Data, labels: Sequence[str], term: bool, resamples: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Of a, b and the power: what 95 % of the fits to samples drawn with replacement gave."""
+    values = [plane.values for plane in _resampled(data, labels, term, resamples, seed)]
+    if not values:
+        return {}
+    names = ("a", "b", "length_power") if term else ("a", "b")
+    return {name: _middle([value[index] for value in values]) for index, name in enumerate(names)}
+
+
+def share_interval(
+    points: Sequence[Point], threshold: Callable[[int], float], length: int, *, resamples: int = 200, seed: int = 0
+) -> tuple[float, float] | None:
+    """What a threshold skips at a length, in 95 % of the fits to resampled samples; None with fewer than 3 samples.
+
+    a and b vary together, so their own intervals do not tell this.
+    """
+    used = [point for point in points if point.threshold > 0 and LEAST <= point.share <= MOST]
+    data = _Data.of(used, by_tiles=True)
+    term = _does_length_help(data, [point.sample for point in used])
+    planes = _resampled(data, [point.sample for point in used], term, resamples, seed)
+    at = np.log(np.array([[threshold(length), length]]))
+    return _middle([float(plane.shares(at)[0]) for plane in planes]) if planes else None
+
+
+def _middle(values: Sequence[float]) -> tuple[float, float]:
+    low, high = np.percentile(np.asarray(values), [2.5, 97.5])
+    return float(low), float(high)

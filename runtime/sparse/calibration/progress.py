@@ -1,0 +1,34 @@
+"""How far a calibration is: told to a function, or shown as a bar where rich is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+Progress = Callable[[int, int, str], None]  # done, of how many, what is being done
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """Tell nobody."""
+    del done, total, what
+
+
+@contextmanager
+def shown(wanted: bool | Progress) -> Iterator[Progress]:
+    """Whom to tell: the function that was given; a bar (True; nobody where rich is not installed); nobody (False)."""
+    kind = _bar_kind() if wanted is True else None
+    if kind is None:
+        yield wanted if callable(wanted) else silent
+        return
+    with kind(transient=True) as bar:
+        task = bar.add_task("calibration", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+
+
+def _bar_kind() -> Any:
+    try:
+        from rich.progress import Progress as Bar
+    except ModuleNotFoundError:
+        return None
+    return Bar

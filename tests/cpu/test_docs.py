@@ -1,0 +1,57 @@
+"""Guides are true: their code runs as it stands, and so do their commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from skimattn.sparse import attention_modules, policy_of
+from skimattn.tools.cli import main
+
+from tests.helpers.sparse_models import GapModel
+from tests.helpers.standin import ROOT
+
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Language and code of the fenced blocks, in their order."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+class Model(GapModel):
+    """Counts as a model does that runs on our kernels."""
+
+    def forward(self, sample: Any, phase: str = "prefill", offset: float = 0.0) -> Any:
+        for module in attention_modules(self).values():
+            policy = policy_of(module)
+            counts = policy and policy.collector and policy.collector.counts("prefill", 1, 2, torch.device("cpu"))
+            assert counts is not None
+            counts += torch.tensor([len(sample), 1])
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+def test_code_and_commands_run(guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"model": Model([8.0, 9.0]), "prompts": [[1] * 10, [2] * 20]}
+    for language, code in blocks(guide.read_text(encoding="utf-8")):
+        if language == "python":
+            exec(compile(code, guide.name, "exec"), names)
+            continue
+        for line in code.splitlines():
+            command, *words = shlex.split(line)
+            assert command == "skimattn"
+            result = CliRunner().invoke(main, words)
+            assert result.exit_code == 0, result.output
+    assert (tmp_path / "stats.summary.json").exists() and (tmp_path / "stats.png").exists()
+
+
+def test_guides_have_no_dead_links() -> None:
+    for guide in GUIDES:
+        for target in re.findall(r"\]\((?!https://)([^)]+)\)", guide.read_text(encoding="utf-8")):
+            assert (guide.parent / target).exists(), target
