@@ -9,6 +9,7 @@ import torch
 from torch.compiler import is_compiling
 
 from ..._call.checks import describe
+from ..._call.pieces import ragged_offsets
 from ...api import launch
 from ...errors import expected
 from ...params import Params
@@ -154,7 +155,7 @@ def _in_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask) -> _
     batch, rows, heads, _ = q.shape
     if mask.form == "whole":
         return _Call(arguments, batch, k.shape[1])
-    first, end, used = (mask.numbers[:, column].contiguous() for column in range(COLUMNS))
+    first, end, from_row, used = (mask.numbers[:, column].contiguous() for column in range(COLUMNS))
     lengths = end - first if mask.form.startswith("ranges") else end
     arguments["seqused_k"] = lengths
     if mask.form.startswith("ranges"):
@@ -162,7 +163,14 @@ def _in_rows(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask) -> _
         arguments["max_seqlen_k"] = k.shape[1]
     if mask.form.endswith("_rows"):
         arguments["seqused_q"] = used
-        arguments["out"] = q.new_zeros((batch, rows, heads, v.shape[-1]))  # what later layers read must be finite
+        out = q.new_zeros((batch, rows, heads, v.shape[-1]))  # later layers read rows of padding: they must be finite
+        if (
+            mask.form == "ranges_rows"
+        ):  # rows decide in groups from the first one in use on, as those of a request alone
+            arguments["q"], out = q.flatten(0, 1), out.flatten(0, 1)
+            arguments["cu_seqlens_q"] = ragged_offsets(from_row, rows, batch * rows)
+            arguments["max_seqlen_q"] = rows
+        arguments["out"] = out
     return _Call(arguments, batch, lengths)
 
 

@@ -18,7 +18,7 @@ Kind = Literal["full", "causal", "window", "around", "chunked"]
 KINDS: tuple[Kind, ...] = ("full", "causal", "window", "around", "chunked")
 Form = Literal["whole", "ends", "ends_rows", "ranges", "ranges_rows", "packed"]
 FORMS: tuple[Form, ...] = ("whole", "ends", "ends_rows", "ranges", "ranges_rows", "packed")
-COLUMNS = 3
+COLUMNS = 4
 _FIRST_CODE = 2  # a mask for all heads has 1 there
 _sizes = [0]  # of windows and chunks; a model has one or two
 
@@ -32,9 +32,10 @@ class Mask:
         size: of ``window`` the keys that a row sees, itself among them; of ``around`` those to each side; of
             ``chunked`` those of a chunk; else 0.
         form: ``whole``: all rows and keys are in use; ``ends``: the first keys; ``ranges``: from a first one on;
-            ``_rows``: and only the first rows; ``packed``: all requests lie end to end in one row.
+            ``_rows``: and so are the rows (of ``ends_rows`` the first ones); ``packed``: requests lie end to end.
         phase: the stage of the requests.
-        numbers: int32 ``[B, 3]``: first key, end of the keys, rows in use; of ``packed`` the offsets ``[B + 1]``.
+        numbers: int32 ``[B, 4]``: first key, end of the keys, first row, rows from there on; of ``packed`` the offsets
+            ``[B + 1]``.
         longest: of ``packed``, rows of the longest request.
     """
 
@@ -47,7 +48,7 @@ class Mask:
 
 
 def encode(mask: Mask) -> torch.Tensor:
-    """As a tensor ``[B, code, 1, 3]``, or ``[1, code, longest, B + 1]`` of ``packed``."""
+    """As a tensor ``[B, code, 1, 4]``, or ``[1, code, longest, B + 1]`` of ``packed``."""
     if mask.size not in _sizes:
         _sizes.append(mask.size)
     code = _sizes.index(mask.size)

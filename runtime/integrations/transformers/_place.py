@@ -35,7 +35,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Used:
-    """``numbers`` int32 ``[B, 3]`` as a mask has them, and bool ``[B]``: whether padding lies between tokens."""
+    """``numbers`` int32 ``[B, 4]`` as a mask has them, and bool ``[B]``: whether padding lies between tokens."""
 
     numbers: torch.Tensor
     broken: torch.Tensor
@@ -55,13 +55,13 @@ def on_host(pattern: Pattern, place: Place, position: int) -> tuple[Form, torch.
     if pattern.kind == "chunked" and place.key > 0:  # the first key is not where a chunk begins
         first = max(0, position // pattern.size * pattern.size - place.key)
     form: Form = "ranges" if first else "whole" if end == place.keys else "ends"
-    values = (first, end, place.rows)
+    values = (first, end, 0, place.rows)
     columns = [torch.full((place.batch,), value, dtype=torch.int32, device=place.device) for value in values]
     return form, torch.stack(columns, dim=1) if form != "whole" else columns[0][:, None].expand(-1, COLUMNS)
 
 
 def on_device(pattern: Pattern, place: Place, padding: torch.Tensor | None) -> Used:
-    """First key, end of the keys and rows in use of each request.
+    """First key, end of the keys, first row and rows in use of each request.
 
     ``padding`` is bool ``[B, keys]``, where there are tokens; None: everywhere.
     """
@@ -72,13 +72,15 @@ def on_device(pattern: Pattern, place: Place, padding: torch.Tensor | None) -> U
         last = (padding * torch.arange(1, place.keys + 1, device=place.device)).amax(dim=1)
         first = torch.where(last > 0, padding.int().argmax(dim=1), last)
         broken = last - first != padding.sum(dim=1)
-    end, rows = last, torch.full_like(last, place.rows)
+    end, from_row, rows = last, torch.zeros_like(last), torch.full_like(last, place.rows)
     if pattern.kind != "full":
         row = place.position - place.key  # the key that the first query stands at
-        rows, end = (last - row).clamp(0, place.rows), last.clamp(max=row + place.rows)
+        from_row = (first - row).clamp(0, place.rows)
+        rows = (last - row).clamp(0, place.rows) - from_row
+        end = last.clamp(max=row + place.rows)
     if pattern.kind == "chunked" and place.key > 0:
         first = torch.maximum(first, _start_of_chunk(pattern, place, last))
-    return Used(torch.stack((torch.minimum(first, end), end, rows), dim=1).int(), broken)
+    return Used(torch.stack((torch.minimum(first, end), end, from_row, rows), dim=1).int(), broken)
 
 
 def _start_of_chunk(pattern: Pattern, place: Place, like: torch.Tensor) -> torch.Tensor:
@@ -97,7 +99,7 @@ def form_of(pattern: Pattern, place: Place, used: Used, *, padded: bool) -> tupl
         if not padded:
             return "ranges" if pattern.kind == "chunked" and place.key > 0 else "ends", place.position
         return "ranges" if pattern.kind == "full" else "ranges_rows", place.position
-    first, end, rows = used.numbers.unbind(1)
+    first, end, _, rows = used.numbers.unbind(1)
     looks = (used.broken.any(), (first > 0).any(), (end < place.keys).any(), (rows < place.rows).any())
     position = first.new_zeros((), dtype=torch.long) + place.position
     broken, starts, ends, fewer, at = torch.stack([*(look.long() for look in looks), position]).tolist()

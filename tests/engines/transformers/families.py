@@ -64,8 +64,8 @@ FAMILIES = {
     "qwen3": Family("Qwen3"),
     "mistral": Family("Mistral", {"sliding_window": WINDOW}),
     "phi3": Family("Phi3", {"num_attention_heads": 4, "sliding_window": None}, without=("head_dim",)),
-    "gemma2": Family("Gemma2", {**_BOTH_KINDS, "attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 16}),
-    "gemma3": Family("Gemma3", {**_BOTH_KINDS, "query_pre_attn_scalar": 16}, "Gemma3TextConfig"),
+    "gemma2": Family("Gemma2", {**_BOTH_KINDS, "attn_logit_softcapping": 1.0, "query_pre_attn_scalar": 4}),
+    "gemma3": Family("Gemma3", {**_BOTH_KINDS, "query_pre_attn_scalar": 4}, "Gemma3TextConfig"),
     "gpt_oss": Family("GptOss", {**_BOTH_KINDS, **_EXPERTS}),
     "deepseek_v3": Family("DeepseekV3", _LATENT, without=("head_dim",)),
     "llama4": Family(

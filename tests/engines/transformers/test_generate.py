@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
-from .families import FAMILIES, RELEASE, Truth, logits_of, model_of, padded, tokens_of, truth_of
+from .families import FAMILIES, RELEASE, logits_of, model_of, padded, tokens_of, truth_of
 
 PROMPT, NEW = 30, 10  # past the window of 24 in the prompt, and over the border of a chunk
 
@@ -83,17 +84,20 @@ def test_speculative_steps(family: str) -> None:
     check_steps(family, mask, sequences[:, : PROMPT + NEW], logits[:, :NEW])
 
 
-def test_a_cache_that_is_continued() -> None:
-    """A second turn of several tokens behind what is cached, then steps of one token, and a step back."""
-    import transformers
-
+@pytest.mark.parametrize("kind", ["dynamic", "static", "static, with a mask over all of it"])
+def test_a_cache_that_is_continued(kind: str) -> None:
+    """A second turn of several tokens behind what is cached, a step of one token, and a third turn."""
     model, tokens = model_of("llama"), tokens_of(2, 36)
     model.set_attn_implementation("skimattn")
-    cache, parts = transformers.DynamicCache(config=model.config), []
+    cache = transformers.StaticCache(model.config, 48) if "static" in kind else transformers.DynamicCache()
+    mask = {"attention_mask": torch.ones(2, 48, device=tokens.device)} if "mask" in kind else {}
+    name = "cache" if RELEASE >= 5 else "past_key_values"
+    parts = []
     for begin, end in ((0, 20), (20, 29), (29, 30), (30, 36)):
-        parts.append(model(tokens[:, begin:end], past_key_values=cache).logits.float())
-    truth: Truth = truth_of("llama", tokens)
-    truth.check(torch.cat(parts, dim=1))
+        places = {"position_ids": torch.arange(begin, end, device=tokens.device)[None]}
+        places |= {} if RELEASE >= 5 else {"cache_position": places["position_ids"][0]}
+        parts.append(model(tokens[:, begin:end], **{name: cache}, **mask, **places).logits.float())
+    truth_of("llama", tokens).check(torch.cat(parts, dim=1))
 
 
 def test_attention_matters_to_these_models() -> None:
