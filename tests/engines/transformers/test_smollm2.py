@@ -63,7 +63,7 @@ def test_logits_and_skipped_tiles(model: transformers.PreTrainedModel, tokens: t
 
 
 def test_greedy_steps(model: transformers.PreTrainedModel, tokens: torch.Tensor) -> None:
-    """Behind prompts of two lengths, padded on the left: the logits that sdpa gives over what was generated."""
+    """Behind prompts of two lengths, padded on the left: as near to eager attention over all of it as sdpa."""
     prompts, mask, new = tokens[:, :96].view(2, 48), padded([48, 31], 48, "left"), 6
     model.set_attn_implementation("skimattn")
     made = model.generate(
@@ -77,6 +77,9 @@ def test_greedy_steps(model: transformers.PreTrainedModel, tokens: torch.Tensor)
     )
     whole = torch.nn.functional.pad(mask, (0, new - 1), value=1)
     places = (whole.cumsum(1) - 1).clamp(min=0)
-    sdpa = logits_of(model, "sdpa", made.sequences[:, :-1], attention_mask=whole, position_ids=places)[:, -new:]
-    off = (torch.stack(made.logits, dim=1).float() - sdpa).abs()
-    assert off.mean().item() < 0.03 * sdpa.std().item() and off.max().item() < 0.3 * sdpa.std().item()
+    sdpa, eager = (
+        logits_of(model, attention, made.sequences[:, :-1], attention_mask=whole, position_ids=places)[:, -new:]
+        for attention in ("sdpa", "eager")
+    )
+    off, usual = (torch.stack(made.logits, dim=1).float() - eager).abs(), (sdpa - eager).abs()
+    assert off.mean() < 1.3 * usual.mean() and off.max() < 2 * usual.max()
