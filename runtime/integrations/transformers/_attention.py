@@ -65,11 +65,7 @@ def attention(
         is_causal: without a mask; default what the layer says.
         others: ``cu_seq_lens_q`` and ``cu_seq_lens_k`` with packed sequences, and what leaves attention alone.
 
-    Returns:
-        ``[B, Sq, Hq, Dv]``, and no weights.
-
-    Raises:
-        ArgumentError: something is not known, or no kernel computes it.
+    Returns ``[B, Sq, Hq, Dv]``, and no weights; raises ``ArgumentError`` for what is not known or not computed.
     """
     refuse_unknown(dropout, others)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))

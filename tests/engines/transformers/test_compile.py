@@ -11,7 +11,7 @@ from skimattn.integrations.transformers import phase
 from skimattn.sparse.policy import LayerPolicy, PhaseRule, attach_policy
 from transformers import CompileConfig
 
-from .families import DEVICE, logits_of, model_of, padded, tokens_of
+from .families import DEVICE, RELEASE, logits_of, model_of, padded, tokens_of
 from .recording import layers_of
 
 LENGTH = 30
@@ -34,6 +34,8 @@ def graphs() -> int:
 @pytest.mark.parametrize("inputs", ["nothing", "padding", "padding without a cache"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss"])
 def test_a_forward_with_its_masks_is_one_graph(family: str, inputs: str) -> None:
+    if RELEASE < 5 and family == "gpt_oss":
+        pytest.skip("the experts of 4.57 cannot be traced whole")
     model, tokens = model_of(family), tokens_of(2, LENGTH)
     given: dict[str, Any] = {} if inputs == "nothing" else {"attention_mask": padded([LENGTH, 13], LENGTH, "left")}
     given |= {"use_cache": False} if "without" in inputs else {}

@@ -83,7 +83,8 @@ def test_dropout_and_gradients() -> None:
 
 def test_weights_of_attention() -> None:
     with refused("output_attentions", "never stored", "eager"):
-        logits_of(model_of("llama"), "skimattn", TOKENS, output_attentions=True)
+        # A model of its own: 4.57 leaves what collects weights in a model whose forward has failed.
+        logits_of(model_of("llama", num_hidden_layers=1), "skimattn", TOKENS, output_attentions=True)
 
 
 def test_float32() -> None:
