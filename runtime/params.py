@@ -104,7 +104,9 @@ class Params:
         "NHD",
     )
     cu_seqlens_q: torch.Tensor | None = _input(
-        "int32 ``[B + 1]`` row offsets of a ragged batch, starting at 0, ending at total_q.", torch.int32
+        "int32 ``[B + 1]`` row offsets of a ragged batch, starting at 0 (with ``seqused_q`` at any row), ending at "
+        "total_q.",
+        torch.int32,
     )
     cu_seqlens_k: torch.Tensor | None = _input(
         "int32 ``[B + 1]`` key offsets of a ragged batch, starting at 0 (with ``seqused_k`` at any row), ending at "
@@ -118,8 +120,9 @@ class Params:
     )
     seqused_k: torch.Tensor | None = _input("int32 ``[B]`` keys in use; default: all.", torch.int32)
     max_seqlen_q: int | None = _size(
-        "the most rows of a request, at most what q holds. A hint that must hold, since device values are never read "
-        "back: longer requests count as that long, and their other rows stay unwritten.",
+        "the most rows of a request, with ``seqused_q`` of those in use, at most what q holds. A hint that must hold, "
+        "since device values are never read back: longer requests count as that long, and their other rows stay "
+        "unwritten.",
         None,
     )
     max_seqlen_k: int | None = _size("the most keys of a request, with ``seqused_k`` of those in use, likewise.", None)

@@ -19,8 +19,10 @@ def check_values(problem: Problem) -> None:
     params = problem.params
     options.check_values(params)
     if params.cu_seqlens_q is not None:
-        longest = check_offsets("cu_seqlens_q", params.cu_seqlens_q, problem.rows)
-        _check_hint("max_seqlen_q", longest, "cu_seqlens_q", problem.len_q)
+        used = params.seqused_q is not None
+        longest = check_offsets("cu_seqlens_q", params.cu_seqlens_q, problem.rows, from_0=not used)
+        if not used:
+            _check_hint("max_seqlen_q", longest, "cu_seqlens_q", problem.len_q)
     if params.cu_seqlens_k is not None:
         used = params.seqused_k is not None
         longest = check_offsets("cu_seqlens_k", params.cu_seqlens_k, problem.keys, from_0=not used)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .._call.checks import MAX_DIM
+from .._call.pieces import pieces, pieces_apart, ragged_offsets, ragged_rows
 from .._call.sizes import PAGE_SIZES
 from ..errors import expected
 
@@ -81,11 +81,10 @@ def _padded(cache: Cache, used: torch.Tensor, leftpad: torch.Tensor) -> Readable
     of more would have to begin at the padding.
     """
     if cache.table is None:
-        apart = _pieces_apart("k_cache", cache.k, 1)
-        if apart == _pieces_apart("v_cache", cache.v, 1) and apart >= cache.page_size:
-            k, v = (_pieces(x, 1, apart).squeeze(1) for x in (cache.k, cache.v))
-            first = torch.arange(len(leftpad), dtype=torch.int32, device=leftpad.device) * apart + leftpad
-            offsets = torch.nn.functional.pad(first, (0, 1), value=len(k))
+        apart = pieces_apart("k_cache", cache.k, 1)
+        if apart == pieces_apart("v_cache", cache.v, 1) and apart >= cache.page_size:
+            k, v = (ragged_rows(x, apart) for x in (cache.k, cache.v))
+            offsets = ragged_offsets(leftpad, apart, len(k))
             return Readable(k, v, cu_seqlens_k=offsets, seqused_k=used, max_seqlen_k=cache.page_size)
     k, v, table = _in_pages(cache, 1)
     key = torch.arange(cache.capacity, device=leftpad.device) + leftpad.unsqueeze(1)
@@ -108,28 +107,8 @@ def _in_pages(cache: Cache, rows: int) -> tuple[torch.Tensor, torch.Tensor, torc
         table = torch.arange(len(k), dtype=torch.int32, device=k.device).unsqueeze(1)
     if rows == cache.page_size:
         return k, v, table
-    apart = _pieces_apart("k_cache", k, rows)
-    if apart != _pieces_apart("v_cache", v, rows):
+    apart = pieces_apart("k_cache", k, rows)
+    if apart != pieces_apart("v_cache", v, rows):
         raise expected("v_cache", "pages or requests as far apart as those of k_cache", f"strides {list(v.stride())}")
     part = torch.arange(cache.page_size // rows, dtype=torch.int32, device=k.device)
-    return _pieces(k, rows, apart), _pieces(v, rows, apart), (table.unsqueeze(2) * apart + part).flatten(1)
-
-
-def _pieces_apart(name: str, x: torch.Tensor, rows: int) -> int:
-    """How many pieces of ``rows`` keys lie from one page of ``x`` to the next."""
-    step = x.stride(1) * rows
-    if len(x) < 2:
-        return int(x.shape[1] // rows)
-    if step == 0 or x.stride(0) % step:
-        wanted = f"pages or requests that lie a multiple of {rows} keys apart, since no copy is made of a cache"
-        raise expected(name, wanted, f"strides {list(x.stride())}")
-    apart: int = x.stride(0) // step
-    if len(x) * apart >= MAX_DIM:
-        raise expected(name, f"fewer than 2**30 pieces of {rows} keys", f"{len(x) * apart}")
-    return apart
-
-
-def _pieces(x: torch.Tensor, rows: int, apart: int) -> torch.Tensor:
-    """All pieces of ``rows`` keys of ``x``, and whatever lies between those of its pages."""
-    count = max(0, len(x) - 1) * apart + (x.shape[1] // rows if len(x) else 0)
-    return x.as_strided((count, rows, *x.shape[2:]), (x.stride(1) * rows, *x.stride()[1:]))
+    return pieces(k, rows, apart), pieces(v, rows, apart), (table.unsqueeze(2) * apart + part).flatten(1)

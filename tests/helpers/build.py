@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .cases import DTYPES, PHASES, Case, Content, sinks_of, slopes_of
-from .layout import SPARE, longest_keys, longest_rows, rows_of, sequence, spare
+from .layout import SPARE, longest_keys, longest_rows, rows_before, rows_of, sequence, spare
 
 MAP_SENTINEL = 99
 UNCOUNTED = 7  # between pairs of counts
@@ -145,7 +145,7 @@ def _lengths(case: Case) -> Tensors:
     for side, layout, name in ((0, case.q_layout, "cu_seqlens_q"), (1, case.kv_layout, "cu_seqlens_k")):
         if layout == "ragged":
             ends = np.cumsum([0] + [pair[side] + spare(case, side) for pair in case.lens])
-            tensors[name] = torch.tensor(ends, dtype=torch.int32)
+            tensors[name] = torch.tensor(ends + (rows_before(case) if side == 0 else 0), dtype=torch.int32)
     for side, given, name in ((0, case.seqused_q, "seqused_q"), (1, case.seqused or case.paged, "seqused_k")):
         if given:
             tensors[name] = torch.tensor([pair[side] for pair in case.lens], dtype=torch.int32)
@@ -162,7 +162,7 @@ def mask_tensor(case: Case, held: list[Content]) -> torch.Tensor:
     ]
     if ragged:
         bits = np.concatenate(padded, axis=1)
-        bits = np.pad(bits, ((0, 0), (0, case.extra_rows), (0, 0)), constant_values=True)
+        bits = np.pad(bits, ((0, 0), (rows_before(case), case.extra_rows), (0, 0)), constant_values=True)
         bits = bits if case.custom.endswith("3") else bits[0]
     else:
         bits = np.stack(padded)

@@ -14,7 +14,7 @@ def rows_of(case: Case, tensor: torch.Tensor, index: int) -> torch.Tensor:
     len_q = case.lens[index][0]
     if case.q_layout == "batched":
         return tensor[index, :len_q]
-    first = sum(rows for rows, _ in case.lens[:index]) + spare(case, 0) * index
+    first = rows_before(case) + sum(rows for rows, _ in case.lens[:index]) + spare(case, 0) * index
     return tensor[first : first + len_q]
 
 
@@ -23,11 +23,16 @@ def spare(case: Case, side: int) -> int:
     return SPARE * (case.seqused_q, case.seqused)[side]
 
 
+def rows_before(case: Case) -> int:
+    """Rows of a ragged q before the first request, which belong to nobody."""
+    return SPARE if case.seqused_q and case.q_layout == "ragged" else 0
+
+
 def sequence(case: Case, side: int) -> tuple[int, ...]:
     """Leading shape of an unpaged q (side 0) or k and v (side 1)."""
     lens = [pair[side] + spare(case, side) for pair in case.lens]
     if (case.q_layout, case.kv_layout)[side] == "ragged":
-        return (sum(lens) + (case.extra_rows if side == 0 else 0),)
+        return (sum(lens) + (rows_before(case) + case.extra_rows if side == 0 else 0),)
     return (len(lens), max(lens))
 
 
