@@ -108,8 +108,8 @@ def ours(work: Work, cache: Cache) -> list[Rotation]:
 def load_fa3() -> Maker:
     """FlashAttention-3 as vLLM builds it and calls it.
 
-    ``fa3`` chooses splits by its own heuristics inside the call. ``fa3 graph`` is told them, as vLLM captures whole steps:
-    at most 32, by metadata that it computes once a step for all layers (not timed).
+    ``fa3`` chooses splits by its own heuristics inside the call. ``fa3 graph`` is told them, at most 32, by metadata
+    that vLLM computes once a step for all layers (not timed) when it captures whole steps.
     Note: metadata for 0 splits, which vLLM makes without graphs, let the library read out of bounds here.
     """
     return partial(_fa3, fa3_operators())

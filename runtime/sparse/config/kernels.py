@@ -50,11 +50,12 @@ def kernels_here(phase: Phase, head_dim: int, mask: str = "causal", arch: str | 
         arch: default: the GPU's here, or what the reference stands for.
     """
     kind = "mla" if phase == "decode" and head_dim == matrix.HEAD_DIMS["mla"][0][0] else phase
-    dims = matrix.head_dims(kind, head_dim, 512 if kind == "mla" else 0)
+    arch = arch or arch_here()
+    dims = matrix.head_dims(arch, kind, "bf16", head_dim, 512 if kind == "mla" else 0)
     if dims is None:
         return None
     wanted = {"phase": kind, "head_dim": dims[0], "head_dim_v": dims[1], "mask": mask, "skip": "skip"}
-    verdict = matrix.judge_values({**wanted, "arch": arch or arch_here()})
+    verdict = matrix.judge_values({**wanted, "arch": arch})
     if isinstance(verdict, matrix.Rejected):
         return None
     spec = verdict.spec
