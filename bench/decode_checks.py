@@ -58,7 +58,7 @@ def counts_of(work: Work, cache: Cache, item: Rotation) -> tuple[dict[str, objec
     visited, skipped = (int(count) for count in item.params.stats.tolist())
     found = skimattn.explain(item.params)
     assert found.spec is not None and found.tile is not None and found.group_rows is not None
-    expected = planted_counts(work, cache, found.tile[1], found.spec.phase == "decode", found.group_rows)
+    expected = planted_counts(work, cache, found.tile[1], found.spec.phase in ("decode", "mla"), found.group_rows)
     sparsity = round(skipped / max(visited, 1), 4)
     return {"visited": visited, "skipped": skipped, "sparsity": sparsity}, check_counts(
         item.name, (visited, skipped), expected

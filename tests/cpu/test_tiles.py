@@ -14,7 +14,7 @@ from skimattn.codegen.tiles.sm100_prefill import Sm100PrefillTile
 
 def test_tiles_are_looked_up_by_phase_too() -> None:
     prefill = all_specs()[0]
-    assert [tile_of(replace(prefill, phase=phase)).tile_m for phase in ("prefill", "decode", "combine")] == [128, 64, 1]
+    assert [tile_of(replace(prefill, phase=phase)).tile_m for phase in ("prefill", "decode", "combine")] == [192, 64, 1]
     with pytest.raises(KeyError, match="append"):
         tile_of(replace(prefill, phase="append"))
 
