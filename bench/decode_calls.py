@@ -110,7 +110,7 @@ def load_fa3() -> Maker:
 
     ``fa3`` chooses splits by its own heuristics inside the call. ``fa3 graph`` is told them, at most 32, by metadata
     that vLLM computes once a step for all layers (not timed) when it captures whole steps.
-    Note: metadata for 0 splits, which vLLM makes without graphs, let the library read out of bounds here.
+    Note: the latter takes part in rows of one cache. Beside several in turn the library read out of bounds.
     """
     return partial(_fa3, fa3_operators())
 
@@ -152,7 +152,9 @@ def _fa3(operators: Any, work: Work, cache: Cache) -> list[Rotation]:
             splits=splits,
         )
 
-    variants = {"fa3": (None, 0), "fa3 graph": (metadata(_MOST_SPLITS), _MOST_SPLITS)}
+    variants: dict[str, tuple[Any, int]] = {"fa3": (None, 0)}
+    if len(cache.tables) == 1:
+        variants["fa3 graph"] = (metadata(_MOST_SPLITS), _MOST_SPLITS)
     return [
         Rotation(name, tuple(partial(call, table, *rest) for table in cache.tables), out)
         for name, rest in variants.items()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .spec import KernelSpec
 
-_EMULATED = "compiles; verified on the emulator; not run on a GPU yet"
+_IN_PART = "run on an H100: what the benchmark's rows compute, not all test cases"
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Trial:
 
 TRIALS = (
     Trial("sm100", lambda spec: spec.arch == "sm100", "compiles; verified on the emulator; not run on Blackwell"),
-    Trial("sm90 e4m3", lambda spec: "e4m3" in (spec.dtype, spec.keys_dtype), _EMULATED),
-    Trial("sm90 mla", lambda spec: spec.phase == "mla", _EMULATED),
+    Trial("sm90 e4m3", lambda spec: "e4m3" in (spec.dtype, spec.keys_dtype), _IN_PART),
+    Trial("sm90 mla", lambda spec: spec.phase == "mla", _IN_PART),
     Trial("sm90 decode", lambda spec: spec.phase in ("decode", "combine"), "run on an H100"),
-    Trial("sm90 d96", lambda spec: spec.head_dim == 96, _EMULATED),
+    Trial("sm90 d96", lambda spec: spec.head_dim == 96, _IN_PART),
     Trial("sm90", lambda spec: spec.arch == "sm90", "run on an H200 and an H100"),
 )
 

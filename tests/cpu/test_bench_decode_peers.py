@@ -88,7 +88,12 @@ def check(items: list[Rotation], work: Work, cache: Cache) -> None:
 )
 def test_flash_attention_3(operators: Any, changes: dict[str, Any]) -> None:
     work = replace(WORK, **changes)
-    cache = cache_of(work, 2, "cpu")
+    several = cache_of(work, 2, "cpu")
+    items = decode_calls._fa3(operators, work, several)
+    assert [item.name for item in items] == ["fa3"] and operators.told["metadata"] == []
+    check(items, work, several)
+    operators.told["splits"].clear()
+    cache = cache_of(work, 1, "cpu")
     items = decode_calls._fa3(operators, work, cache)
     assert [item.name for item in items] == ["fa3", "fa3 graph"]
     check(items, work, cache)

@@ -137,10 +137,10 @@ def test_list_as_a_table(tmp_path: Path) -> None:
     tried = lines[len(smoke) + 1 : -1]
     assert tried == [
         "sm90: run on an H200 and an H100",
-        "sm90 d96: compiles; verified on the emulator; not run on a GPU yet",
-        "sm90 e4m3: compiles; verified on the emulator; not run on a GPU yet",
+        "sm90 d96: run on an H100: what the benchmark's rows compute, not all test cases",
+        "sm90 e4m3: run on an H100: what the benchmark's rows compute, not all test cases",
         "sm90 decode: run on an H100",
-        "sm90 mla: compiles; verified on the emulator; not run on a GPU yet",
+        "sm90 mla: run on an H100: what the benchmark's rows compute, not all test cases",
     ]
     assert lines[-1] == f"{len(smoke)} kernels, 0 built in {tmp_path}"
 
