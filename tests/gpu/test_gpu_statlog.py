@@ -9,11 +9,13 @@ import pytest
 import torch
 from skimattn import Params, launch
 
-pytest.importorskip("pydantic", reason="skimattn.sparse's configurations need pydantic: pip install 'skimattn[calibrate]'")
+pytest.importorskip(
+    "pydantic", reason="skimattn.sparse's configurations need pydantic: pip install 'skimattn[calibrate]'"
+)
 
-from skimattn.sparse import StatLog, attention_modules, policy_of, read_statistics, sparsify  # noqa: E402
+from skimattn.sparse import StatLog, attention_modules, policy_of, read_statistics, sparsify
 
-from tests.helpers.sparse_models import ToyModel  # noqa: E402
+from tests.helpers.sparse_models import ToyModel
 
 LAYERS, BATCH, HEADS, KEYS = 4, 2, 4, 1024
 
