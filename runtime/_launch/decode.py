@@ -139,6 +139,9 @@ class Cutter:
             last = items / most_ctas
             busy = waves + (last if last > _BUSY or not last else _BUSY)
             cost = busy * self._parts(leaves, 1) / its_parts
+            # Requests that start anywhere are cut unevenly: some part is full, and its CTA has what it can use at most.
+            full = _BUSY * (its_leaves if its_leaves < leaves else leaves)
+            cost = full if full > cost else cost
             cost += (waves + last) * (results + _ITEM if its_parts > 1 else _ITEM)
             if cost < least:
                 least, part_leaves, parts = cost, its_leaves, its_parts

@@ -148,6 +148,13 @@ def test_how_many_leaves_are_computed_at_a_time(
     assert found.ctas == min(2 * sm_count, batch * found.parts)
 
 
+def test_a_window_is_not_left_to_one_cta_in_three() -> None:
+    """9 leaves that start anywhere: in parts of 8 one of them may be full, and the two others next to empty."""
+    problem = problem_of(1, 32768, (16 * 4, 4), 16, mask="window", window_size=(4095, 0))
+    found = cut(problem, 132)
+    assert (found.part_leaves, found.parts) == (4, 4)
+
+
 def test_the_workspace_is_bounded() -> None:
     """By rounds, whose requests share it one after the other."""
     choose, seen = random.Random(1), set()
