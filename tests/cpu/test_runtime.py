@@ -197,7 +197,7 @@ def test_explain_names_the_kernel_of_every_phase(
     words = {frozenset(["prefill"]): "phase: prefill, by the", frozenset(["decode"]): "phase: decode, by the rows"}
     assert phase.startswith(words.get(frozenset(phases), "phase: decode or prefill, by the rows and keys of each requ"))
     lines = [line for line in explanation.trace if line.startswith("kernel: ")]
-    tiles = {"prefill": "128x128, groups of 64, sink_first order", "decode": "64x128, groups of 64, reverse order"}
+    tiles = {"prefill": "192x128, groups of 64, sink_first order", "decode": "64x128, groups of 64, reverse order"}
     wanted = [name for name in tiles if name in phases]
     assert lines == [f"kernel: skim_sm90_{name}_bf16_d64_causal_dense, tile {tiles[name]}" for name in wanted]
     assert explanation.kernel == f"skim_sm90_{wanted[0]}_bf16_d64_causal_dense"
