@@ -21,6 +21,7 @@ DENSE = Case(
 STAT = Case("mutation-stat", skip="stat", lens=((300, 700),), pattern="alternating", mask="full")
 CAUSAL = replace(STAT, name="mutation-causal", mask="causal")
 RANDOM = replace(STAT, name="mutation-random", lens=((300, 1500),), pattern="random")
+RANDOM_128 = replace(RANDOM, name="mutation-random-128", head_dim=128, head_dim_v=128)
 RAGGED = replace(
     STAT, name="mutation-ragged", q_layout="ragged", kv_layout="ragged", lens=((100, 400), (70, 300)), pattern="tail"
 )

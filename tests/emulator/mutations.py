@@ -154,8 +154,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "the next V is announced before all lanes have read the vote",
         PRODUCER,
-        "    if constexpr (kValuesByWarp) ptx::warp_sync();\n",
-        "",
+        "announces.\n    if constexpr (kValuesByWarp) ptx::warp_sync();\n",
+        "announces.\n",
         PAGED_STAT,
         ("race",),
     ),

@@ -60,8 +60,8 @@ MUTATIONS_E4M3: tuple[Mutation, ...] = (
     Mutation(
         "columns written while the tile before them is copied out",
         TRANSPOSE,
-        "      ptx::tma_store_wait_read<0>();  // the tile before this one has left `columns`\n",
-        "",
+        "    if (ptx::thread_index() == 0) ptx::tma_store_wait_read<0>();  // the",
+        "    // the",
         DEEP,
         ("early-overwrite", "race"),
     ),

@@ -148,6 +148,8 @@ class Producer {
     uint64_t *full = &smem_.v_full[v_.slot], *empty = &smem_.v_empty[v_.slot];
     if (!wanted) {
       ptx::mbarrier_wait_parity(empty, v_.phase ^ 1);
+      // Else a lane that lags might miss this phase: once the slot is announced, its readers give it back.
+      if constexpr (kValuesByWarp) ptx::warp_sync();
       if (lane_ == 0) ptx::mbarrier_arrive(full);  // nobody will read the slot, but everybody counts its phases
     } else if constexpr (Storage::kTransposedV) {
       ptx::mbarrier_wait_parity(empty, v_.phase ^ 1);
