@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from .goal import Goal
 from .names import BEST, DENSE, PAGES_OF_64, READ, SKIP_NOTHING, THRESHOLD, skip_name, stat_name
+from .planted_row import PlantedRow
 
 FLASH_ATTENTION_3 = "fa3"  # whichever of its variants is the fastest
 _ZERO, _NOTHING = SKIP_NOTHING
@@ -14,7 +15,7 @@ _LATENT, _LATENT_V = 576, 512
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(PlantedRow):
     """One decode step: ``rows[b]`` queries of request b see its ``lens[b]`` keys (causal, or a window of them).
 
     Args:
@@ -53,11 +54,6 @@ class Work:
     group: str = "dense"
 
     @property
-    def batch(self) -> int:
-        """Requests."""
-        return len(self.lens)
-
-    @property
     def ragged(self) -> bool:
         """Whether requests differ in their number of queries."""
         return len({*self.rows}) > 1
@@ -66,13 +62,6 @@ class Work:
     def head_dim_v(self) -> int:
         """Columns of the values and of the output."""
         return _LATENT_V if self.layout == "latent" else self.head_dim
-
-    @property
-    def thresholds(self) -> tuple[float, ...]:
-        """Of our skip kernel; the last is the stat kernel's too."""
-        if not self.skipping:
-            return ()
-        return SKIP_NOTHING if self.planted is None else (THRESHOLD,)
 
     @property
     def item_bytes(self) -> int:
@@ -86,11 +75,6 @@ class Work:
         pairs = zip(self.lens, self.rows, strict=True)
         keys = sum(min(length, self.window + rows - 1) if self.window else length for length, rows in pairs)
         return keys * self.heads_kv * columns * self.item_bytes
-
-    @property
-    def line(self) -> str:
-        """The shape without its planted share: points of the same line in the plot."""
-        return self.label.partition(", planted")[0]
 
 
 def _work(label: str, batch: int, length: int, *goals: Goal, rows: int = 1, **fields: object) -> Work:

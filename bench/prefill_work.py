@@ -8,6 +8,7 @@ from typing import Any
 
 from .goal import Goal
 from .names import BEST, DENSE, SKIP_NOTHING, THRESHOLD, TWICE, skip_name
+from .planted_row import PlantedRow
 from .shape import Shape, drawn_lengths
 
 _DENSE_PEERS = ("fa3", "fa4", "cudnn")
@@ -16,7 +17,7 @@ _SHARES = (0.5, 0.75, 0.9)
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(PlantedRow):
     """One call: ``rows[b]`` queries of request b over its ``lens[b]`` keys.
 
     Args:
@@ -57,11 +58,6 @@ class Work:
     group: str = "dense"
 
     @property
-    def batch(self) -> int:
-        """Requests."""
-        return len(self.lens)
-
-    @property
     def ragged(self) -> bool:
         """Whether requests differ in their numbers of queries or keys."""
         return len({*self.rows}) > 1 or len({*self.lens}) > 1
@@ -70,13 +66,6 @@ class Work:
     def causal(self) -> bool:
         """Whether a row sees only the keys up to its own."""
         return self.mask == "causal"
-
-    @property
-    def thresholds(self) -> tuple[float, ...]:
-        """Of our skip kernel."""
-        if not self.skipping:
-            return ()
-        return SKIP_NOTHING if self.planted is None else (THRESHOLD,)
 
     @property
     def shape(self) -> Shape:
@@ -97,11 +86,6 @@ class Work:
                 fewer = max(self.window - (keys - rows), 0)
                 pairs += rows * self.window - fewer**2 / 2
         return 2.0 * self.heads_q * (self.head_dim + self.head_dim_v) * pairs
-
-    @property
-    def line(self) -> str:
-        """The shape without its planted share: points of the same line in the plot."""
-        return self.label.partition(", planted")[0]
 
 
 def _work(label: str, batch: int, length: int, *goals: Goal, rows: int = 0, **fields: Any) -> Work:
