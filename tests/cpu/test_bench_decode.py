@@ -24,6 +24,7 @@ from bench.goal import Goal
 from bench.names import BEST, DENSE, PAGES_OF_64, READ, THRESHOLD, skip_name, stat_name
 from bench.peers import MissingError, NotRun
 from bench.timing import Call
+from tests.helpers.place_timer import PlaceTimer
 
 SKIP, STAT = skip_name(THRESHOLD), stat_name(THRESHOLD)
 GOALS = (Goal(DENSE, "fa3", 0.9), Goal(DENSE, BEST, 1.0), Goal(DENSE, READ, 0.9))
@@ -44,13 +45,6 @@ PLANTED = replace(
 def no_built_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever an earlier build left in the checkout is not looked at."""
     monkeypatch.setenv("SKIMATTN_KERNELS", str(tmp_path))
-
-
-class FakeTimer:
-    """Says that the n-th of a round took n ms."""
-
-    def round(self, calls: Sequence[Call]) -> list[float]:
-        return [float(place) for place, _ in enumerate(calls, start=1)]
 
 
 def in_turn(calls: Sequence[Call], count: int) -> Call:
@@ -82,7 +76,7 @@ def by_definition(name: str, factor: float = 1.0) -> Any:
 
 
 def bench_of(**makers: Any) -> Bench:
-    return Bench("cpu", FakeTimer(), 4, in_turn, makers, lambda: None, 4 << 30, cold_bytes=1, sample_ms=1e-6)
+    return Bench("cpu", PlaceTimer(), 4, in_turn, makers, lambda: None, 4 << 30, cold_bytes=1, sample_ms=1e-6)
 
 
 def test_rows_of_the_command() -> None:

@@ -25,6 +25,7 @@ from bench.prefill_measure import LEAST_ROUNDS, Bench, calls_of, measure, rounds
 from bench.prefill_table import case_table, summary
 from bench.prefill_work import WORKS, Work
 from bench.timing import Call, Repeated
+from tests.helpers.place_timer import PlaceTimer
 
 SKIP = skip_name(THRESHOLD)
 GOALS = (Goal(DENSE, "fa3", 0.9), Goal(DENSE, BEST, 1.0))
@@ -48,13 +49,6 @@ def no_built_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKIMATTN_KERNELS", str(tmp_path))
 
 
-class FakeTimer:
-    """Says that the n-th of a round took n ms."""
-
-    def round(self, calls: Sequence[Call]) -> list[float]:
-        return [float(place) for place, _ in enumerate(calls, start=1)]
-
-
 def by_definition(name: str, factor: float = 1.0) -> prefill_calls.Maker:
     """A peer that computes every row in float64, ``factor`` wrong."""
 
@@ -74,7 +68,7 @@ def by_definition(name: str, factor: float = 1.0) -> prefill_calls.Maker:
 
 
 def bench_of(**makers: prefill_calls.Maker) -> Bench:
-    return Bench("cpu", FakeTimer(), 3, makers)
+    return Bench("cpu", PlaceTimer(), 3, makers)
 
 
 def shrunk(work: Work) -> Work:
@@ -212,7 +206,7 @@ def test_checks_see_a_row_and_a_bit() -> None:
 
 
 def test_rounds_and_calls_fit_the_time() -> None:
-    bench = Bench("cpu", FakeTimer(), 10, {}, row_ms=1000.0)
+    bench = Bench("cpu", PlaceTimer(), 10, {}, row_ms=1000.0)
     assert [rounds_of(ms, bench) for ms in (1.0, 125.0, 500.0)] == [10, 8, LEAST_ROUNDS]
     found = {work.label: calls_of(work) for work in WORKS}
     assert found["d128 causal 64k"] == found["d128 causal 16k"] == 1 and found["d128 causal 2k b1 q32/kv8"] == 10
@@ -220,7 +214,7 @@ def test_rounds_and_calls_fit_the_time() -> None:
     Repeated(lambda: calls.append(1), 3)()
     timed: list[int] = []
 
-    class Slow(FakeTimer):
+    class Slow(PlaceTimer):
         def round(self, calls: Sequence[Call]) -> list[float]:
             timed.append(len(calls))
             return [2e4] * len(calls)
