@@ -20,7 +20,7 @@ def speedups(document: dict[str, Any]) -> Lines:
         return _speedups_of_rows(document)
     lines: Lines = {}
     for case in document["cases"]:
-        if case["input"] != "planted":
+        if case.get("input") != "planted":
             continue
         for item in case["comparisons"]:
             ours = item["of"].startswith("ours skip") and item["over"] == DENSE

@@ -85,7 +85,7 @@ def write(path: Path, layers: Mapping[int, Tensors], windows: Mapping[int, int],
     kinds = {str(number): asdict(kind_of(item, windows.get(number, 0))) for number, item in layers.items()}
     about = json.dumps({"format": FORMAT, "model": model, "text": text, "layers": kinds})
     named = {f"{n}.{x}": tensor.cpu() for n, item in layers.items() for x, tensor in zip("qkv", item, strict=True)}
-    if _suffix(path) == ".pt":
+    if suffix_of(path) == ".pt":
         torch.save({_KEY: about, **named}, path)
     else:
         _safetensors("safetensors.torch").save_file(named, path, {_KEY: about})
@@ -102,7 +102,7 @@ def layers_of(path: Path) -> list[Layers]:
 
 def _open(path: Path) -> tuple[dict[str, Any], Callable[[str], torch.Tensor]]:
     """What is said of the layers, and what reads a tensor."""
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a file that bench dump wrote (there is none)")
     if suffix == ".pt":
@@ -117,7 +117,8 @@ def _open(path: Path) -> tuple[dict[str, Any], Callable[[str], torch.Tensor]]:
     return about, tensor_of
 
 
-def _suffix(path: Path) -> str:
+def suffix_of(path: Path) -> str:
+    """``ValueError`` if the name does not end in one of :data:`SUFFIXES`."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: expected a name that ends in {' or '.join(SUFFIXES)} (got {path.suffix!r})")
     return path.suffix

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -117,7 +117,8 @@ class Prefill:
         kernel: dict[str, Any] = kernel_of(params)
         drop = np.zeros((self.call.heads_kv, -(-max(self.call.lens) // BLOCK)), np.bool_)
         if self.planted:
-            _check_order(kernel)
+            if kernel["order"] != "sink_first":
+                raise ValueError(f"order: expected sink_first, on which planted counts rest (got {kernel['order']})")
             drop = self.planted.drops[point]
         inputs = Inputs(self.datas[0].q, self.datas[0].k, self.datas[0].v, drop)
         visited, skipped = tile_counts(inputs, self.call.shape, kernel["tile"][1], kernel["group_rows"])
@@ -165,8 +166,6 @@ class Decode:
         """On copy 0."""
         found = skimattn.explain(params)
         assert found.spec is not None and found.tile is not None and found.group_rows is not None
-        if self.drops:
-            _check_order(kernel_of(params))
         cache = replace(self.cache, drop=self.drops[point] if self.drops else None)
         decodes = found.spec.phase == "decode"
         visited, skipped = planted_counts(self.call, cache, found.tile[1], decodes, found.group_rows)
@@ -175,11 +174,6 @@ class Decode:
     def checks(self, outputs: Outputs) -> Iterable[Check]:
         """As ``bench decode`` does."""
         return check_outputs({DENSE: outputs[0]}, self.call, self.cache)
-
-
-def _check_order(kernel: Mapping[str, Any]) -> None:
-    if kernel["order"] != "sink_first":
-        raise ValueError(f"order: expected sink_first, on which planted counts rest (got {kernel['order']})")
 
 
 def subject_of(work: Work, bench: Bench, call: CallShape | None = None) -> Subject:

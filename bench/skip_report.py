@@ -91,7 +91,8 @@ def report(document: Document) -> str:
             if case["shape"] == shape:
                 lines += ["", f"### {case['inputs']} inputs", "", *_markdown([_HEADS, *_cells(case)]), ""]
                 lines += [f"- {text}" for text in _said(case)]
-    return "\n".join([*lines, "", "## Not run", not_run_table(document["not_run"]), ""])
+    not_run = not_run_table(document["not_run"]) if document["not_run"] else "\nNothing: all of it ran."
+    return "\n".join([*lines, "", "## Not run", not_run, ""])
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
