@@ -56,7 +56,8 @@ class Layers:
     def read(self, number: int, device: str) -> Tensors:
         """q [S, Hq, D], k and v [S, Hkv, D] of a layer."""
         _, tensor_of = _open(self.path)
-        q, k, v = (tensor_of(f"{number}.{name}").to(device) for name in "qkv")
+        # Copied on the CPU too: in the file they do not lie at multiples of 16 bytes.
+        q, k, v = (tensor_of(f"{number}.{name}").to(device, copy=True) for name in "qkv")
         return q, k, v
 
 

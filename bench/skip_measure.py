@@ -46,6 +46,9 @@ def measure(work: Work, bench: Bench) -> dict[str, Any]:
     times = run.time()
     run.guarded("reference", run.beside_reference)
     dense = times.get(DENSE)
+    points = [_point(run, times, point) for point in work.points]
+    missing = sum(point["visited"] is None or point["ms"] is None for point in points)
+    run.checks.append(Check("ours", "thresholds that were not counted or not timed", missing, 0))
     return {
         "case": work.label,
         "group": work.group,
@@ -55,7 +58,7 @@ def measure(work: Work, bench: Bench) -> dict[str, Any]:
         "kernels": run.kernels,
         "left_out": [*work.left_out],
         "dense": rounded(Summary.of(dense)) if dense else None,
-        "points": [_point(run, times, point) for point in work.points],
+        "points": points,
         "goals": _goals(run, times),
         "checks": [check.plain for check in run.checks],
         "under_load": bench.under_load(run.packed[DENSE], run.sample_ms) if dense else None,

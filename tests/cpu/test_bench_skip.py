@@ -156,7 +156,7 @@ def test_a_row_is_counted_timed_and_checked(label: str) -> None:
     work, case = small(label), measured(label)
     assert all(check["passed"] for check in case["checks"]), case["checks"]
     names = {check["of"] for check in case["checks"]}
-    assert names == {DENSE} | {f(p.threshold) for p in work.points for f in (skip_name, stat_name)}
+    assert names == {"ours", DENSE} | {f(p.threshold) for p in work.points for f in (skip_name, stat_name)}
     assert sum("reference" in check["against"] for check in case["checks"]) == 4
     if work.inputs == "planted":
         wanted = [0.25, 0.5, 0.75]
@@ -213,6 +213,8 @@ def test_what_fails_is_named_and_the_rest_is_measured(monkeypatch: pytest.Monkey
     case = measure(work, bench)
     assert [item.peer for item in bench.not_run] == [stat_name(bad), skip_name(bad)]
     assert [point["ms"] is None for point in case["points"]] == [False, True, False]
+    failed = {check["against"]: check["value"] for check in case["checks"] if not check["passed"]}
+    assert failed == {"thresholds that were not counted or not timed": 1}
     assert "not counted" in skip_report.case_table(case) and "not run" in skip_report.case_table(case)
     monkeypatch.setattr(skip_calls.prefill_calls, "call_of", lambda *_: 1 / 0)
     case = measure(work, bench)

@@ -87,6 +87,7 @@ def test_smollm2(tmp_path: Path) -> None:
     assert layers.numbers == (0, 17) and layers.model == "SmolLM2-135M-Instruct.Q4_1"
     assert layers.kind == qkv_file.Kind(1024, 9, 3, 64, "bf16", 0)
     q, k, v = layers.read(17, "cpu")
+    assert all(tensor.data_ptr() % 16 == 0 for tensor in (q, k, v)), "which they are not in the file"
     masses = (q[-1].float() @ k[:, 0].float().t() / 8).softmax(-1)
     assert masses[:, 0].max() > 0.2, "a model puts much of its attention on the first token"
     assert q.shape == (1024, 9, 64) and v.float().std() > 0.01
