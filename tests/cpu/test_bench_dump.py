@@ -143,3 +143,14 @@ def test_what_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     q = torch.zeros(8, 1, 64).bfloat16()
     with pytest.raises(ValueError, match=r"safetensors.torch: expected to be installed for .safetensors"):
         qkv_file.write(tmp_path / "x.safetensors", {0: (q, q, q)}, {}, "toy", "text")
+
+
+def test_files_that_are_none_of_ours(tmp_path: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="expected a file of bench dump, format 1 \\(got None\\)"):
+        qkv_file.layers_of(tmp_path / "other.pt")
+    q, k = torch.zeros(8, 2, 64).bfloat16(), torch.zeros(8, 1, 64).bfloat16()
+    with pytest.raises(ValueError, match="v: expected k and v of 8 keys and 64 columns"):
+        qkv_file.kind_of((q, k, k[:4]), 0)
+    with pytest.raises(ValueError, match="dtype: expected bf16 or fp16 of q, k and v"):
+        qkv_file.kind_of((q, k, k.float()), 0)

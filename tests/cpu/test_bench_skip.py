@@ -16,10 +16,8 @@ import skimattn
 import torch
 
 from bench import graded, plot, qkv_file, results, skip, skip_calls, skip_reference, skip_report
-from bench.decode_inputs import keys_of
 from bench.host_shapes import in_turn
 from bench.names import DENSE, skip_name, stat_name
-from bench.shape import Shape
 from bench.skip_calls import Bench, Prefill, subject_of
 from bench.skip_measure import measure
 from bench.skip_work import DECODE, PREFILL, WAN, WORKS, Work, real_rows
@@ -95,50 +93,6 @@ def test_factors_and_thresholds() -> None:
     assert short.left_out == (18471.56,) and len(short.points) == 8 and short.points[-1].share == 0.8
     assert all(point.threshold < 1 for work in WORKS for point in work.points)
     assert rows["Wan2.2 65k bf16, planted"].left_out == ()
-
-
-def gaps_of(scores: torch.Tensor, block: int) -> torch.Tensor:
-    """How far below the row maximum the largest score of each block is, in nats, [..., rows, blocks]."""
-    best = scores.unflatten(-1, (-1, block)).amax(-1)
-    return best.amax(-1, keepdim=True) - best
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "e4m3"])
-@pytest.mark.parametrize("table", [PREFILL, WAN], ids=["published", "wan"])
-def test_every_threshold_skips_its_share_with_a_margin(dtype: str, table: Mapping[float, float]) -> None:
-    """By the definition of the scores, for every row alone, at the thresholds of 64k: none lies near one of them."""
-    shape = Shape(4096, "full", 2, 2, 128, dtype)
-    thresholds = [(factor / 65536, share) for share, factor in table.items()]
-    made = graded.prefill(shape, thresholds, "cpu")
-    q, k = (x[0].transpose(0, 1).double() for x in (made.inputs.q, made.inputs.k))
-    gaps = gaps_of(q[:, ::64] @ k.transpose(1, 2) * 128**-0.5, 256)
-    for (threshold, share), drop in zip(thresholds, made.drops, strict=True):
-        over = gaps + math.log(threshold)  # above 0: may be skipped
-        assert torch.equal(over > 0, torch.from_numpy(drop)[:, None].expand_as(over)) and over.abs().min() > 0.15
-        assert abs(drop.mean() - share) < 0.06 and not drop[:, 0].any()
-    assert made.inputs.q.float().std() == pytest.approx(1, abs=0.15) and made.inputs.v.float().std() > 0.9
-
-
-def test_every_threshold_skips_its_share_of_a_cache() -> None:
-    work = next(work for work in WORKS if work.label == "decode b64 64k e4m3, planted").call
-    work = replace(work, lens=(1280, 1280), rows=(1, 1), heads_q=4, heads_kv=2)
-    thresholds = [(factor / 65536, share) for share, factor in DECODE.items()]
-    made = graded.decode(work, 2, thresholds, "cpu")  # type: ignore[arg-type]
-    for copy in range(2):
-        for request in range(2):
-            k, _ = keys_of(made.cache, work, copy, request)  # type: ignore[arg-type]
-            q = made.cache.q[request].view(2, 2, 128).double()
-            gaps = gaps_of(q @ k.double().permute(1, 2, 0) * 128**-0.5, 64)
-            for (threshold, share), drop in zip(thresholds, made.drops, strict=True):
-                over = gaps + math.log(threshold)
-                assert torch.equal(over > 0, drop[copy, request][:, None].expand_as(over)) and over.abs().min() > 0.15
-                assert (drop.sum(-1) == round(share * 20)).all()
-    assert not torch.equal(made.drops[4][0, 0, 0], made.drops[4][0, 1, 0]), "requests should differ"
-
-
-def test_planted_lengths_are_multiples() -> None:
-    with pytest.raises(ValueError, match="seqlen: expected a multiple of 256 for planted inputs \\(got 300\\)"):
-        graded.prefill(Shape(300, "causal", 1, 1), [(0.1, 0.5)], "cpu")
 
 
 @pytest.mark.parametrize(
@@ -315,14 +269,3 @@ def test_the_command_lists_and_refuses(tmp_path: Path, capsys: pytest.CaptureFix
     assert "unrecognized arguments: --peers" in text, "nothing is compared with others"
     if not torch.cuda.is_available():
         assert skip.main([]) == 1 and "bench skip: expected an NVIDIA GPU" in capsys.readouterr().err
-
-
-def test_files_that_are_none_of_ours(tmp_path: Path) -> None:
-    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="expected a file of bench dump, format 1 \\(got None\\)"):
-        qkv_file.layers_of(tmp_path / "other.pt")
-    q, k = torch.zeros(8, 2, 64).bfloat16(), torch.zeros(8, 1, 64).bfloat16()
-    with pytest.raises(ValueError, match="v: expected k and v of 8 keys and 64 columns"):
-        qkv_file.kind_of((q, k, k[:4]), 0)
-    with pytest.raises(ValueError, match="dtype: expected bf16 or fp16 of q, k and v"):
-        qkv_file.kind_of((q, k, k.float()), 0)
