@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import torch
 
 from ...errors import expected
@@ -17,6 +18,7 @@ from ._families import Family, check_processor, family_of
 
 _ATTRIBUTE = "skimattn_processors"
 _ROLE = "transformer"  # of a pipeline's components, transformer_2 among them
+_LOWEST = (0, 36)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,12 @@ def sparsify(target: Any, config: ConfigLike | Mapping[str, ConfigLike] = None, 
     Raises:
         ArgumentError: a transformer or a processor is not known, or as :func:`skimattn.sparse.sparsify` does. All
             transformers are then as they were.
+        ImportError: diffusers is older than 0.36.
     """
+    if tuple(map(int, diffusers.__version__.split(".")[:2])) < _LOWEST:
+        raise ImportError(
+            f"diffusers: expected 0.36 or later (got {diffusers.__version__}); pip install 'skimattn[diffusers]'"
+        )
     transformers = transformers_of(target)
     by_name = _by_component(config, transformers)
     plans = [_plan(name, transformers[name], one) for name, one in by_name.items()]

@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import torch
 
-from .models import TEXT, model_of
+from .models import DEVICE, TEXT, model_of
 
 STEPS = 4
 LAYERS = 2
@@ -34,7 +34,7 @@ def wan_pipeline(boundary_ratio: float | None = 0.8) -> Any:
 
 def run_wan(pipe: Any, callback: Any = None, steps: int = STEPS) -> torch.Tensor:
     """The latents of two frames of 256 tokens, which is four tiles."""
-    text = torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(2)).bfloat16()
+    text = torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(2)).to(DEVICE, torch.bfloat16)
     out = pipe(
         prompt_embeds=text,
         negative_prompt_embeds=torch.zeros_like(text),
@@ -67,9 +67,9 @@ def run_hunyuan(telling: Telling) -> None:
     pipe.set_progress_bar_config(disable=True)
     with telling(pipe) as on_step_end:
         pipe(
-            prompt_embeds=torch.randn(1, TEXT, 32).bfloat16(),
-            pooled_prompt_embeds=torch.randn(1, 16).bfloat16(),
-            prompt_attention_mask=(torch.arange(TEXT) < 13).long()[None],
+            prompt_embeds=torch.randn(1, TEXT, 32).to(DEVICE, torch.bfloat16),
+            pooled_prompt_embeds=torch.randn(1, 16).to(DEVICE, torch.bfloat16),
+            prompt_attention_mask=(torch.arange(TEXT) < 13).long()[None].to(DEVICE),
             height=128,
             width=128,
             num_frames=5,
@@ -93,8 +93,8 @@ def run_flux(telling: Telling) -> None:
     pipe.set_progress_bar_config(disable=True)
     with telling(pipe) as on_step_end:
         pipe(
-            prompt_embeds=torch.randn(1, TEXT, 32).bfloat16(),
-            pooled_prompt_embeds=torch.randn(1, 16).bfloat16(),
+            prompt_embeds=torch.randn(1, TEXT, 32).to(DEVICE, torch.bfloat16),
+            pooled_prompt_embeds=torch.randn(1, 16).to(DEVICE, torch.bfloat16),
             height=256,
             width=256,
             num_inference_steps=STEPS,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from skimattn import Params, launch
 from skimattn.integrations.diffusers import _attention, sparsify
-from skimattn.sparse import disable
+from skimattn.sparse import disable, set_step
 
 from tests.helpers.rounding import Truth
 
@@ -110,8 +110,14 @@ def test_padded_text_becomes_lengths(launched: list[Params]) -> None:
 @pytest.mark.parametrize(("family", "changes"), [("wan", {"num_layers": 1}), ("hunyuan", {"num_layers": 0})])
 def test_compiled_whole(family: str, changes: dict[str, Any]) -> None:
     model, inputs = model_of(family, **changes), FAMILIES[family].inputs()
-    sparsify(model, {"scale_factor": 20.0})
-    eager = output_of(model, inputs)
+    sparsify(model, {"scale_factor": 20.0, "initial_disabled_steps": 1})
+    eager = []
+    for step in (0, 1):
+        set_step(model, step)
+        eager.append(output_of(model, inputs))
     model.compile(fullgraph=True, backend="eager")
-    assert torch.equal(output_of(model, inputs), eager)
+    for step in (0, 1) if family == "wan" else (1,):
+        set_step(model, step)
+        assert torch.equal(output_of(model, inputs), eager[step])
+    assert not torch.equal(*eager)
     torch.compiler.reset()

@@ -12,6 +12,7 @@ from skimattn.sparse import read_statistics
 from tests.helpers.guides import run_guide
 from tests.helpers.standin import ROOT
 
+from .models import DEVICE
 from .pipelines import wan_pipeline
 
 
@@ -20,7 +21,7 @@ def test_code_and_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     pipe = wan_pipeline()
     models = pipe.transformer, pipe.transformer_2
     before = [model.attn_processors for model in models]
-    text = torch.zeros(1, 7, 32).bfloat16()
+    text = torch.zeros(1, 7, 32).to(DEVICE, torch.bfloat16)
     request: dict[str, Any] = {"prompt_embeds": text, "negative_prompt_embeds": text, "output_type": "latent"}
     request |= {"height": 128, "width": 128, "num_frames": 5, "num_inference_steps": 4}
     run_guide(ROOT / "docs" / "diffusers.md", {"pipe": pipe, "request": request})

@@ -74,6 +74,12 @@ def test_a_release_whose_processors_take_something_else(monkeypatch: pytest.Monk
         sparsify(model_of("wan"), THRESHOLD)
 
 
+def test_a_release_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffusers, "__version__", "0.35.2")
+    with pytest.raises(ImportError, match=r"expected 0\.36 or later \(got 0\.35\.2\)"):
+        sparsify(model_of("wan"), THRESHOLD)
+
+
 def test_context_parallelism_before_and_after() -> None:
     model = model_of("wan")
     model.blocks[1].attn1.processor._parallel_config = SimpleNamespace()
