@@ -83,7 +83,7 @@ def runtime_library() -> Path:
 
 def _closure(source: str, override: HeaderPatch | None) -> dict[str, str]:
     """Every header that ``source`` reaches. The emulator's own come first, so they stand in for the real ones."""
-    rendered = {f"skimattn/{name}": render_header(name) for name in HEADERS}
+    rendered = _rendered_headers()
     found: dict[str, str] = {}
     pending = _INCLUDE.findall(source)
     while pending:
@@ -98,6 +98,11 @@ def _closure(source: str, override: HeaderPatch | None) -> dict[str, str]:
             found[name] = text if override is None else override(name, text)
         pending += _INCLUDE.findall(found[name])
     return dict(sorted(found.items()))
+
+
+@cache
+def _rendered_headers() -> dict[str, str]:
+    return {f"skimattn/{name}": render_header(name) for name in HEADERS}
 
 
 def _cache_folder() -> Path:
