@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping
 from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import torch
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
@@ -39,6 +41,7 @@ class Builder(AttentionMetadataBuilder[Batch]):
         for name in layer_names:
             if layers[name].head_size_v != layers[name].head_size:
                 raise expected("head_size_v", f"{layers[name].head_size}, like head_size", layers[name].head_size_v)
+        self._worker = worker  # which lives as long as its builders
         self._statistics = worker.statistics
         rules = {name: worker.rules[name] for name in layer_names if name in worker.rules}
         self._skipping = None
@@ -97,6 +100,7 @@ class Worker:
             pipeline=parallel.pipeline_parallel_size,
             has_log=settings.stat_log is not None,
         )
+        self.context = vllm_config.compilation_config.static_forward_context
         self.rules: dict[str, LayerRules] = {}
         self.statistics: Statistics | None = None
         if settings.config is None:
@@ -111,6 +115,7 @@ class Worker:
             self.rules[name] = LayerRules(own.rules, layer.sliding_window)
         if found and (settings.metrics or settings.stat_log is not None):
             self.statistics = _statistics(settings, {name: layers[name] for name in found}, parallel, device)
+            weakref.finalize(self, self.statistics.close)
 
 
 def _our_layers(vllm_config: Any) -> dict[str, Any]:
@@ -138,12 +143,13 @@ def _statistics(settings: Settings, modules: dict[str, Any], parallel: Any, devi
     return Statistics(modules, device, log, channel)
 
 
-_workers: dict[tuple[int, torch.device], Worker] = {}
+_workers: WeakValueDictionary[int, Worker] = WeakValueDictionary()
 
 
 def worker_of(vllm_config: Any, device: torch.device) -> Worker:
     """The worker of an engine: builders of all kinds of layers share it."""
-    key = id(vllm_config.compilation_config.static_forward_context), device
-    if key not in _workers:
-        _workers[key] = Worker(vllm_config, device)
-    return _workers[key]
+    context = vllm_config.compilation_config.static_forward_context
+    worker = _workers.get(id(context))
+    if worker is None:
+        worker = _workers[id(context)] = Worker(vllm_config, device)
+    return worker

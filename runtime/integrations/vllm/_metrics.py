@@ -55,8 +55,10 @@ class TileMetrics(AggregateStatLoggerBase):
         for engine in self._engines:
             for phase, tiles in read_tiles(self._channel, engine).items():
                 before = self._shown.get((engine, phase), (0, 0))
+                if tiles[0] < before[0]:  # a worker that has begun anew
+                    before = (0, 0)
                 for counter, old, new in zip(self._counters, before, tiles, strict=True):
-                    counter.labels(self._model, str(engine), phase).inc(max(0, new - old))
+                    counter.labels(self._model, str(engine), phase).inc(new - old)
                 self._shown[engine, phase] = tiles
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import threading
 from collections.abc import Mapping
 from multiprocessing.util import Finalize
@@ -54,8 +53,7 @@ class Statistics:
         self._stream: Any = None
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
-        # Children of multiprocessing that were forked leave without what atexit has, and others without Finalize.
-        atexit.register(self.close)
+        # Whoever owns this closes it. Children of multiprocessing that were forked leave without what atexit has.
         Finalize(self, self.close, exitpriority=10)
 
     def begin(self, skipping: Skipping, requests: ByPhase, tokens: ByPhase, *, real: bool = True) -> None:
