@@ -87,6 +87,7 @@ def calibrate(
     per_layer: bool = False,
     extrapolate: bool = False,
     state: str | Path | None = None,
+    about: Mapping[str, Any] | None = None,
     progress: bool | Progress = True,
     resamples: int = 200,
     seed: int = 0,
@@ -109,6 +110,7 @@ def calibrate(
         per_layer: fit each layer, so that each skips the target.
         extrapolate: allow targets outside the shares that were observed.
         state: a file in which measurements are kept, so that a calibration that was stopped goes on.
+        about: what else they depend on, such as options of ``forward``; the file of another calibration is refused.
         progress: show a bar (if rich is installed), tell a function (done, of how many, what), or neither.
         resamples: of the confidence intervals.
         seed: of the resampling.
@@ -119,10 +121,10 @@ def calibrate(
     found = attention_modules(model, modules)
     job = _checked(found, data, targets, thresholds, quality, per_layer, extrapolate, resamples, seed)
     kernels = _kernels(job)
-    about: dict[str, Any] = {"layers": list(found), "texts": job.names, "model": type(model).__name__}
-    about["kernels"] = {phase: str(one) for phase, one in kernels.items()}
+    depends: dict[str, Any] = {"layers": list(found), "texts": job.names, "model": type(model).__name__}
+    depends |= {"kernels": {phase: str(one) for phase, one in kernels.items()}, **(about or {})}
     with shown(progress) as tell:
-        bench = Bench(found, _runner(model, runner, forward, modules), State(state, about), tell, _expected_runs(job))
+        bench = Bench(found, _runner(model, runner, forward, modules), State(state, depends), tell, _expected_runs(job))
         done = {phase: _of_phase(bench, job, phase) for phase in job.phases}
     return _assembled(job, done, kernels, tuple(modules))
 
