@@ -13,15 +13,9 @@ from click.testing import CliRunner
 from skimattn.sparse import attention_modules, policy_of
 from skimattn.tools.cli import main
 
+from tests.helpers.guides import GUIDES, OF_ENGINES, blocks, without_engine
 from tests.helpers.sparse_models import GapModel
 from tests.helpers.standin import ROOT
-
-GUIDES = sorted((ROOT / "docs").glob("*.md"))
-
-
-def blocks(text: str) -> list[tuple[str, str]]:
-    """Language and code of the fenced blocks, in their order."""
-    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 class Model(GapModel):
@@ -35,11 +29,11 @@ class Model(GapModel):
             counts += torch.tensor([len(sample), 1])
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+@pytest.mark.parametrize("guide", without_engine(), ids=lambda guide: guide.name)
 def test_code_and_commands_run(guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"model": Model([8.0, 9.0]), "prompts": [[1] * 10, [2] * 20]}
-    for language, code in blocks(guide.read_text(encoding="utf-8")):
+    for language, code in blocks(guide):
         if language == "python":
             exec(compile(code, guide.name, "exec"), names)
             continue
@@ -55,3 +49,9 @@ def test_guides_have_no_dead_links() -> None:
     for guide in GUIDES:
         for target in re.findall(r"\]\((?!https://)([^)]+)\)", guide.read_text(encoding="utf-8")):
             assert (guide.parent / target).exists(), target
+
+
+def test_guides_that_need_an_engine_are_run_with_it() -> None:
+    for engine, names in OF_ENGINES.items():
+        assert (ROOT / "tests/engines" / engine / "test_guides.py").exists()
+        assert set(names) <= {guide.name for guide in GUIDES}

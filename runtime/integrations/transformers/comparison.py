@@ -99,7 +99,7 @@ def compare(
         progress: is told how far it is.
 
     Raises:
-        ArgumentError: a text is too short, or the model was not sparsified.
+        ArgumentError: a text is too short, or the model was not sparsified, or does not run on our attention.
     """
     for sample in samples:
         if len(sample) < new_tokens + 2:
@@ -117,14 +117,22 @@ def compare(
         dense, wanted = _pass(model, sample, new_tokens, chunk)
         enable(model)
         progress(2 * index + 1, 2 * len(samples), f"{len(sample)} tokens, sparse")
+        with _counting(model, collectors):
+            sparse, got = _pass(model, sample, new_tokens, chunk)
         if on_gpu:
             sparse, got = _pass(model, sample, new_tokens, chunk)
-        with _counting(model, collectors):
-            counted = _pass(model, sample, new_tokens, chunk)
-        if not on_gpu:
-            sparse, got = counted
         pairs.append(Pair(len(sample), dense, sparse, _differences(wanted, got)))
-    return Comparison(tuple(pairs), {phase: _counts(collectors, phase) for phase in PHASES})
+    found = Comparison(tuple(pairs), {phase: _counts(collectors, phase) for phase in PHASES})
+    _check_counts(model, found)
+    return found
+
+
+def _check_counts(model: transformers.PreTrainedModel, found: Comparison) -> None:
+    """Refuse a model that does not run on our attention: there would be no difference to find."""
+    for phase in found.phases:
+        if not found.tiles[phase] and any(policy.rule(phase) for policy in _policies(model).values()):
+            said = f"one that counts tiles in {phase}; does it run with attention of skimattn?"
+            raise expected("model", said, str(model.config._attn_implementation))
 
 
 _Logits = dict[Phase, list[torch.Tensor]]

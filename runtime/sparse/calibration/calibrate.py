@@ -121,8 +121,7 @@ def calibrate(
     found = attention_modules(model, modules)
     job = _checked(found, data, targets, thresholds, quality, per_layer, extrapolate, resamples, seed)
     kernels = _kernels(job)
-    depends: dict[str, Any] = {"layers": list(found), "texts": job.names, "model": type(model).__name__}
-    depends |= {"kernels": {phase: str(one) for phase, one in kernels.items()}, **(about or {})}
+    depends = {**_depends_on(model, job, kernels), **(about or {})}
     with shown(progress) as tell:
         bench = Bench(found, _runner(model, runner, forward, modules), State(state, depends), tell, _expected_runs(job))
         done = {phase: _of_phase(bench, job, phase) for phase in job.phases}
@@ -133,6 +132,12 @@ def _kernels(job: _Job) -> dict[Phase, Kernels]:
     """What serves here, by phase: figures are only good for these."""
     head_dims = [dim for module in job.modules.values() if (dim := head_dim_of(module))]
     return {phase: found for phase in job.phases for dim in head_dims[:1] if (found := kernels_here(phase, dim))}
+
+
+def _depends_on(model: torch.nn.Module, job: _Job, kernels: Mapping[Phase, Kernels]) -> dict[str, Any]:
+    """What measurements depend on."""
+    depends: dict[str, Any] = {"layers": list(job.modules), "texts": job.names, "model": type(model).__name__}
+    return depends | {"kernels": {phase: str(one) for phase, one in kernels.items()}}
 
 
 def _runner(model: torch.nn.Module, runner: Runner | None, forward: Forward | None, modules: Sequence[str]) -> Runner:

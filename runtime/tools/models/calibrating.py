@@ -180,6 +180,8 @@ def run(loaded: Loaded, asked: Asked, texts: Texts) -> Found:
     if asked.per != "none":
         budgets = {phase: asked.budget for phase in phases if phase not in targets and asked.budget is not None}
         quality = Quality(by=asked.per, cost=asked.cost, budget=budgets or None)
+    depends: dict[str, Any] = {"name": loaded.name, "dtype": str(loaded.model.dtype), "cost": asked.cost}
+    depends |= {"new tokens": texts.new_tokens, "chunk": texts.chunk}
     found = calibrate(
         loaded.model,
         used,
@@ -189,7 +191,7 @@ def run(loaded: Loaded, asked: Asked, texts: Texts) -> Found:
         quality=quality,
         extrapolate=asked.extrapolate,
         state=asked.state,
-        about={"name": loaded.name, "new tokens": texts.new_tokens, "chunk": texts.chunk, "cost": asked.cost},
+        about=depends,
     )
     return Found(found, tuple(_held_out(loaded, found, forward, held, phases)))
 

@@ -117,10 +117,12 @@ class Which:
         """Load it.
 
         Raises:
-            ClickException: transformers finds no such model; else as :func:`skimattn.integrations.transformers.load`.
+            ClickException: transformers finds no such model, or no tokenizer beside it.
+            ArgumentError: as :func:`skimattn.integrations.transformers.load`.
         """
         import transformers
 
+        from ...errors import ArgumentError
         from ...integrations.transformers import load
         from ..demo import pick_device
 
@@ -129,7 +131,9 @@ class Which:
         device, _ = pick_device(self.device)
         try:
             return load(self.model, dtype=self.dtype, device=device, trust_remote_code=self.trust_remote_code)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # of transformers, where a file is missing or means nothing
+            if isinstance(error, ArgumentError):
+                raise
             said = str(error).strip().partition("\n")[0]
             wanted = "a folder with a model, or a name that the hub or its cache has"
             raise click.ClickException(f"MODEL: expected {wanted} (got {self.model}: {said})") from error

@@ -232,6 +232,10 @@ def test_generate_streams_and_counts(place: Path) -> None:
             "calibrate model --target-prefill 0.85 --data text.txt --lengths 512,768 --samples 1 --thresholds 0.01,0.5",
             "--target-prefill: expected between",
         ),
+        (
+            "generate bare --prompt a",
+            "MODEL: expected a folder with a model, or a name that the hub or its cache has (got bare",
+        ),
         ("verify model", "--config: expected a configuration, since model.config has no sparse_attention_config"),
         ("verify model --config config.json --lengths 20", "--lengths: expected"),
         ("sparsify model --export out2", "--target: expected a share to skip"),
@@ -247,6 +251,8 @@ def test_generate_streams_and_counts(place: Path) -> None:
 )
 def test_refusals_are_one_line_that_names_the_option(place: Path, arguments: str, words: str) -> None:
     (place / "empty").mkdir(exist_ok=True)
+    (place / "bare").mkdir(exist_ok=True)
+    (place / "bare" / "config.json").write_text("{}")
     (place / "bad.jsonl").write_text('{"text": "a"}\n{"text"\n')
     (place / "key.jsonl").write_text('{"txt": "a"}\n')
     (place / "large.jsonl").write_text('{"tokens": [0, 259]}\n')

@@ -88,6 +88,16 @@ def test_texts_that_are_too_short(loaded: Loaded) -> None:
         compare(loaded.model, [[1] * 40, [1] * 33])
 
 
+def test_attention_of_others_skips_nothing(loaded: Loaded, samples: list[list[int]]) -> None:
+    sparsify(loaded.model, RULES)
+    loaded.model.set_attn_implementation("sdpa")
+    try:
+        with pytest.raises(ArgumentError, match=r"^model: expected one that counts tiles in prefill; .* .got sdpa"):
+            compare(loaded.model, samples[1:], new_tokens=0)
+    finally:
+        loaded.model.set_attn_implementation("skimattn")
+
+
 def made_up(*added: float) -> Comparison:
     """Texts of 10, 20, 10, ... tokens whose losses are higher by these; the second one's tokens part at the third."""
     pairs = []
