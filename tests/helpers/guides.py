@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from .standin import ROOT
@@ -17,7 +16,7 @@ def blocks(guide: Path) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```$", guide.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def without_engine() -> Iterator[Path]:
+def without_engine() -> list[Path]:
     """Guides whose code needs no library beside torch."""
     named = [name for names in OF_ENGINES.values() for name in names]
-    return (guide for guide in GUIDES if guide.name not in named)
+    return [guide for guide in GUIDES if guide.name not in named]

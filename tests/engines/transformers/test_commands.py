@@ -18,8 +18,9 @@ from skimattn.integrations import transformers as transformers_side
 from skimattn.integrations.transformers import Comparison, TextForward, load
 from skimattn.integrations.transformers.comparison import Pair, Side
 from skimattn.sparse import SkipSoftmaxConfig, attention_modules, policy_of, read_statistics
+from skimattn.sparse.policy import Phase
 from skimattn.tools.cli import main
-from skimattn.tools.models.calibrating import mean_and_error
+from skimattn.tools.models.calibrating import Asked, mean_and_error
 from skimattn.tools.models.texts import samples_of
 
 from .folders import save_text, save_tiny
@@ -139,12 +140,16 @@ def test_verify_shows_what_it_costs_and_fails_where_that_is_too_much() -> None:
 
 @pytest.mark.parametrize(("most", "status"), [("30.4", 1), ("30.6", 0)])
 def test_a_perplexity_that_rises_too_much_is_a_failure(most: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all texts of a phase together: one length alone rises by more, and decode falls."""
+
+    def side(prefill: float, decode: float) -> Side:
+        return Side({"prefill": prefill, "decode": decode}, {"prefill": 1.0, "decode": 1.0}, ())
+
     def rises(*_: Any, **__: Any) -> Comparison:
-        sides = [
-            Side({"prefill": 3.0 + more, "decode": 2.0 - more}, {"prefill": 1.0, "decode": 1.0}, ())
-            for more in (0, 0.2662)
-        ]
-        return Comparison((Pair(9, *sides, {"prefill": 1.0, "decode": 1.0}),), {"prefill": {}, "decode": {}})
+        largest: dict[Phase, float] = {"prefill": 1.0, "decode": 1.0}
+        added = {8: 0.6, 9: 2 * 0.2662 - 0.6}
+        pairs = (Pair(length, side(3.0, 2.0), side(3.0 + more, 1.0), largest) for length, more in added.items())
+        return Comparison(tuple(pairs), {"prefill": {}, "decode": {}})
 
     monkeypatch.setattr(transformers_side, "compare", rises)
     job = ("verify", "model", "--config", "config.json", "--data", "text.txt", "--lengths", "200", "--samples", 1)
@@ -284,6 +289,21 @@ def test_texts_of_files(place: Path) -> None:
     made = samples_of(loaded, [], (300, 400), 2, seed=5)
     assert [len(one) for one in made] == [300, 400] * 2 and made != samples_of(loaded, [], (300, 400), 2, seed=6)
     assert "Remember that the number of the" in loaded.tokenizer.decode(made[0])
+
+
+@pytest.mark.parametrize(
+    ("held_out", "used", "held"),
+    [
+        (None, [(5, 0), (9, 1), (5, 2), (9, 3), (5, 4), (9, 5), (5, 6), (9, 7)], []),
+        (0.3, [(5, 0), (5, 2), (5, 4), (9, 1), (9, 3), (9, 5)], [(5, 6), (9, 7)]),
+        (0.99, [(5, 0), (9, 1)], [(5, 2), (5, 4), (5, 6), (9, 3), (9, 5), (9, 7)]),
+        (9, [(5, 0), (5, 2), (5, 4), (5, 6)], [(9, 1), (9, 3), (9, 5), (9, 7)]),
+    ],
+)
+def test_what_is_held_out_is_not_calibrated_with(held_out: float | None, used: Any, held: Any) -> None:
+    texts = [[number] * (9 if number % 2 else 5) for number in range(8)]
+    asked = Asked(0.5, None, None, "none", "loss", None, held_out, None, False, None)
+    assert [[(len(one), one[0]) for one in part] for part in asked.split(texts)] == [used, held]
 
 
 def test_means_and_errors() -> None:
