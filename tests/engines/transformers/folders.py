@@ -5,7 +5,6 @@ Its rows weigh near keys most, so that thresholds between 0.01 and 0.5 skip more
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -28,7 +27,12 @@ def tokenizer(begins: bool = False) -> transformers.PreTrainedTokenizerFast:
         bytewise.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
     pad, bos, eos = SPECIAL
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=bytewise, pad_token=pad, bos_token=bos, eos_token=eos, clean_up_tokenization_spaces=False
+        tokenizer_object=bytewise,
+        pad_token=pad,
+        bos_token=bos,
+        eos_token=eos,
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 
@@ -64,8 +68,3 @@ def save_text(file: Path) -> None:
 
     made = retrieval(lambda text: list(text.encode()), 1 << 14, needles=40, seed=1)
     file.write_bytes(bytes(made))
-
-
-def offline() -> None:
-    """Names that are no folders are not looked for elsewhere."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
