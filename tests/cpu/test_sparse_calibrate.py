@@ -192,6 +192,8 @@ def test_states_of_others_are_refused(tmp_path: Path) -> None:
     calibrate(model, texts(1000), {"prefill": 0.5}, **job)
     with pytest.raises(ArgumentError, match=r"^state: expected the file of this calibration in .*that of other texts"):
         calibrate(model, texts(2000), {"prefill": 0.5}, **job)
+    with pytest.raises(ArgumentError, match=r"^state: .*that of other chunk"):
+        calibrate(model, texts(1000), {"prefill": 0.5}, **job, about={"chunk": 5})
     file.write_text("nonsense\n")
     with pytest.raises(ArgumentError, match=r"^state: expected a file that a calibration left"):
         calibrate(model, texts(1000), {"prefill": 0.5}, **job)

@@ -87,6 +87,7 @@ def calibrate(
     per_layer: bool = False,
     extrapolate: bool = False,
     state: str | Path | None = None,
+    about: Mapping[str, Any] | None = None,
     progress: bool | Progress = True,
     resamples: int = 200,
     seed: int = 0,
@@ -109,6 +110,7 @@ def calibrate(
         per_layer: fit each layer, so that each skips the target.
         extrapolate: allow targets outside the shares that were observed.
         state: a file in which measurements are kept, so that a calibration that was stopped goes on.
+        about: what else they depend on, such as options of ``forward``; the file of another calibration is refused.
         progress: show a bar (if rich is installed), tell a function (done, of how many, what), or neither.
         resamples: of the confidence intervals.
         seed: of the resampling.
@@ -119,10 +121,9 @@ def calibrate(
     found = attention_modules(model, modules)
     job = _checked(found, data, targets, thresholds, quality, per_layer, extrapolate, resamples, seed)
     kernels = _kernels(job)
-    about: dict[str, Any] = {"layers": list(found), "texts": job.names, "model": type(model).__name__}
-    about["kernels"] = {phase: str(one) for phase, one in kernels.items()}
+    depends = {**_depends_on(model, job, kernels), **(about or {})}
     with shown(progress) as tell:
-        bench = Bench(found, _runner(model, runner, forward, modules), State(state, about), tell, _expected_runs(job))
+        bench = Bench(found, _runner(model, runner, forward, modules), State(state, depends), tell, _expected_runs(job))
         done = {phase: _of_phase(bench, job, phase) for phase in job.phases}
     return _assembled(job, done, kernels, tuple(modules))
 
@@ -131,6 +132,12 @@ def _kernels(job: _Job) -> dict[Phase, Kernels]:
     """What serves here, by phase: figures are only good for these."""
     head_dims = [dim for module in job.modules.values() if (dim := head_dim_of(module))]
     return {phase: found for phase in job.phases for dim in head_dims[:1] if (found := kernels_here(phase, dim))}
+
+
+def _depends_on(model: torch.nn.Module, job: _Job, kernels: Mapping[Phase, Kernels]) -> dict[str, Any]:
+    """What measurements depend on."""
+    depends: dict[str, Any] = {"layers": list(job.modules), "texts": job.names, "model": type(model).__name__}
+    return depends | {"kernels": {phase: str(one) for phase, one in kernels.items()}}
 
 
 def _runner(model: torch.nn.Module, runner: Runner | None, forward: Forward | None, modules: Sequence[str]) -> Runner:
