@@ -21,7 +21,9 @@ from .refusing import refusing
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="At most.")
 @SAMPLING
 @click.option("--seed", type=int, help="Of the drawing.")
-@click.option("--stats", type=FILE, help="Write a StatLog of every step; skimattn stats shows it.")
+@click.option(
+    "--stats", type=FILE, help="Write a StatLog of every step. Default: where the configuration says, if it does."
+)
 def generate(
     prompt: str | None,
     prompt_file: Path | None,
@@ -48,6 +50,7 @@ def generate(
             raise click.ClickException(
                 "--stats: expected --config, or a MODEL with a configuration, since dense counts nothing"
             )
+        stats = stats or (_named_in(loaded.model) if skips else None)
         tokens = generating.prompt_of(loaded, text, chat)
         start = time.perf_counter()
         with generating.logged(loaded, stats, tokens.shape[1]):
@@ -69,3 +72,11 @@ def _sparsified(model: Any, config: Path | None) -> bool:
         return False
     sparsify(model, config)
     return True
+
+
+def _named_in(model: Any) -> Path | None:
+    """The file for statistics that the configuration of a model names."""
+    from ...sparse.model import config_of
+
+    path = config_of(model).stat_log_path
+    return None if path is None else Path(path)

@@ -206,6 +206,10 @@ def test_generate_streams_and_counts(place: Path) -> None:
     found = read_statistics("steps.jsonl")
     assert list(found.tokens["prefill"]) == [600, 0, 0, 0, 0] and list(found.tokens["decode"]) == [0, 1, 1, 1, 1]
     assert found.tiles["prefill"][0].sum() > 0 and (found.tiles["decode"][1:, :, 0] > 0).all()
+    named = json.loads((place / "config.json").read_text())
+    (place / "named.json").write_text(json.dumps({**named, "stat_log_path": "named.jsonl"}))
+    done(*job, "--config", "named.json")
+    assert (read_statistics("named.jsonl").tiles["prefill"] == found.tiles["prefill"]).all()
     drawn = [done(*job, "--do-sample", "--temperature", "2", "--top-p", "0.9", "--seed", seed).stdout for seed in "112"]
     assert drawn[0] == drawn[1] != drawn[2]
 
