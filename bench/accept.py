@@ -1,7 +1,7 @@
 """``python -m bench accept FILE...``: result files beside what must be reached. Needs no GPU; exit status 1 on a miss.
 
-Give one file each of ``bench prefill``, ``bench rows`` and ``bench decode`` (figures of a table belong to one run), and
-those of ``bench ragged``, ``bench host`` and ``bench build``.
+Give one file each of ``bench prefill``, ``rows``, ``decode`` and ``statlog`` (figures of a table belong to one run),
+and those of ``bench ragged``, ``host``, ``skip`` and ``build``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import decode_work, prefill_work, results
+from . import decode_work, prefill_work, results, statlog_work
 from .command import Row as Work
 from .names import DENSE, RAGGED, REPEATED, SKIP_NOTHING, THRESHOLD, UNIFORM, skip_name, stat_name
 from .table import columns
@@ -131,6 +131,17 @@ def goal_rows(kind: str, works: Iterable[Work], document: Document) -> Iterator[
     )
 
 
+def skip_rows(documents: Sequence[Document]) -> Iterator[Row]:
+    """What real inputs must reach, whose rows are those of the files, and that everything that was timed was right."""
+    cases = [case for document in documents for case in document["cases"]]
+    for case in cases:
+        for goal in case["goals"]:
+            yield Row(f"skip, {case['case']}: {goal['of']} over {goal['over']}", goal["bar"], goal["value"])
+    checks = [check for case in cases for check in case["checks"]]
+    failed = sum(not check["passed"] for check in checks)
+    yield Row("skip outputs and counts that are wrong", 0, failed if checks else None, False, f"{len(checks)} checks")
+
+
 def ragged_rows(document: Document) -> Iterator[Row]:
     """The rows about ragged batches that uniform ones could replace, and that everything that was timed was right."""
     speeds = [(case["case"], speed(case, RAGGED, UNIFORM)) for case in document["cases"]]
@@ -164,12 +175,12 @@ def rows_of(documents: Sequence[Document], partial: bool = False) -> list[Row]:
     """All rows. Without ``partial``, those of a kind of file that was not given count as not measured.
 
     Raises:
-        ValueError: more than one prefill, rows, decode, ragged or host file, or a run that did not finish.
+        ValueError: more than one file of a kind other than build and skip, or a run that did not finish.
     """
     kinds: dict[str, list[Document]] = {kind: [] for kind in results.KINDS}
     for document in documents:
         kinds[document["kind"]].append(document)
-    for kind in ("prefill", "rows", "decode", "ragged", "host"):
+    for kind in ("prefill", "rows", "decode", "ragged", "host", "statlog"):
         if len(kinds[kind]) > 1:
             raise ValueError(f"{kind}: expected one file, its figures belong to one run (got {len(kinds[kind])})")
     unfinished = [item["kind"] for item in documents if not item["finished"]]
@@ -179,9 +190,12 @@ def rows_of(documents: Sequence[Document], partial: bool = False) -> list[Row]:
     if kinds["prefill"] or not partial:
         rows += prefill_rows(next(iter(kinds["prefill"]), {"cases": []}))
     tables: dict[str, Sequence[Work]] = {"rows": prefill_work.WORKS, "decode": decode_work.WORKS}
+    tables["statlog"] = statlog_work.WORKS
     for kind, works in tables.items():
         if kinds[kind] or not partial:
             rows += goal_rows(kind, works, next(iter(kinds[kind]), {"cases": []}))
+    if kinds["skip"] or not partial:
+        rows += skip_rows(kinds["skip"])
     if kinds["ragged"] or not partial:
         rows += ragged_rows(next(iter(kinds["ragged"]), {"cases": []}))
     if kinds["host"] or not partial:

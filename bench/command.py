@@ -56,7 +56,7 @@ class Command(Generic[R, B]):
         name: of the command, and the kind of its result files.
         doc: what ``--help`` says.
         works: its rows.
-        peers: names of those that can be asked for.
+        peers: names of those that can be asked for; none: nothing is compared with others.
         repeats: rounds, unless told otherwise.
         size: heading and cell of the column of ``--list`` that tells how large a row is.
         bench: loads the peers that the options ask for.
@@ -87,19 +87,30 @@ class Command(Generic[R, B]):
         made.add_argument("--groups", nargs="+", choices=self.groups, default=list(self.groups), help="of rows")
         made.add_argument("--only", nargs="+", default=[""], help="rows whose label holds one of these texts")
         made.add_argument("--exactly", help="the row with this label")
-        made.add_argument(
-            "--apart", action="store_true", help="each row in a process of its own, for peers that break others"
-        )
         made.add_argument("--repeats", type=int, default=self.repeats, help="rounds")
-        made.add_argument("--peers", nargs="*", choices=self.peers, default=list(self.peers), metavar="PEER")
+        if self.peers:
+            apart = "each row in a process of its own, for peers that break others"
+            made.add_argument("--apart", action="store_true", help=apart)
+            made.add_argument("--peers", nargs="*", choices=self.peers, default=list(self.peers), metavar="PEER")
+        else:
+            made.set_defaults(apart=False, peers=[])
         made.add_argument("--list", action="store_true", help="print the rows and what they must reach, and end")
         made.add_argument("--out", type=Path, default=results.RESULTS, help="folder of the JSON and PNG files")
         return made
 
     def chosen(self, options: argparse.Namespace) -> list[R]:
-        """The rows that the options ask for."""
-        works = [w for w in self.works if w.group in options.groups and any(text in w.label for text in options.only)]
+        """The rows that the options ask for; ``ValueError`` or ``OSError`` if they cannot be."""
+        works = [
+            w
+            for w in self.all_works(options)
+            if w.group in options.groups and any(text in w.label for text in options.only)
+        ]
         return [w for w in works if options.exactly in (None, w.label)]
+
+    def all_works(self, options: argparse.Namespace) -> Sequence[R]:
+        """The rows to choose from: a command may add some that its options name."""
+        del options
+        return self.works
 
     def listing(self, works: Sequence[R]) -> str:
         """Rows as a table."""
@@ -154,7 +165,10 @@ class Command(Generic[R, B]):
     def main(self, arguments: Sequence[str]) -> int:
         """Measure, print, and write JSON and PNG. Exit status 1 if an output was wrong or there is no GPU."""
         options = self.parser().parse_args(arguments)
-        works = self.chosen(options)
+        try:
+            works = self.chosen(options)
+        except (OSError, ValueError) as error:
+            self.parser().error(str(error))
         if not works:
             self.parser().error("--groups and --only: expected to leave a row (see --list)")
         if options.list:
@@ -180,5 +194,9 @@ class Command(Generic[R, B]):
         results.finish(document)
         save()
         print(f"{table.not_run_table(document['not_run'])}\n\n{self.summary(document['cases'])}")
-        print(f"\n{path}\n{plot.draw(document, path.with_suffix('.png'))}")
+        print("\n".join(["", str(path), *self.beside(document, path)]))
         return 0 if passed else 1
+
+    def beside(self, document: dict[str, Any], path: Path) -> Sequence[str]:
+        """Write what goes beside the result file at ``path``; a line about each."""
+        return [plot.draw(document, path.with_suffix(".png"))]

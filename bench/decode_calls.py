@@ -43,7 +43,8 @@ class Rotation:
 Maker = Callable[[Work, Cache], list[Rotation]]
 
 
-def _empty(work: Work, cache: Cache) -> torch.Tensor:
+def empty_output(work: Work, cache: Cache) -> torch.Tensor:
+    """[total rows, Hq, Dv], full of NaN."""
     size = (sum(work.rows), work.heads_q, work.head_dim_v)
     return torch.full(size, float("nan"), dtype=torch.bfloat16, device=cache.q.device)
 
@@ -84,7 +85,7 @@ def call_of(
 
 
 def _ours(name: str, work: Work, cache: Cache, threshold: float | None = None, count: bool = False) -> Rotation:
-    out = _empty(work, cache)
+    out = empty_output(work, cache)
     stats = torch.zeros(2, dtype=torch.int64, device=out.device) if count else None
     made = [call_of(work, cache, copy, out, threshold, stats) for copy in range(len(cache.tables))]
 
@@ -123,7 +124,7 @@ def _fa3(operators: Any, work: Work, cache: Cache) -> list[Rotation]:
     ones = torch.ones(work.batch, work.heads_kv, device=q.device) if eight else None
     left, right = (work.window - 1, 0) if work.window else (-1, -1)
     longest, most = max(work.lens), max(work.rows)
-    out = _empty(work, cache)
+    out = empty_output(work, cache)
 
     def metadata(splits: int) -> Any:
         # fmt: off
@@ -170,7 +171,7 @@ def _flashmla(operators: Any, work: Work, cache: Cache) -> list[Rotation]:
     if work.layout != "latent":
         raise MissingError("takes latent caches only")
     q = cache.q.view(work.batch, work.rows[0], *cache.q.shape[1:])
-    out = _empty(work, cache)
+    out = empty_output(work, cache)
     plan: list[Any] = [None, None]
 
     def call(table: torch.Tensor) -> torch.Tensor:
@@ -199,7 +200,7 @@ def _xqa(decode: Any, work: Work, cache: Cache) -> list[Rotation]:
     if not fits or {*work.rows} != {1} or group not in built:
         raise MissingError("no library of it was built for this shape")
     workspace = torch.zeros(_XQA_WORKSPACE, dtype=torch.uint8, device=cache.q.device)
-    out = _empty(work, cache)
+    out = empty_output(work, cache)
     scales = {"bmm1_scale": work.head_dim**-0.5, "bmm2_scale": 1.0, "kv_layout": "NHD"}
 
     def call(table: torch.Tensor) -> torch.Tensor:

@@ -48,7 +48,7 @@ def cache_of(work: Work, copies: int, device: str) -> Cache:
     q = torch.empty(sum(work.rows), work.heads_q, work.head_dim, dtype=torch.bfloat16, device=device)
     if work.planted is None:
         for tensor in (q, k) if work.layout == "latent" else (q, k, v):
-            _fill_normal(tensor, generator)
+            fill_normal(tensor, generator)
         return Cache(q, k, v, tables, lens, offsets)
     drop = dropped(work, copies, generator)
     _plant(work, Cache(q, k, v, tables, lens, offsets, drop), generator)
@@ -57,14 +57,26 @@ def cache_of(work: Work, copies: int, device: str) -> Cache:
 
 def dropped(work: Work, copies: int, generator: torch.Generator) -> torch.Tensor:
     """Which blocks are planted low: of each KV head of each request exactly the share asked for, never the first."""
-    assert work.planted is not None and len({*work.lens}) == 1
-    blocks, odd = divmod(work.lens[0], work.block)
+    assert work.planted is not None
+    return lowest_blocks(ranked_blocks(work, copies, generator), work.planted)
+
+
+def ranked_blocks(work: Work, copies: int, generator: torch.Generator) -> torch.Tensor:
+    """In which order blocks are planted low as more of them are: int64 [copies, B, Hkv, blocks], the first one last."""
+    [length] = {*work.lens}
+    blocks, odd = divmod(length, work.block)
     if odd:
-        raise ValueError(f"lens: expected multiples of {work.block} for planted inputs (got {work.lens[0]})")
+        raise ValueError(f"lens: expected multiples of {work.block} for planted inputs (got {length})")
     size = (copies, work.batch, work.heads_kv, blocks)
     order = torch.rand(size, device=generator.device, generator=generator)
     order[..., 0] = 2.0
-    return order.argsort(-1).argsort(-1) < min(round(work.planted * blocks), blocks - 1)
+    return order.argsort(-1).argsort(-1)
+
+
+def lowest_blocks(rank: torch.Tensor, share: float) -> torch.Tensor:
+    """A share of the blocks by their ranks, bool as these are laid out."""
+    blocks = rank.shape[-1]
+    return rank < min(round(share * blocks), blocks - 1)
 
 
 def repaged(cache: Cache, work: Work, page: int) -> Cache:
@@ -160,7 +172,8 @@ def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     return (tensor[start : start + step] for start in range(0, len(tensor), step))
 
 
-def _fill_normal(tensor: torch.Tensor, generator: torch.Generator) -> None:
+def fill_normal(tensor: torch.Tensor, generator: torch.Generator) -> None:
+    """N(0,1) everywhere."""
     for part in _parts(tensor):
         part.copy_(torch.randn(part.shape, device=part.device, generator=generator))
 
@@ -176,11 +189,16 @@ def _plant(work: Work, cache: Cache, generator: torch.Generator) -> None:
     cache.q.copy_(noise(*cache.q.shape) + _ROW * direction)
     unit = math.sqrt(work.head_dim / 128)  # keeps the distance in nats when softmax_scale is head_dim ** -0.5
     assert cache.drop is not None
-    for table, drop in zip(cache.tables, cache.drop, strict=True):
+    for copy, drop in enumerate(cache.drop):
         for request, length in enumerate(work.lens):
             level = torch.where(drop[request], _LOW * unit, _HIGH * unit).repeat_interleave(work.block, 1)
             keys = noise(length, work.heads_kv, work.head_dim) + level.t()[:, :, None] * direction
-            pages = F.pad(keys, (0, 0, 0, 0, 0, -length % work.page)).view(-1, work.page, *keys.shape[1:])
-            cache.k[table[request].long()] = pages.to(cache.k.dtype)
+            store_keys(cache, work, copy, request, keys)
     if work.layout != "latent":
-        _fill_normal(cache.v, generator)
+        fill_normal(cache.v, generator)
+
+
+def store_keys(cache: Cache, work: Work, copy: int, request: int, keys: torch.Tensor) -> None:
+    """Put the keys of a request, [len, Hkv, D], on its pages."""
+    pages = F.pad(keys, (0, 0, 0, 0, 0, -len(keys) % work.page)).view(-1, work.page, *keys.shape[1:])
+    cache.k[cache.tables[copy][request].long()] = pages.to(cache.k.dtype)

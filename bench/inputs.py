@@ -76,12 +76,23 @@ def drawn_blocks(draw: Callable[..., torch.Tensor], heads: int, blocks: int, spa
     So a causal mask, which sees the first blocks more often than the last, meets that share too. ``draw`` gives random
     numbers of a size.
     """
+    return lowest_blocks(ranked_blocks(draw, heads, blocks), sparsity)
+
+
+def ranked_blocks(draw: Callable[..., torch.Tensor], heads: int, blocks: int) -> torch.Tensor:
+    """In which order blocks are dropped as more of them are, int64 [heads, blocks]: ranks in their run of 16 blocks."""
     rank = torch.empty(heads, blocks, dtype=torch.int64)
     for start in range(0, blocks, STRATUM):
         order = draw(heads, min(STRATUM, blocks - start))
         if start == 0:
             order[:, 0] = math.inf  # block 0 comes last: it is never dropped
         rank[:, start : start + STRATUM] = order.argsort(1).argsort(1).cpu()
+    return rank
+
+
+def lowest_blocks(rank: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """A share of the blocks, bool [heads, blocks], by their ranks."""
+    blocks = rank.shape[1]
     ends = torch.arange(0, blocks, STRATUM)
     wanted = (sparsity * (ends + STRATUM).clamp(max=blocks)).round() - (sparsity * ends).round()
     drop = rank < wanted.repeat_interleave(STRATUM)[:blocks]

@@ -8,17 +8,19 @@ from typing import Any
 
 from .names import DENSE, is_ours
 
-_WITH_GOALS = ("rows", "decode")  # kinds of results
+_WITH_GOALS = ("rows", "decode", "skip")  # kinds of results
 Lines = dict[str, list[tuple[float, float, float, float]]]
 
 
 def speedups(document: dict[str, Any]) -> Lines:
     """Points (sparsity, speedup, 10th, 90th percentile) per line: ours by shape, and fmha_v2 over its own dense."""
+    if document["kind"] == "skip":
+        return _speedups_of_points(document)
     if document["kind"] in _WITH_GOALS:
         return _speedups_of_rows(document)
     lines: Lines = {}
     for case in document["cases"]:
-        if case["input"] != "planted":
+        if case.get("input") != "planted":
             continue
         for item in case["comparisons"]:
             ours = item["of"].startswith("ours skip") and item["over"] == DENSE
@@ -52,6 +54,18 @@ def _speedups_of_rows(document: dict[str, Any]) -> Lines:
     return {name: sorted(points) for name, points in lines.items()}
 
 
+def _speedups_of_points(document: dict[str, Any]) -> Lines:
+    """Every row is a line, from threshold to threshold."""
+    lines: Lines = {}
+    for case in document["cases"]:
+        found = [point for point in case["points"] if point["speed"] and point["sparsity"] is not None]
+        speeds = [(point["sparsity"], point["speed"]) for point in found]
+        if found:
+            points = [(at, speed["median"], speed["p10"], speed["p90"]) for at, speed in speeds]
+            lines[f"skimattn {case['case']}"] = sorted(points)
+    return lines
+
+
 def draw(document: dict[str, Any], path: Path) -> str:
     """Draw to ``path``; says what was done, or why nothing was."""
     lines = speedups(document)
@@ -77,9 +91,8 @@ def draw(document: dict[str, Any], path: Path) -> str:
     axes.set_xlabel("skipped share of the visited tiles")
     whose = "our" if document["kind"] in _WITH_GOALS else "the same library's"
     axes.set_ylabel(f"speed over {whose} dense kernel")
-    axes.set_title(
-        f"{document['gpu']}, {document['kind']}, planted inputs, {document['cases'][0].get('dtype', 'bf16')}"
-    )
-    axes.legend()
+    of = "planted inputs, " + document["cases"][0].get("dtype", "bf16")
+    axes.set_title(f"{document['gpu']}, {document['kind']}, {document.get('group', of)}")
+    axes.legend(fontsize="small")
     figure.savefig(path, dpi=120, bbox_inches="tight")
     return str(path)

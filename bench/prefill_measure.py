@@ -20,7 +20,7 @@ from .prefill_calls import Maker, call_of, ours
 from .prefill_checks import check_output, sampled
 from .prefill_inputs import Data, data_of
 from .prefill_work import Work
-from .timing import Repeated, Summary, Timer, interleave
+from .timing import Call, Repeated, Summary, Timer, interleave
 
 ROW_MS = 2500.0  # of timed calls in a row, so that a table of 50 rows is done in minutes
 LEAST_ROUNDS = 5  # of a row whose calls are long
@@ -88,9 +88,13 @@ def _times(ready: Mapping[str, Contender], calls: int, bench: Bench) -> dict[str
     if not ready:
         return {}
     packed = {name: Repeated(item.call, calls) for name, item in ready.items()}
+    return {name: [ms / calls for ms in samples] for name, samples in sampled_times(packed, bench).items()}
+
+
+def sampled_times(packed: Mapping[str, Call], bench: Bench) -> dict[str, list[float]]:
+    """Milliseconds of each sample, after a round of warm-up that tells how many fit the time."""
     warm = bench.timer.round([*packed.values()])  # what this round takes is what the next ones will
-    sampled_ms = interleave(packed, rounds_of(sum(warm), bench), bench.timer, warmup=0)
-    return {name: [ms / calls for ms in samples] for name, samples in sampled_ms.items()}
+    return interleave(packed, rounds_of(sum(warm), bench), bench.timer, warmup=0)
 
 
 class _Run:

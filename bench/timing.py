@@ -144,3 +144,24 @@ class HostTimer:
         took = self.clock() - start
         self.synchronize()
         return took / self.launches * 1e6
+
+
+@dataclass(frozen=True)
+class StepTimer:
+    """Milliseconds of a step by the host's clock, until the device is done: ``steps`` of a kind in a row."""
+
+    synchronize: Callable[[], object]
+    steps: int
+    clock: Callable[[], float] = time.perf_counter
+
+    def round(self, calls: Sequence[Call]) -> list[float]:
+        """Mean milliseconds of each."""
+        return [self._steps(call) for call in calls]
+
+    def _steps(self, call: Call) -> float:
+        self.synchronize()
+        start = self.clock()
+        for _ in range(self.steps):
+            call()
+        self.synchronize()
+        return (self.clock() - start) / self.steps * 1e3

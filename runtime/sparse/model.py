@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Record:
     before: dict[str, LayerPolicy | None]
     enabled: bool = True
     dense_step: bool = False
+    awaits_step: bool = False
 
 
 def record_of(model: torch.nn.Module) -> Record:
@@ -69,27 +71,46 @@ def sparsify(model: torch.nn.Module, config: ConfigLike = None, *, count: bool =
         ArgumentError: it has no attention modules; none of them is told anything; or a setting cannot be. The model is
             then as it was.
     """
-    chosen = _as_config(model, config)
-    modules = attention_modules(model, chosen.targets)
-    policies = {name: chosen.policy_for(name, type(module).__name__) for name, module in modules.items()}
+    return attach(model, resolve(model, as_config(model, config)), count=count)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration and the attention modules of a model, by name, with the policy of each; None: dense."""
+
+    config: SkipSoftmaxConfig
+    modules: dict[str, torch.nn.Module]
+    policies: dict[str, LayerPolicy | None]
+
+
+def resolve(model: torch.nn.Module, config: SkipSoftmaxConfig) -> Resolved:
+    """What :func:`sparsify` would attach; the model is not touched. Raises as it does."""
+    modules = attention_modules(model, config.targets)
+    policies = {name: config.policy_for(name, type(module).__name__) for name, module in modules.items()}
     if not any(policies.values()):
-        got = "none" if chosen.calibration is None else "one that asks for a calibration: see calibrate"
+        got = "none" if config.calibration is None else "one that asks for a calibration: see calibrate"
         raise expected("config", f"a setting for at least one of {len(modules)} attention modules", got)
     for name, policy in policies.items():
         _check_heads(name, modules[name], policy)
-    _say_what_is_odd(chosen, modules, policies)
+    return Resolved(config, modules, policies)
+
+
+def attach(model: torch.nn.Module, resolved: Resolved, *, count: bool) -> torch.nn.Module:
+    """Give the modules of a model their policies, in place of what an earlier call gave them; raises nothing."""
+    _say_what_is_odd(resolved.config, resolved.modules, resolved.policies)
     restore(model, missing_ok=True)
-    before = {name: policy_of(module) for name, module in modules.items()}
-    for name, policy in policies.items():
+    before = {name: policy_of(module) for name, module in resolved.modules.items()}
+    for name, policy in resolved.policies.items():
         if policy is not None and count:
             policy.collector = TileCounts()
-        attach_policy(modules[name], policy)
-    model.__dict__[_ATTRIBUTE] = Record(chosen, before)
-    set_step(model, 0 if chosen.initial_disabled_steps else None)
+        attach_policy(resolved.modules[name], policy)
+    model.__dict__[_ATTRIBUTE] = Record(resolved.config, before)
+    await_step(model)
     return model
 
 
-def _as_config(model: torch.nn.Module, config: ConfigLike) -> SkipSoftmaxConfig:
+def as_config(model: torch.nn.Module, config: ConfigLike) -> SkipSoftmaxConfig:
+    """A configuration in any of the forms that :func:`sparsify` takes; raises as it does."""
     if isinstance(config, SkipSoftmaxConfig):
         return config
     if config is not None:
@@ -166,7 +187,14 @@ def set_step(model: torch.nn.Module, step: int | None = None, timestep: float | 
         timestep: its timestep, which falls from step to step.
     """
     record = record_of(model)
-    record.dense_step = record.config.is_dense_at(step, timestep)
+    record.dense_step, record.awaits_step = record.config.is_dense_at(step, timestep), False
+    _switch(model)
+
+
+def await_step(model: torch.nn.Module) -> None:
+    """Before the first step, of which nobody has said anything: dense if the configuration has dense steps."""
+    record = record_of(model)
+    record.dense_step = record.awaits_step = record.config.is_dense_at(0, math.inf)
     _switch(model)
 
 
@@ -176,6 +204,7 @@ def _switch(model: torch.nn.Module) -> None:
         policy = policy_of(modules[name]) if name in modules else None
         if policy is not None:
             policy.enabled = record.enabled and not record.dense_step
+            policy.awaits_step = record.enabled and record.awaits_step
 
 
 def export_config(model: torch.nn.Module) -> dict[str, Any]:

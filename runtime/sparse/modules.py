@@ -55,7 +55,7 @@ def head_dim_of(module: torch.nn.Module) -> int | None:
     own = _number(module, "qk_head_dim", "head_dim", "attention_head_dim")
     if own is not None:
         return own
-    width, heads = _number(module, "hidden_size"), heads_of(module)
+    width, heads = _number(module, "hidden_size", "inner_dim"), heads_of(module)
     return width // heads if width and heads else None
 
 

@@ -95,11 +95,13 @@ class LayerPolicy:
         rules: a stage that is not in it is dense.
         enabled: False: dense, and nothing is counted.
         collector: asked before each call that skips.
+        awaits_step: early denoising steps are to be dense, and nobody has said which step comes.
     """
 
     rules: Mapping[Phase, PhaseRule] = field(default_factory=dict)
     enabled: bool = True
     collector: Collector | None = None
+    awaits_step: bool = False
 
     def rule(self, phase: Phase) -> PhaseRule | None:
         """The rule that holds now; None: dense."""

@@ -14,12 +14,16 @@ import torch
 from skimattn.codegen import matrix
 
 from bench import __main__ as command
-from bench import accept, build, decode_work, machine, plot, prefill_work, results
+from bench import accept, build, decode_work, machine, plot, prefill_work, results, statlog_work
 from bench.command import Row
 from bench.names import DENSE, RAGGED, REPEATED, UNIFORM
 
 SPEED = {"n": 20, "min": 0.9, "max": 1.1, "p10": 0.95, "p90": 1.05}
-TABLES: dict[str, Sequence[Row]] = {"rows": prefill_work.WORKS, "decode": decode_work.WORKS}
+TABLES: dict[str, Sequence[Row]] = {
+    "rows": prefill_work.WORKS,
+    "decode": decode_work.WORKS,
+    "statlog": statlog_work.WORKS,
+}
 GOOD = {None: 1.0, 0.0: 0.97, 0.5: 1.25, 0.75: 1.5, 0.9: 1.7}
 
 
@@ -70,6 +74,15 @@ def with_goals(kind: str, works: Sequence[Row]) -> dict[str, Any]:
     return copy.deepcopy(document)
 
 
+def skip() -> dict[str, Any]:
+    """A row with goals of its own, and one without."""
+    document = with_goals("skip", prefill_work.WORKS[:2])
+    goal = {"of": "ours skip@0.1", "over": DENSE, "bar": 1.3, "value": 1.3, "passed": True}
+    document["cases"][0] |= {"case": "a model", "goals": [goal]}
+    document["cases"][1]["goals"] = []
+    return document
+
+
 def good() -> list[dict[str, Any]]:
     """Result files of all kinds in which everything is reached."""
     prefill, host = results.new_document("prefill", []), results.new_document("host", [])
@@ -80,7 +93,7 @@ def good() -> list[dict[str, Any]]:
     for cores, document in enumerate(builds, start=1):
         document |= {"cores": cores, "kernels": 192, "set_size": 192, "median_seconds": 2.0, "max_peak_mb": 400}
         document |= {"wall_seconds": 500.0 / cores, "machine": "a processor"}
-    documents = [prefill, host, *builds, ragged(), *(with_goals(*each) for each in TABLES.items())]
+    documents = [prefill, host, *builds, ragged(), *(with_goals(*each) for each in TABLES.items()), skip()]
     for document in documents:
         document["commit"] = "0123"
         results.finish(document)
@@ -94,7 +107,7 @@ def all_rows() -> list[accept.Row]:
 def test_everything_reached() -> None:
     rows = all_rows()
     goals = sum(len(work.goals) for works in TABLES.values() for work in works) + len(TABLES)
-    assert len(rows) == 3 + 3 + 9 + 3 + 1 + 2 + 1 + 3 + goals and all(row.passed for row in rows)
+    assert len(rows) == 3 + 3 + 9 + 3 + 1 + 2 + 1 + 3 + 2 + goals and all(row.passed for row in rows)
     assert len({row.name for row in rows}) == len(rows)
 
 
@@ -147,9 +160,17 @@ def damages() -> Iterator[tuple[str, Any]]:
     yield "ragged over uniform", lambda documents: cases(documents)[0]["comparisons"][0]["speed"].update(median=0.769)
     yield "ragged outputs that are wrong", lambda documents: cases(documents)[1]["checks"][0].update(passed=False)
     for place, kind in enumerate(TABLES, start=5):
-        wrong = lambda documents, at=place: documents[at]["cases"][4]["checks"][0].update(passed=False)  # noqa: E731
+        wrong = lambda documents, at=place: documents[at]["cases"][-1]["checks"][0].update(passed=False)  # noqa: E731
         yield f"{kind} outputs and counts that are wrong", wrong
     yield from missed_goals()
+    yield (
+        "skip outputs and counts that are wrong",
+        lambda documents: documents[-1]["cases"][1]["checks"][0].update(passed=False),
+    )
+    yield (
+        f"skip, a model: ours skip@0.1 over {DENSE}",
+        lambda documents: documents[-1]["cases"][0]["goals"][0].update(value=1.299),
+    )
     wrong = lambda documents: documents[0]["cases"][4]["checks"][0].update(passed=False)  # noqa: E731
     yield "outputs and counts that are wrong", wrong
 

@@ -259,14 +259,14 @@ def test_a_build_with_nothing_to_do_takes_about_a_millisecond_a_kernel(
     compiled = standin.pretend_compiler(monkeypatch, chosen, specs)
     chosen.run(specs, 2)
     assert len(compiled) == len(specs)
-    seconds = []  # of the CPU: other tests run at the same time
-    for _ in range(5):
+    seconds, bound = [], 2e-3 * len(specs)  # of the CPU: other tests run at the same time
+    while len(seconds) < 5 and min(seconds, default=bound) >= bound:
         before = os.times()
         done = standin.run("--sm", "90", "100", "--out", out)
         after = os.times()
         seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert summary(done) == f"0 compiled, {len(specs)} up to date, 0 failed"
-    assert min(seconds) < 2e-3 * len(specs), seconds
+    assert min(seconds) < bound, seconds
 
 
 def test_estimates_come_from_what_was_measured(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

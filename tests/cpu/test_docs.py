@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from skimattn.sparse import attention_modules, policy_of
-from skimattn.tools.cli import main
 
+from tests.helpers.guides import run_guide
 from tests.helpers.sparse_models import GapModel
 from tests.helpers.standin import ROOT
 
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
-
-
-def blocks(text: str) -> list[tuple[str, str]]:
-    """Language and code of the fenced blocks, in their order."""
-    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+# A guide that is named as a library runs among the tests of that library (tests/engines), where there is one.
+ENGINES = {path.parent.name for path in (ROOT / "tests" / "engines").glob("*/test_guide.py")}
 
 
 class Model(GapModel):
@@ -35,19 +30,13 @@ class Model(GapModel):
             counts += torch.tensor([len(sample), 1])
 
 
-@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+@pytest.mark.parametrize(
+    "guide", [guide for guide in GUIDES if guide.stem not in ENGINES], ids=lambda guide: guide.name
+)
 def test_code_and_commands_run(guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"model": Model([8.0, 9.0]), "prompts": [[1] * 10, [2] * 20]}
-    for language, code in blocks(guide.read_text(encoding="utf-8")):
-        if language == "python":
-            exec(compile(code, guide.name, "exec"), names)
-            continue
-        for line in code.splitlines():
-            command, *words = shlex.split(line)
-            assert command == "skimattn"
-            result = CliRunner().invoke(main, words)
-            assert result.exit_code == 0, result.output
+    run_guide(guide, names)
     assert (tmp_path / "stats.summary.json").exists() and (tmp_path / "stats.png").exists()
 
 

@@ -33,6 +33,8 @@ from skimattn.sparse import (
     summary,
 )
 from skimattn.sparse.config.kernels import kernels_here
+from skimattn.sparse.model import await_step
+from skimattn.sparse.modules import head_dim_of
 from skimattn.sparse.report import describe
 
 from tests.helpers.sparse_models import ToyModel
@@ -102,6 +104,36 @@ def test_disable_enable_and_dense_steps() -> None:
     assert factors(model) == [0.1] * 4
     set_step(model, 3, timestep=600)
     assert factors(model) == [None] * 4
+
+
+def test_models_with_dense_steps_wait_to_be_told_the_first() -> None:
+    def waiting(model: torch.nn.Module) -> tuple[bool, bool]:
+        policy = policies(model)[0]
+        assert policy is not None
+        return policy.awaits_step, policy.enabled
+
+    one = {"threshold": 0.1}
+    for schedule in ({"initial_disabled_steps": 2}, {"disabled_until_timestep": 500}):
+        model = sparsify(ToyModel(), {**one, **schedule})
+        assert waiting(model) == (True, False)
+        disable(model)
+        assert waiting(model) == (False, False), "dense whatever the step"
+        enable(model)
+        assert waiting(model) == (True, False)
+        set_step(model, 2, 400)
+        assert waiting(model) == (False, True)
+        await_step(model)
+        assert waiting(model) == (True, False)
+    model = sparsify(ToyModel(), one)
+    assert waiting(model) == (False, True)
+    await_step(model)
+    assert waiting(model) == (False, True), "without dense steps nobody has to be told"
+
+
+def test_columns_of_a_head_from_what_all_heads_have_together() -> None:
+    module = torch.nn.Module()
+    module.heads, module.inner_dim = 3, 192  # type: ignore[assignment]
+    assert head_dim_of(module) == 64
 
 
 def test_a_pattern_that_nothing_matches_is_told() -> None:

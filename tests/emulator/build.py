@@ -23,8 +23,9 @@ HERE = Path(__file__).parent
 CACHE_VARIABLE = "SKIMATTN_EMULATOR_CACHE"
 _COMMON = ("-std=c++20", "-march=native", "-fno-math-errno", "-U_FORTIFY_SOURCE", "-fPIC", "-shared", "-w")
 _RUNTIME_OPTIONS = (*_COMMON, "-O3", "-ffp-contract=fast", "-fno-semantic-interposition")
-# Kernels say fmaf where they mean it; the compiler must not contract on its own.
-_KERNEL_OPTIONS = (*_COMMON, "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-DSKIM_HOST")
+# Kernels say fmaf where they mean it; the compiler must not contract on its own. Most are run but a few times: they
+# compile in a quarter of a second, where optimising them and reading C++'s own headers would take one.
+_KERNEL_OPTIONS = (*_COMMON, "-O0", "-nostdinc++", "-ffp-contract=off", "-fno-strict-aliasing", "-DSKIM_HOST")
 _ENTRY = """{source}
 extern "C" void skim_emulator_entry(const void* block) {{
   {name}(*static_cast<const skimattn::Params*>(block));
@@ -82,7 +83,7 @@ def runtime_library() -> Path:
 
 def _closure(source: str, override: HeaderPatch | None) -> dict[str, str]:
     """Every header that ``source`` reaches. The emulator's own come first, so they stand in for the real ones."""
-    rendered = {f"skimattn/{name}": render_header(name) for name in HEADERS}
+    rendered = _rendered_headers()
     found: dict[str, str] = {}
     pending = _INCLUDE.findall(source)
     while pending:
@@ -97,6 +98,11 @@ def _closure(source: str, override: HeaderPatch | None) -> dict[str, str]:
             found[name] = text if override is None else override(name, text)
         pending += _INCLUDE.findall(found[name])
     return dict(sorted(found.items()))
+
+
+@cache
+def _rendered_headers() -> dict[str, str]:
+    return {f"skimattn/{name}": render_header(name) for name in HEADERS}
 
 
 def _cache_folder() -> Path:

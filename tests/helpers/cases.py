@@ -6,8 +6,10 @@ each request, so that a request can be taken out of its batch (``alone``) and st
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -303,7 +305,13 @@ def _plant(
 
 
 def contents(case: Case) -> list[Content]:
-    """The content of every request."""
+    """The content of every request; tensors of its own, which can be written to."""
+    return [one.clone() for one in _contents(case)]
+
+
+@lru_cache(maxsize=16)
+def _contents(case: Case) -> list[Content]:
+    """Kept, since many tests run the same case over and over: under other schedules, with other mistakes."""
     return [content(case, index) for index in range(len(case.lens))]
 
 
@@ -332,11 +340,31 @@ def rules_of(case: Case, one: Content | None = None) -> Rules:
 
 
 def answers(case: Case, held: list[Content]) -> list[Answer]:
-    """The oracle's answer for every request."""
-    return [_answer(case, one) for one in held]
+    """The oracle's answer for every request; not to be written to, since they are kept for the same question."""
+    return [_kept_answer(case, _Question(one)) for one in held]
 
 
-def _answer(case: Case, one: Content) -> Answer:
+class _Question:
+    """What a request holds, compared by its bits."""
+
+    def __init__(self, one: Content) -> None:
+        self.one = one
+        tensors = {name: getattr(one, name).contiguous().view(torch.uint8).numpy() for name in "qkv"}
+        arrays = {"threshold": one.threshold, "custom": one.custom, "slopes": one.slopes, **one.descales}
+        parts = [(name, x.shape, hashlib.sha256(x.tobytes()).digest()) for name, x in tensors.items()]
+        parts += [(name, x.shape, hashlib.sha256(x.tobytes()).digest()) for name, x in arrays.items() if x is not None]
+        self._bits = repr(parts)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Question) and self._bits == other._bits
+
+    def __hash__(self) -> int:
+        return hash(self._bits)
+
+
+@lru_cache(maxsize=16)
+def _kept_answer(case: Case, question: _Question) -> Answer:
+    one = question.one
     if case.decodes(len(one.q), len(one.k)):
         decoding = case if case.phase == "mla" else replace(case, phase="decode")
         leaves = Leaves(split.MIN_LEAF_KEYS[decoding.spec.head_dim], split.MAX_LEAVES)

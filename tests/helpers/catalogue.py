@@ -102,8 +102,14 @@ def pairwise_cases(arch: str = "sm90") -> tuple[Case, ...]:
 
 
 def _pairwise_of(dtypes: tuple[str, ...], name: str, arch: str) -> Iterator[Case]:
-    for index, row in enumerate(covering(runtime_factors(dtypes), _allowed, seed=3)):
+    for index, row in enumerate(_rows(dtypes)):
         yield replace(case_of(row, index, arch), name=f"{name}{index}")
+
+
+@cache
+def _rows(dtypes: tuple[str, ...]) -> list[Row]:
+    """Of the pairwise cases of all architectures."""
+    return covering(runtime_factors(dtypes), _allowed, seed=3)
 
 
 def covering_cases(count: int, arch: str = "sm90") -> tuple[Case, ...]:
@@ -133,13 +139,13 @@ def kernel_pair_cases(arch: str) -> tuple[Case, ...]:
 
 def feature_covering(cases: tuple[Case, ...]) -> tuple[Case, ...]:
     """The fewest of these cases found that meet every pair of kernel features that they all meet."""
-    left, chosen = list(cases), []
-    missing = set().union(*map(_feature_pairs, left))
+    left = [(case, _feature_pairs(case), len(_traits(case))) for case in cases]
+    missing, chosen = set().union(*(pairs for _, pairs, _ in left)), []
     while missing:
-        best = max(left, key=lambda case: (len(_feature_pairs(case) & missing), len(_traits(case))))
+        best = max(left, key=lambda one: (len(one[1] & missing), one[2]))
         left.remove(best)
-        chosen.append(best)
-        missing -= _feature_pairs(best)
+        chosen.append(best[0])
+        missing -= best[1]
     return tuple(chosen)
 
 

@@ -38,12 +38,13 @@ _BASE = Case(name="", phase="decode", heads_q=1, pattern="random")
 
 
 def _allowed(row: Row) -> bool:
+    kernels = catalogue.kernels(_EIGHT_BIT if row["dtype"] in _EIGHT_BIT else _SIXTEEN_BIT, DIMS)
+    if tuple(row[name] for name in catalogue.KERNEL) not in kernels:
+        return False
     per_kv = row["heads"][0] // row["heads"][1]
     has_cache = row["paged"] or row["seqused"]
     decoded = all(PHASES.decodes(len_q, len_k, per_kv, has_cache=has_cache) for len_q, len_k in LENS[row["lens"]])
-    kernels = catalogue.kernels(_EIGHT_BIT if row["dtype"] in _EIGHT_BIT else _SIXTEEN_BIT, DIMS)
-    kept = tuple(row[name] for name in catalogue.KERNEL) in kernels
-    return decoded and kept and catalogue.fits(row, LENS[row["lens"]])
+    return decoded and catalogue.fits(row, LENS[row["lens"]])
 
 
 @cache
@@ -56,11 +57,17 @@ def decode_pairwise_cases(arch: str = "sm90") -> tuple[Case, ...]:
     for dtypes, name in ((_SIXTEEN_BIT, "decode"), (_EIGHT_BIT, "decode-byte")):
         if dtypes == _EIGHT_BIT and arch != "sm100":
             continue
-        factors = {**catalogue.runtime_factors(dtypes), "dims": DIMS, "heads": HEADS, "lens": tuple(LENS)}
-        rows = covering(factors, _allowed, seed=3)
-        cases = (catalogue.case_of(row, index, arch, lens=LENS[row["lens"]]) for index, row in enumerate(rows))
+        rows = enumerate(_rows(dtypes))
+        cases = (catalogue.case_of(row, index, arch, lens=LENS[row["lens"]]) for index, row in rows)
         found += [replace(case, name=f"{name}{index}", phase="decode") for index, case in enumerate(cases)]
     return tuple(_clear(case) for case in found)
+
+
+@cache
+def _rows(dtypes: tuple[str, ...]) -> list[Row]:
+    """Of the pairwise cases of all architectures."""
+    factors = {**catalogue.runtime_factors(dtypes), "dims": DIMS, "heads": HEADS, "lens": tuple(LENS)}
+    return covering(factors, _allowed, seed=3)
 
 
 def _clear(case: Case) -> Case:

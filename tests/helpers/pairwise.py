@@ -51,11 +51,23 @@ def _candidates(
     factors: Mapping[str, Sequence[Any]], allowed: Callable[[Row], bool], pair: Pair, rng: random.Random
 ) -> list[Row]:
     found = []
+    draws = [(name, values, len(values), len(values).bit_length()) for name, values in factors.items()]
     for attempt in range(_TRIES * 40):
-        row = {name: rng.choice(values) for name, values in factors.items()}
+        row = _drawn(draws, rng.getrandbits)
         row[pair[0]], row[pair[2]] = pair[1], pair[3]
         if allowed(row):
             found.append(row)
         if len(found) == _TRIES // 4 or (not found and attempt > _TRIES * 30):
             break
     return found
+
+
+def _drawn(draws: Sequence[tuple[str, Sequence[Any], int, int]], bits: Callable[[int], int]) -> Row:
+    """What ``rng.choice`` would draw for each name, from the same stream, in a third of the time."""
+    row = {}
+    for name, values, count, width in draws:
+        index = bits(width)
+        while index >= count:
+            index = bits(width)
+        row[name] = values[index]
+    return row

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.compiler import is_compiling
 
 from ..._call.checks import describe
 from ..._call.pieces import ragged_offsets
 from ...api import launch
 from ...errors import expected
 from ...params import Params
-from ...sparse.policy import LayerPolicy, policy_of
+from ...sparse.call import skip_arguments
+from ...sparse.policy import policy_of
 from ._arguments import refuse_unknown
 from ._compact import COLUMNS, Kind, Mask, decode
 from ._keys import ragged_keys
@@ -106,7 +106,9 @@ def params_of(
         arguments["sinks"] = s_aux
     policy = policy_of(module)
     if policy is not None:
-        arguments |= _skipping(policy, mask, call, query)
+        most = _most_keys(mask, call.lengths)
+        heads, device = query.shape[1], query.device
+        arguments |= skip_arguments(policy, mask.phase, most, batch=call.batch, heads_q=heads, device=device)
     return Params(**arguments)
 
 
@@ -204,25 +206,9 @@ def _mask_arguments(mask: Mask) -> dict[str, Any]:
     return {"mask": mask.kind}
 
 
-def _skipping(policy: LayerPolicy, mask: Mask, call: _Call, query: torch.Tensor) -> dict[str, Any]:
-    """Threshold, and counts where somebody collects them."""
-    rule = policy.rule(mask.phase)
-    if rule is None:
-        return {}
+def _most_keys(mask: Mask, lengths: int | torch.Tensor) -> int | torch.Tensor:
+    """How many keys a row can see at most."""
     most = {"window": mask.size, "around": 2 * mask.size + 1, "chunked": mask.size}.get(mask.kind)
-    lengths = call.lengths
-    if isinstance(lengths, torch.Tensor):
-        lengths = lengths if most is None else lengths.clamp(max=most)
-    else:
-        lengths = lengths if most is None else min(lengths, most)
-        if is_compiling():  # a number that changes from step to step would be compiled anew
-            lengths = torch.full((call.batch,), lengths, dtype=torch.int32, device=query.device)
-    threshold = rule.threshold(lengths, query.device)
-    if isinstance(threshold, torch.Tensor):
-        threshold = threshold.expand(call.batch, *threshold.shape[1:]).contiguous()
-    arguments: dict[str, Any] = {"skip_softmax_threshold": threshold}
-    if policy.collector is not None:
-        counts = policy.collector.counts(mask.phase, call.batch, query.shape[1], query.device)
-        if counts is not None:
-            arguments["stats"] = counts
-    return arguments
+    if most is None:
+        return lengths
+    return lengths.clamp(max=most) if isinstance(lengths, torch.Tensor) else min(lengths, most)

@@ -8,9 +8,10 @@ from dataclasses import replace
 import torch
 
 from ...errors import expected
+from .._device import may_read
 from ._compact import Mask, encode
 from ._phase import phase_of
-from ._place import Place, form_of, may_read, on_device, on_host
+from ._place import Place, form_of, on_device, on_host
 from ._recognise import MaskFunction, Pattern, recognise
 
 # What other masks are told, and what is no part of the meaning of one.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.compiler import is_compiling
 
 from ...errors import expected
+from .._device import may_read
 from ._compact import COLUMNS, Form
 from ._recognise import Pattern
 
@@ -39,11 +39,6 @@ class Used:
 
     numbers: torch.Tensor
     broken: torch.Tensor
-
-
-def may_read(device: torch.device) -> bool:
-    """Whether values on the device can be looked at: not in code that is traced, nor while a graph is captured."""
-    return not is_compiling() and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 def on_host(pattern: Pattern, place: Place, position: int) -> tuple[Form, torch.Tensor]:

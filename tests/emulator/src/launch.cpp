@@ -20,6 +20,7 @@ void build_cta(Cta& cta, int index, int grid, int threads, int smem_bytes, uint8
   cta.groups.assign(static_cast<size_t>((threads + kGroup - 1) / kGroup), Warpgroup{});
   cta.granules.assign(static_cast<size_t>(smem_bytes / kGranule + 1), Granule{});
   cta.words.assign(static_cast<size_t>(smem_bytes / 4 + 4), Word{});
+  cta.readers_of.assign(cta.words.size(), 0);
   cta.tensor = nullptr;
   cta.mbarriers.reserve(kMaxMbarriers);  // never moves: waiters point into it
   for (int t = 0; t < threads; ++t) {
@@ -48,6 +49,7 @@ void clean_up() {
   }
   machine.ctas.clear();
   machine.warps.clear();
+  machine.by_priority.clear();
   machine.loads.clear();
   machine.stores.clear();
   machine.ranges.clear();
@@ -99,6 +101,7 @@ extern "C" int skim_emulator_launch(void (*entry)(const void*), const void* bloc
   for (Cta& cta : machine.ctas) {
     for (Warp& warp : cta.warps) machine.warps.push_back(&warp);
   }
+  order_warps();
   {
     const FaultGuard faults;
     const TimeGuard time(seconds);

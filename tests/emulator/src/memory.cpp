@@ -1,5 +1,6 @@
 // Shared memory as threads see it, the checks on it, global ranges, and the 16-bit formats.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -122,12 +123,25 @@ uint32_t to_e4m3(float value) {
   return sign | (steps + static_cast<uint32_t>(step + 9) * 8);
 }
 
-float from_e4m3(uint8_t bits) {
+namespace {
+
+float e4m3_value(int bits) {
   const int exponent = bits >> 3 & 15, mantissa = bits & 7;
   if ((bits & 0x7f) == 0x7f) return std::nanf("");
   const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
                                         : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
   return (bits & 0x80) != 0 ? -magnitude : magnitude;
+}
+
+}  // namespace
+
+float from_e4m3(uint8_t bits) {
+  static const auto values = [] {
+    std::array<float, 256> all;
+    for (int i = 0; i < 256; ++i) all[static_cast<size_t>(i)] = e4m3_value(i);
+    return all;
+  }();
+  return values[bits];
 }
 
 float from_fp16(uint16_t half) {

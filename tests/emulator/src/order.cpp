@@ -33,7 +33,7 @@ Clock join(const Clock& a, const Clock& b) {
   if (result == nullptr) {
     std::vector<uint32_t> both = *a;
     merge(both, *b);
-    result = std::make_shared<const std::vector<uint32_t>>(std::move(both));
+    result = Clock(std::move(both));
   }
   recent[next++ % 4] = {a, b, result};
   return result;
@@ -59,7 +59,7 @@ void release(Meeting& meeting, Fibre& fibre) {
 
 Clock end_phase(Meeting& meeting) {
   Clock result;
-  if (!meeting.known.empty()) result = std::make_shared<const std::vector<uint32_t>>(std::move(meeting.known));
+  if (!meeting.known.empty()) result = Clock(std::move(meeting.known));
   meeting = Meeting{};
   return result;
 }

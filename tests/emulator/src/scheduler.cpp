@@ -2,8 +2,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <functional>
 
 #include "state.h"
 
@@ -62,12 +64,12 @@ Warp* pick_warp() {
   }
   if (chance(256)) {
     for (Warp* warp : machine.warps) warp->priority = random_number();
+    order_warps();
   }
-  Warp* best = nullptr;
-  for (Warp* warp : machine.warps) {
-    if (warp->ready != 0 && (best == nullptr || warp->priority > best->priority)) best = warp;
+  for (Warp* warp : machine.by_priority) {
+    if (warp->ready != 0) return warp;
   }
-  return best;
+  return nullptr;
 }
 
 int pick_lane(uint32_t ready) {
@@ -111,6 +113,11 @@ void block(Wait wait) {
   fibre.wait = wait;
   if (_setjmp(fibre.context) == 0) _longjmp(machine.scheduler, 1);
   fibre.wait = Wait{};
+}
+
+void order_warps() {
+  machine.by_priority = machine.warps;
+  std::ranges::stable_sort(machine.by_priority, std::greater{}, &Warp::priority);
 }
 
 void wake(Fibre& fibre) { fibre.warp->ready |= 1u << fibre.lane; }

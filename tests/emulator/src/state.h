@@ -6,10 +6,10 @@
 
 #include <array>
 #include <cstdint>
-#include <memory>
 #include <string>
-#include <unordered_map>
 #include <vector>
+
+#include "clock.h"
 
 namespace skim_emulator {
 
@@ -31,10 +31,6 @@ struct Cta;
 struct Warp;
 struct Mbarrier;
 struct TensorMemory;
-
-// Vector clock: for each thread of the CTA, up to which of its own times everything it did is known; then, for each
-// mbarrier, how many of its phases are known to have completed. Shared, never changed; null = knows nothing.
-using Clock = std::shared_ptr<const std::vector<uint32_t>>;
 
 // Where threads meet: what those who arrived knew, until the phase ends.
 struct Meeting {
@@ -190,7 +186,8 @@ struct Cta {
   std::vector<Warpgroup> groups;
   std::vector<Granule> granules;
   std::vector<Word> words;
-  std::unordered_map<uint32_t, std::vector<uint32_t>> readers;  // word -> last time each thread read it
+  std::vector<uint32_t> readers_of;            // by word: 1 + its place in `readers`; 0 = nobody has read it
+  std::vector<std::vector<uint32_t>> readers;  // the last time each thread read a word
   std::vector<Mbarrier> mbarriers;
   NamedBarrier named[kNamedBarriers];
   TensorMemory* tensor;  // null until a tcgen05 instruction
@@ -207,7 +204,7 @@ struct Machine {
   uint64_t seed, random_state;
   Fibre* current;
   std::vector<Cta> ctas;
-  std::vector<Warp*> warps;
+  std::vector<Warp*> warps, by_priority;
   std::vector<Load> loads;
   std::vector<Store> stores;
   std::vector<Range> ranges;
@@ -232,6 +229,7 @@ uint64_t random_number();
 inline bool chance(int one_in) { return random_number() % one_in == 0; }
 void block(Wait wait);  // until somebody wakes this fibre
 void wake(Fibre& fibre);
+void order_warps();  // anew, by their priorities
 void run_grid();
 [[noreturn]] void report_deadlock();
 char* stack_of(size_t index, size_t* size);

@@ -52,11 +52,12 @@ void end_reads(Cta& cta, const Wgmma& op, size_t group) {
 }
 
 // Element `at` of operands as they are stored.
-float to_float(Element element, const uint8_t* bytes, int at) {
-  if (element == Element::kE4m3) return from_e4m3(bytes[at]);
+template <Element kElement>
+float to_float(const uint8_t* bytes, int at) {
+  if constexpr (kElement == Element::kE4m3) return from_e4m3(bytes[at]);
   uint16_t bits;
   std::memcpy(&bits, bytes + 2 * at, 2);
-  return element == Element::kBf16 ? from_bf16(bits) : from_fp16(bits);
+  return kElement == Element::kBf16 ? from_bf16(bits) : from_fp16(bits);
 }
 
 // Element i of thread t's fragment lies in this row and column of the 64 x n tile.
@@ -80,28 +81,40 @@ void multiply(const float* a, const float* b, float* c, int n, int depth) {
   }
 }
 
-void compute(Wgmma& op) {
+template <Element kElement>
+void compute_with(Wgmma& op) {
   static float a[kM * kMostK], b[kMostK * kMaxN];
-  const int size = bytes_of(op.element), depth = kStepBytes / size, per_word = 4 / size;
+  constexpr int kSize = kElement == Element::kE4m3 ? 1 : 2, kDepth = kStepBytes / kSize, kPerWord = 4 / kSize;
   const uint8_t *const bytes = op.operands.data(), *const bytes_b = bytes + kM * kStepBytes;
   if (op.registers) {
     for (int t = 0; t < kGroup; ++t) {
       const auto* words = reinterpret_cast<const uint8_t*>(op.a_values[t]);
-      for (int i = 0; i < 4 * per_word; ++i) {
-        a[a_row(t, i, per_word) * depth + a_column(t, i, per_word)] = to_float(op.element, words, i);
+      for (int i = 0; i < 4 * kPerWord; ++i) {
+        a[a_row(t, i, kPerWord) * kDepth + a_column(t, i, kPerWord)] = to_float<kElement>(words, i);
       }
     }
   } else {
-    for (int i = 0; i < kM * depth; ++i) a[i] = to_float(op.element, bytes, i);
+    for (int i = 0; i < kM * kDepth; ++i) a[i] = to_float<kElement>(bytes, i);
   }
-  for (int k = 0; k < depth; ++k) {
+  for (int k = 0; k < kDepth; ++k) {
     for (int j = 0; j < op.n; ++j) {
-      b[k * op.n + j] = to_float(op.element, bytes_b, op.b_mn_major ? k * op.n + j : j * depth + k);
+      b[k * op.n + j] = to_float<kElement>(bytes_b, op.b_mn_major ? k * op.n + j : j * kDepth + k);
     }
   }
   if (!op.accumulate) std::memset(op.tile->c, 0, sizeof(float) * kM * op.n);
-  multiply(a, b, op.tile->c, op.n, depth);
+  multiply(a, b, op.tile->c, op.n, kDepth);
   op.computed = true;
+}
+
+void compute(Wgmma& op) {
+  switch (op.element) {
+    case Element::kBf16:
+      return compute_with<Element::kBf16>(op);
+    case Element::kFp16:
+      return compute_with<Element::kFp16>(op);
+    case Element::kE4m3:
+      return compute_with<Element::kE4m3>(op);
+  }
 }
 
 AccumulatorTile* find_tile(Warpgroup& group, int t, const float* d) {

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import transformers
 
+from tests.helpers.rounding import Truth
+
 RELEASE = int(transformers.__version__.split(".")[0])
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WINDOW = 24  # shorter than the sequences of the tests
@@ -119,23 +121,6 @@ def logits_of(model: transformers.PreTrainedModel, attention: str, tokens: torch
     return logits.float()
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What logits should be, and by how much those of eager attention in bf16 are off, on average and at most."""
-
-    logits: torch.Tensor
-    mean: float
-    most: float
-
-    def check(self, logits: torch.Tensor) -> None:
-        """Refuse logits that are farther off than rounding explains."""
-        assert logits.shape == self.logits.shape
-        off = (logits - self.logits).abs()
-        assert torch.isfinite(off).all()
-        assert off.mean().item() <= 1.3 * self.mean + 1e-5, f"{off.mean().item():.5f} on average, eager {self.mean:.5f}"
-        assert off.max().item() <= 2.5 * self.most + 1e-4, f"{off.max().item():.4f} at most, eager {self.most:.4f}"
-
-
 def truth_of(family: str, tokens: torch.Tensor, kept: torch.Tensor | None = None, **inputs: Any) -> Truth:
     """The truth of one forward; ``kept`` bool ``[rows, length]``: the logits that count."""
     changes = inputs.pop("changes", {})
@@ -143,5 +128,4 @@ def truth_of(family: str, tokens: torch.Tensor, kept: torch.Tensor | None = None
     eager = logits_of(model_of(family, **changes), "eager", tokens, **inputs)
     if kept is not None:
         exact, eager = exact[kept], eager[kept]
-    off = (eager - exact).abs()
-    return Truth(exact, off.mean().item(), off.max().item())
+    return Truth.of(exact, eager)

@@ -1,6 +1,6 @@
 // The host version of templates/include/skimattn/ptx.cuh: the same functions, answered by the emulator.
 #pragma once
-#include <cstdlib>
+#include <stdlib.h>
 
 #include <skimattn_host/machine.h>
 #include <skimattn/core/platform.cuh>
@@ -138,7 +138,7 @@ inline uint32_t prmt(uint32_t first, uint32_t second, uint32_t selector) {
   uint32_t chosen = 0;
   for (int i = 0; i < 4; ++i) {
     const uint32_t digit = selector >> 4 * i & 0xf;
-    if (digit > 7) std::abort();  // sign replication is not modelled
+    if (digit > 7) abort();  // sign replication is not modelled
     chosen |= static_cast<uint32_t>(bytes >> 8 * digit & 0xff) << 8 * i;
   }
   return chosen;
@@ -159,7 +159,7 @@ inline void atomic_add(unsigned long long* address, unsigned long long value) { 
 template <class T>
 inline void host_store(void* address, T value) {
   emu::global_access(address, sizeof(T), true);
-  std::memcpy(address, &value, sizeof(T));
+  memcpy(address, &value, sizeof(T));
 }
 inline void st_global(void* address, uint32_t value) { host_store(address, value); }
 inline void st_global(float* address, float value) { host_store(address, value); }
@@ -175,11 +175,11 @@ inline Pair ld_global_pair(const float* address) {
 }
 inline void st_global_quad(float* address, const float (&x)[4]) {
   emu::global_access(address, 16, true);
-  std::memcpy(address, x, 16);
+  memcpy(address, x, 16);
 }
 inline void ld_global_quad(const float* address, float* x) {
   emu::global_access(address, 16, false);
-  std::memcpy(x, address, 16);
+  memcpy(x, address, 16);
 }
 template <class T>
 inline T ld_global(const T* address) {

@@ -1,7 +1,7 @@
 // What the emulator's runtime offers to the host version of ptx.cuh. One call per instruction; the runtime decides
 // when the calling fibre (one per CUDA thread) goes on. Addresses in shared memory are plain host pointers here.
 #pragma once
-#include <cstdint>
+#include <stdint.h>
 
 namespace skim_emulator {
 

@@ -1,8 +1,8 @@
 // The host's side of core/platform.cuh: what the device compiler provides and a C++20 host compiler does not.
 #pragma once
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
 
 #define SKIM_DEVICE inline
 #define __global__
