@@ -17,6 +17,7 @@ from skimattn.sparse import Outcome, policy_of
 from skimattn.sparse.policy import Phase
 
 _KEPT = 2  # caches of batches
+_TOKENS = 1 << 17  # of prompts that are computed at once, of all windows together
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ class Batches:
             policy.enabled = False
         try:
             cache = transformers.DynamicCache(config=self.model.config)
-            self._forward(prompts, cache, "prefill")
+            size = max(_TOKENS // len(prompts), 1)
+            for start in range(0, prompts.shape[1], size):
+                self._forward(prompts[:, start : start + size], cache, "prefill")
         finally:
             for policy, enabled in zip(policies, before, strict=True):
                 policy.enabled = enabled

@@ -13,7 +13,7 @@ from skimattn.integrations.transformers import Loaded, TextForward, load
 from skimattn.sparse import ModelRunner, SkipSoftmaxConfig, restore, sparsify
 from skimattn.sparse.policy import PhaseRule
 
-from bench import models, models_run, models_texts, results, texts
+from bench import models, models_decode, models_run, models_texts, results, texts
 from bench.models_decode import Batches
 from bench.models_fits import dense_pass
 
@@ -119,7 +119,11 @@ def test_another_plan_needs_another_folder(folder: Path, tmp_path: Path, capsys:
     assert "--methods: expected some of one threshold, layers by loss" in capsys.readouterr().err
 
 
-def test_a_batch_decodes_as_its_windows_do(loaded: Loaded, folder: Path) -> None:
+@pytest.mark.parametrize("at_once", [1 << 17, 1000])
+def test_a_batch_decodes_as_its_windows_do(
+    loaded: Loaded, folder: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models_decode, "_TOKENS", at_once)
     windows = models_texts.load(folder / "texts.npz").windows("evaluation", LENGTH, 3)
     tokens, batches = torch.tensor(windows), Batches(loaded.model, LENGTH, 4)
     rule = PhaseRule(0.4, 0.0)
