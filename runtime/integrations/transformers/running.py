@@ -14,6 +14,7 @@ import transformers
 from ...errors import expected
 from ...sparse.calibration.runner import Outcome, Sample
 from ...sparse.policy import Phase, policy_of
+from ._divergence import Divergence
 from ._dropped import Dropped, measuring
 from .session import Session, nats
 
@@ -32,6 +33,8 @@ class TextForward:
         new_tokens: how many last tokens decode predicts.
         chunk: tokens of a prompt that are computed at once; None: all.
         dropped: tell dropped probability too, which computes every call that skips densely as well.
+        divergence: tell how far predictions move, too: of each text what it predicts dense, at up to 1024 places, is
+            computed once and kept. Decode compares the steps alone, after the same prompt.
     """
 
     def __init__(
@@ -41,12 +44,14 @@ class TextForward:
         new_tokens: int = 32,
         chunk: int | None = None,
         dropped: bool = False,
+        divergence: bool = False,
     ) -> None:
         """Nothing is run yet; raises ``ArgumentError`` for a number below 1."""
         for name, value in (("new_tokens", new_tokens), ("chunk", chunk)):
             if value is not None and value < 1:
                 raise expected(name, "1 or more", value)
         self._model, self._new_tokens, self._chunk, self._dropped = model, new_tokens, chunk, dropped
+        self._divergence = Divergence(model) if divergence else None
         self._prompts: dict[tuple[int, ...], Any] = {}
         self._free = _KEPT_BYTES
 
@@ -59,13 +64,19 @@ class TextForward:
         least = 2 if phase == "prefill" else self._new_tokens + 2
         if len(sample) < least:
             raise expected("sample", f"at least {least} tokens in {phase}", len(sample))
-        return self._prefill(sample) if phase == "prefill" else self._decode(sample)
+        run = self._prefill if phase == "prefill" else self._decode
+        if self._divergence is not None:
+            with self._divergence.beginning(sample, phase) as is_first:
+                if is_first:
+                    run(sample)
+        return run(sample)
 
     def _prefill(self, sample: Sample) -> Outcome:
         session, at = Session(self._model, cached=self._chunk is not None), 0
         total: torch.Tensor | float = 0.0
         with self._measuring() as dropped:
             for logits in session.prompt(sample, self._chunk):
+                self._see(logits, at, len(sample))
                 total = total + nats(logits, sample[at + 1 : at + 1 + len(logits)])
                 at += len(logits)
         return self._outcome(float(total) / (len(sample) - 1), prompt_length(len(sample), self._chunk), dropped)
@@ -76,7 +87,9 @@ class TextForward:
         total: torch.Tensor | float = 0.0
         with self._measuring() as dropped:
             for at in range(len(prompt), len(sample) - 1):
-                total = total + nats(session.step(sample[at])[None], sample[at + 1 : at + 2])
+                logits = session.step(sample[at])[None]
+                self._see(logits, at - len(prompt), self._new_tokens)
+                total = total + nats(logits, sample[at + 1 : at + 2])
         return self._outcome(float(total) / self._new_tokens, len(prompt) + (self._new_tokens + 1) // 2, dropped)
 
     def _after(self, prompt: Sample) -> Any:
@@ -97,11 +110,16 @@ class TextForward:
         found = (policy_of(module) for module in self._model.modules())
         return any(policy is not None and policy.rule("prefill") for policy in found)
 
+    def _see(self, logits: torch.Tensor, at: int, rows: int) -> None:
+        if self._divergence is not None:
+            self._divergence.see(logits, at, rows)
+
     def _measuring(self) -> Any:
         return measuring(self._model) if self._dropped else nullcontext()
 
     def _outcome(self, loss: float, length: int, dropped: Dropped | None) -> Outcome:
-        return Outcome(loss, length, {} if dropped is None else dropped.means(self._model))
+        moved = None if self._divergence is None else self._divergence.mean()
+        return Outcome(loss, length, {} if dropped is None else dropped.means(self._model), moved)
 
 
 def prompt_length(tokens: int, chunk: int | None) -> int:

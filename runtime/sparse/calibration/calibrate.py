@@ -35,18 +35,23 @@ class Quality:
 
     Attributes:
         by: what gets a threshold; in decode the heads of one kv head share theirs.
-        cost: what is to be small: the added loss of each alone (as many runs as there are units, thresholds and texts),
-            or the dropped probability (no labels, and no runs beyond those of the fit).
+        cost: what is to be small: the added loss of each alone (as many runs as there are units, thresholds and texts);
+            how far its predictions move (the same with fewer texts, since it is not hidden behind what labels happen to
+            be); or the dropped probability (no labels, and no runs beyond those of the fit).
         budget: in place of a target share, by phase: nats that may be added to the mean loss (0.003 is 0.3 % of
             perplexity), or what ``cost="dropped"`` may add up to.
         corrections: how often the choice is run as a whole and moved by what it missed, since units are not
             independent.
+        texts: how many of the texts, the first of them, units run alone on; None: all.
+        thresholds: final ones at which units run alone, rising; (): all that are tried.
     """
 
     by: By = "layer"
     cost: Cost = "loss"
     budget: float | Mapping[Phase, float] | None = None
     corrections: int = 2
+    texts: int | None = None
+    thresholds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,9 +165,11 @@ def _checked(
     samples = [[int(token) for token in text] for text in data]
     if not samples or not all(samples):
         raise expected("data", "texts as token ids, at least one, none of them empty", f"{len(samples)} texts")
-    rising = tuple(sorted(set(thresholds)))
-    if len(rising) < 2 or rising != tuple(thresholds) or not 0 < rising[0] <= rising[-1] < 1:
-        raise expected("thresholds", "at least two, rising, above 0 and below 1", thresholds)
+    rising = _rising("thresholds", thresholds)
+    if quality is not None and quality.thresholds:
+        _rising("quality.thresholds", quality.thresholds)
+    if quality is not None and quality.texts is not None and quality.texts < 1:
+        raise expected("quality.texts", "1 or more", quality.texts)
     wanted = _numbers("targets", targets)
     budgets = _numbers("quality.budget", quality.budget if quality else None)
     for phase, target in wanted.items():
@@ -176,6 +183,13 @@ def _checked(
     if not wanted and not budgets:
         raise expected("targets", "shares to skip, or a quality with a budget", "neither")
     return _Job(modules, samples, wanted, budgets, rising, quality, *options)
+
+
+def _rising(key: str, thresholds: Sequence[float]) -> tuple[float, ...]:
+    rising = tuple(sorted(set(thresholds)))
+    if len(rising) < 2 or rising != tuple(thresholds) or not 0 < rising[0] <= rising[-1] < 1:
+        raise expected(key, "at least two, rising, above 0 and below 1", thresholds)
+    return rising
 
 
 def _numbers(key: str, value: Any) -> dict[Phase, float]:
@@ -194,7 +208,9 @@ def _expected_runs(job: _Job) -> int:
     runs = texts * tried
     if job.quality is not None:
         runs += texts * job.quality.corrections
-        runs += texts * (1 + len(job.modules) * tried) if job.quality.cost == "loss" else 0
+        if job.quality.cost != "dropped":
+            alone = len(job.samples[: job.quality.texts])
+            runs += texts + alone * len(job.modules) * len(job.quality.thresholds or job.thresholds)
     return runs * len(job.phases)
 
 

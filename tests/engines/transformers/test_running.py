@@ -146,6 +146,34 @@ def with_map(call: Params) -> torch.Tensor:
     return dropped_mass(again)[0]
 
 
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("most", [1024, 70])
+def test_divergence_is_that_of_all_predictions(
+    loaded: Loaded, phase: Any, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skimattn.integrations.transformers._divergence.MOST", most)
+    new = 4 if phase == "prefill" or most > LONG else 100
+    forward = TextForward(loaded.model, new_tokens=new, divergence=True, chunk=90)
+    with policies(loaded.model, {phase: SKIPS[phase]}):
+        first, again = (forward(text(LONG), phase).divergence for _ in range(2))
+        sparse = predictions(loaded.model, text(LONG), new if phase == "decode" else 0)
+    dense = predictions(loaded.model, text(LONG), new if phase == "decode" else 0)
+    every = -(-len(dense) // most)
+    wanted = (dense.exp() * (dense - sparse)).sum(-1)[::every].mean()
+    assert first == again == pytest.approx(float(wanted), rel=2e-3) and first > 1e-4
+    assert forward(text(LONG), phase).divergence == 0, "of itself"
+    assert every == (1 if most == 1024 else 9 if phase == "prefill" else 2)
+
+
+def predictions(model: transformers.PreTrainedModel, sample: list[int], steps: int) -> torch.Tensor:
+    """Log-probabilities of all next tokens, or of the last steps."""
+    session = Session(model)
+    rows = [*session.prompt(sample[: -steps - 1] if steps else sample, 90)]
+    if steps:
+        rows = [session.step(token)[None] for token in sample[-steps - 1 : -1]]
+    return torch.cat(rows).double().log_softmax(-1)
+
+
 @pytest.mark.parametrize(
     ("made", "words"),
     [
