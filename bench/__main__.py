@@ -13,6 +13,8 @@ COMMANDS = {
     "skip": "speed over achieved sparsity at many thresholds, on made-up and real inputs (needs a GPU)",
     "dump": "q, k and v that a model's attention is given, into a file for bench skip",
     "statlog": "what StatLog costs a prefill and a decode step (needs a GPU)",
+    "models": "perplexity, needles and achieved shares of a language model, by ways to find thresholds",
+    "texts": "token files for bench models",
     "ragged": "ragged batches beside uniform ones and FlashAttention-3 (needs a GPU)",
     "host": "host microseconds of a launch (needs a GPU)",
     "build": "seconds and memory that compiling takes",

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -36,8 +36,8 @@ _GOES_BY: Mapping[str, tuple[str, ...]] = {
 _BUILD = (*_CHOICE, "compiler", "jobs", "lineinfo", "dry_run")
 
 
-def expand(arguments: Sequence[str]) -> list[str]:
-    """Turn ``--sm 90 100`` into ``--sm 90 --sm 100``, which click can read."""
+def expand(arguments: Sequence[str], lists: Collection[str] = _LISTS) -> list[str]:
+    """Turn ``--sm 90 100`` into ``--sm 90 --sm 100``, which click can read; ``lists`` are the options that may."""
     expanded: list[str] = []
     flag, values = "", 0
     for argument in (*arguments, "--"):
@@ -48,7 +48,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
         if flag and not values:
             raise click.UsageError(f"{flag} expects at least one value")
         name, equals, value = argument.partition("=")
-        flag, values = (name, int(bool(equals))) if name in _LISTS else ("", 0)
+        flag, values = (name, int(bool(equals))) if name in lists else ("", 0)
         expanded += [name, value] if flag and equals else [] if flag else [argument]
     return expanded[:-1]
 

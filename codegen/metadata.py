@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class Kernel:
     """One compiled kernel. The first fields are those of its spec; bytes for sizes, rows and keys for tiles.
 
     ``source_sha256`` is of everything that was compiled. ``verified`` says by what kernels of its family are known
-    to be right.
+    to be right: today, also in a folder that was built when less was known.
     """
 
     arch: str
@@ -192,12 +192,13 @@ def parse_kernel(row: Mapping[str, Any], origin: str) -> Kernel:
         geometry = _geometry(kernel.spec)
     except (ValueError, KeyError) as error:
         raise MetadataError(f"{label}: {error}") from error
+    known = geometry.pop("verified")
     for name, wanted in geometry.items():
         if row[name] != wanted:
             raise MetadataError(f"{label}: {name}: expected {wanted!r} (got {row[name]!r})")
     if Path(kernel.cubin).is_absolute() or ".." in Path(kernel.cubin).parts:
         raise MetadataError(f"{label}: cubin: expected a path below the metadata file (got {kernel.cubin!r})")
-    return kernel
+    return replace(kernel, verified=known)
 
 
 def read_cubin(kernel: Kernel, folder: Path) -> bytes:

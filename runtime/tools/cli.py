@@ -9,6 +9,11 @@ from pathlib import Path
 
 import click
 
+from .models.calibrate import calibrate
+from .models.generate import generate
+from .models.sparsify import sparsify
+from .models.verify import verify
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
@@ -109,3 +114,7 @@ def stats(file: Path, as_json: bool, png: Path | None, width: int) -> None:
         raise
     except (ArgumentError, ModuleNotFoundError, OSError) as error:
         raise click.ClickException(str(error)) from error
+
+
+for _command in (calibrate, generate, sparsify, verify):
+    main.add_command(_command)

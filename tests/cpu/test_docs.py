@@ -10,13 +10,9 @@ import pytest
 import torch
 from skimattn.sparse import attention_modules, policy_of
 
-from tests.helpers.guides import run_guide
+from tests.helpers.guides import GUIDES, OF_ENGINES, run_guide, without_engine
 from tests.helpers.sparse_models import GapModel
 from tests.helpers.standin import ROOT
-
-GUIDES = sorted((ROOT / "docs").glob("*.md"))
-# A guide that is named as a library runs among the tests of that library (tests/engines), where there is one.
-ENGINES = {path.parent.name for path in (ROOT / "tests" / "engines").glob("*/test_guide.py")}
 
 
 class Model(GapModel):
@@ -30,9 +26,7 @@ class Model(GapModel):
             counts += torch.tensor([len(sample), 1])
 
 
-@pytest.mark.parametrize(
-    "guide", [guide for guide in GUIDES if guide.stem not in ENGINES], ids=lambda guide: guide.name
-)
+@pytest.mark.parametrize("guide", without_engine(), ids=lambda guide: guide.name)
 def test_code_and_commands_run(guide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"model": Model([8.0, 9.0]), "prompts": [[1] * 10, [2] * 20]}
@@ -44,3 +38,9 @@ def test_guides_have_no_dead_links() -> None:
     for guide in GUIDES:
         for target in re.findall(r"\]\((?!https://)([^)]+)\)", guide.read_text(encoding="utf-8")):
             assert (guide.parent / target).exists(), target
+
+
+def test_guides_that_need_an_engine_are_run_with_it() -> None:
+    for engine, names in OF_ENGINES.items():
+        assert (ROOT / "tests/engines" / engine / "test_guides.py").exists()
+        assert set(names) <= {guide.name for guide in GUIDES}

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from skimattn.codegen import cli, support
-from skimattn.tools.cli import demo
+from skimattn.tools.cli import main
 
 from tests.helpers.standin import ROOT
 
@@ -114,16 +114,28 @@ def test_build_commands_are_valid(words: list[str], tmp_path: Path) -> None:
     assert result.exit_code == int(is_rejected), result.output
 
 
+@pytest.mark.parametrize("words", [words for words in commands() if words[0] == "skimattn"], ids=" ".join)
+def test_commands_for_models_are_valid(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are understood: what is missing is but the model. The guide's, which run, are the same."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("book.txt", "found.json"):
+        (tmp_path / name).write_text("{}")
+    result = CliRunner().invoke(main, words[1:])
+    assert result.exit_code == 1 and "Usage" not in result.output, result.output
+    guide = (ROOT / "docs" / "calibrate.md").read_text()
+    assert f"skimattn {words[1]} " in guide
+
+
 def test_every_command_is_one_of_those_that_are_checked() -> None:
     modules = ("skimattn", "skimattn.codegen.support", "pytest", "tests.cpu.test_matrix")
     known = {("python3", "-m", "venv"), (".", ".venv/bin/activate"), ("pip", "install"), ("python", "build.py")}
-    known |= {("python", "-m", module) for module in modules}
+    known |= {("python", "-m", module) for module in modules} | {("skimattn",)}
     for words in commands():
         assert any(tuple(words[: len(start)]) == start for start in known), words
 
 
 def test_every_option_exists() -> None:
-    known = options_of(cli.command, demo) | {"--help", "--dist"}
+    known = options_of(cli.command, *main.commands.values()) | {"--help", "--dist"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) <= known
 
 

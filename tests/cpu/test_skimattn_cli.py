@@ -37,7 +37,8 @@ def direct(*arguments: str) -> Result:
 def test_it_is_installed_under_its_name() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"]["skimattn"] == "skimattn.tools.cli:main"
-    assert set(main.commands) == {"build", "cache", "demo", "explain", "list", "stats"}
+    models = {"calibrate", "generate", "sparsify", "verify"}
+    assert set(main.commands) == {"build", "cache", "demo", "explain", "list", "stats", *models}
 
 
 @pytest.mark.parametrize(
@@ -113,3 +114,46 @@ def test_pictures_say_what_they_need(log: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "PIL", None)
     found = invoke("stats", str(log), "--png", "x.png")
     assert found.exit_code == 1 and "pip install 'skimattn[pictures]'" in found.output
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("calibrate", "--target-decode --per --cost --budget --held-out --state --data --lengths --plot --out --json"),
+        ("verify", "--config --data --lengths --new-tokens --max-perplexity-change --json"),
+        ("sparsify", "--export --config --target --samples --prompt --do-sample --temperature --top-p --json"),
+        ("generate", "--prompt --prompt-file --chat --config --max-new-tokens --do-sample --seed --stats"),
+    ],
+)
+def test_commands_of_models_have_their_options(command: str, words: str) -> None:
+    text = invoke(command, "--help").output
+    assert text.startswith(f"Usage: main {command} [OPTIONS] MODEL") and "--dtype" in text and "--device" in text
+    assert [word for word in words.split() if word not in text] == []
+
+
+def test_help_needs_no_engine() -> None:
+    code = (
+        "import sys; sys.modules.update(transformers=None, pydantic=None, torch=None);"
+        "from skimattn.tools.cli import main; main()"
+    )
+    for command in ("calibrate", "verify", "sparsify", "generate"):
+        done = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True)
+        assert done.returncode == 0 and "MODEL" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("missing", "extra"), [("transformers", "hf"), ("matplotlib.figure", "calibrate")])
+def test_a_missing_extra_is_named(missing: str, extra: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from skimattn.tools.cli import main; main()"
+    words = ["calibrate", "nothing", "--target", "0.5", "--plot", str(tmp_path / "x.png")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.startswith("Error: ") and done.stderr.endswith(f"pip install 'skimattn[{extra}]'\n")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_several_files_follow_one_option(tmp_path: Path) -> None:
+    """What is said of the last one shows that all were read as files of ``--data``."""
+    (tmp_path / "a").touch()
+    found = invoke("verify", "model", "--data", str(tmp_path / "a"), str(tmp_path / "b"), "--json")
+    assert found.exit_code == 2 and f"File '{tmp_path}/b' does not exist" in found.output
+    assert "--data expects at least one value" in invoke("verify", "model", "--data", "--json").output

@@ -34,7 +34,7 @@ int skim_noted_count = 0;
 inline void note(bool ts, uint32_t d, uint64_t a, uint64_t b, uint32_t instruction) {{
   const uint64_t start = ptx::smem_address(ptx::dynamic_smem()) >> 4;
   const uint64_t words[5] = {{ts, d, ts ? a : a - start, b - start, instruction}};
-  if (skim_noted_count < {MOST}) std::memcpy(skim_noted[skim_noted_count++], words, sizeof words);
+  if (skim_noted_count < {MOST}) memcpy(skim_noted[skim_noted_count++], words, sizeof words);
 }}
 template <class Element>
 void ss(uint32_t d, uint64_t a, uint64_t b, uint32_t instruction, bool accumulate) {{

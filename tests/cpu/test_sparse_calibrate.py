@@ -39,6 +39,10 @@ def dropped_of(model: GapModel) -> Any:
     return forward
 
 
+def divergence_of(model: GapModel) -> Any:
+    return lambda sample, phase: Outcome(divergence=model(sample, phase)[0] - 2)
+
+
 def skipped(model: GapModel, config: Any, length: int, phase: str = "prefill") -> float:
     """What the model really skips under a configuration."""
     sparsify(model, config)
@@ -98,12 +102,12 @@ def test_chosen_modules_are_those_of_the_configuration() -> None:
     assert policy_of(attention_modules(model)[LAYER(0)]) and not policy_of(attention_modules(model)[LAYER(1)])
 
 
-@pytest.mark.parametrize("cost", ["loss", "dropped"])
+@pytest.mark.parametrize("cost", ["loss", "divergence", "dropped"])
 @pytest.mark.parametrize("by", ["layer", "head"])
 def test_thresholds_go_where_tiles_cost_least(cost: Any, by: Any) -> None:
     """S = 1 + ln(t) / width and a cost of w * t: at the best choice w * t * width is the same everywhere."""
     model = GapModel([6.0, 9.0, 12.0])
-    forward = loss_of(model) if cost == "loss" else dropped_of(model)
+    forward = {"loss": loss_of, "divergence": divergence_of, "dropped": dropped_of}[cost](model)
     trials = list(np.geomspace(1e-4, 0.9, 24))
     found = calibrate(
         model,
@@ -128,6 +132,26 @@ def test_thresholds_go_where_tiles_cost_least(cost: Any, by: Any) -> None:
     skipped(model, uniform.config, 1000)
     assert model(texts(1000)[0], "prefill")[0] - 2 > chosen.cost * 1.05
     assert "units skip 50." in str(found)
+
+
+@pytest.mark.parametrize("cost", ["loss", "divergence"])
+def test_units_may_run_alone_on_fewer_texts_at_fewer_thresholds(cost: Any) -> None:
+    model, tried, alone = GapModel([6.0, 9.0]), [0.01, 0.03, 0.1, 0.3], (0.02, 0.2)
+    seen: list[int] = []
+
+    def forward(sample: Any, phase: Any) -> Outcome:
+        seen.append(len(sample))
+        loss = model(sample, phase)[0]
+        return Outcome(loss, divergence=loss - 2)
+
+    quality = Quality(cost=cost, texts=1, thresholds=alone, corrections=0)
+    job: dict[str, Any] = {"progress": False, "thresholds": tried, "quality": quality}
+    found = calibrate(model, texts(1000, 1200), {"prefill": 0.4}, forward=forward, **job)
+    profile = found.chosen["prefill"].profile
+    assert profile.thresholds == alone and profile.cost.shape == (2, 2)
+    counts = {length: seen.count(length) for length in (1000, 1200)}
+    dense = {1000: 1, 1200: int(cost == "loss")}
+    assert counts == {1000: 4 + dense[1000] + 4 + 1, 1200: 4 + dense[1200] + 1}, "trials, dense, alone, as a whole"
 
 
 def test_what_layers_do_to_each_other_is_corrected() -> None:
@@ -192,6 +216,8 @@ def test_states_of_others_are_refused(tmp_path: Path) -> None:
     calibrate(model, texts(1000), {"prefill": 0.5}, **job)
     with pytest.raises(ArgumentError, match=r"^state: expected the file of this calibration in .*that of other texts"):
         calibrate(model, texts(2000), {"prefill": 0.5}, **job)
+    with pytest.raises(ArgumentError, match=r"^state: .*that of other chunk"):
+        calibrate(model, texts(1000), {"prefill": 0.5}, **job, about={"chunk": 5})
     file.write_text("nonsense\n")
     with pytest.raises(ArgumentError, match=r"^state: expected a file that a calibration left"):
         calibrate(model, texts(1000), {"prefill": 0.5}, **job)
@@ -217,6 +243,9 @@ def test_states_of_others_are_refused(tmp_path: Path) -> None:
         ({"thresholds": [1e-9, 1e-8]}, "points: expected at least two thresholds that skip 10% to 90%"),
         ({"quality": Quality(budget=0.1)}, "quality.budget.prefill: expected nothing beside a target"),
         ({"targets": None, "quality": Quality(budget=-1)}, "quality.budget.prefill: expected above 0"),
+        ({"quality": Quality(texts=0)}, "quality.texts: expected 1 or more .got 0"),
+        ({"quality": Quality(thresholds=(0.1,))}, "quality.thresholds: expected at least two, rising"),
+        ({"quality": Quality(cost="divergence")}, "forward: expected the divergence of each text from the dense one"),
         ({"targets": {"prefill": 0.99}, "quality": Quality()}, "targets.prefill: expected a share that the largest"),
         (
             {"quality": Quality(cost="dropped")},

@@ -89,6 +89,17 @@ def test_rules_that_change_are_written(tmp_path: Path) -> None:
     assert ["rules" in row for row in rows] == [False, True, False] and rows[1]["rules"] == [{}, {}]
 
 
+def test_the_configuration_may_name_the_file(tmp_path: Path) -> None:
+    named = ToyModel(layers=1)
+    sparsify(named, {"threshold": 0.1, "stat_log_path": str(tmp_path / "named.jsonl")})
+    with StatLog(None, named) as log:
+        log.step(requests={"prefill": 3})
+    assert list(read_statistics(tmp_path / "named.jsonl").requests["prefill"]) == [3]
+    sparsify(named, {"threshold": 0.1})
+    with pytest.raises(ArgumentError, match=r"path: expected a file, or .* stat_log_path \(got None"):
+        StatLog(None, named)
+
+
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = model()
     with pytest.raises(ArgumentError, match=r"^model: expected one with policies, such as sparsify .*ToyModel"):

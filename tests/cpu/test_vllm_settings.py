@@ -17,7 +17,7 @@ from skimattn.integrations.vllm._settings import Settings, read_settings
 from skimattn.integrations.vllm._skipping import Skipping
 from skimattn.integrations.vllm._statistics import Statistics
 from skimattn.integrations.vllm._thresholds import LayerRules
-from skimattn.sparse import LayerPolicy, PhaseRule, SkipSoftmaxConfig, attach_policy, read_statistics
+from skimattn.sparse import LayerPolicy, PhaseRule, SkipSoftmaxConfig, StatLog, attach_policy, read_statistics
 
 LAYERS = [f"model.layers.{number}.self_attn.attn" for number in range(3)]
 SECTION = {"config_groups": {"group_0": {"algorithm": "skip_softmax", "threshold": {"prefill": 0.125}}}}
@@ -206,6 +206,8 @@ def test_steps_end_where_the_next_begins(tmp_path: Path) -> None:
         for names in (LAYERS[1:], LAYERS[:1])
     ]
     path = tmp_path / "log.jsonl"
+    with refused(r"^path: expected a file, or a configuration with a stat_log_path \(got None\)"):
+        StatLog(None, modules)
     statistics = Statistics(modules, torch.device("cpu"), path, (tmp_path, 0, 0))
 
     def batch(decodes: list[bool], visited: int, *, real: bool = True) -> None:

@@ -349,7 +349,8 @@ class _Question:
 
     def __init__(self, one: Content) -> None:
         self.one = one
-        tensors = {name: getattr(one, name).contiguous().view(torch.uint8).numpy() for name in "qkv"}
+        tensors = {name: getattr(one, name) for name in "qkv"}
+        tensors = {name: x.view((torch.uint8, torch.int16)[x.itemsize - 1]).numpy() for name, x in tensors.items()}
         arrays = {"threshold": one.threshold, "custom": one.custom, "slopes": one.slopes, **one.descales}
         parts = [(name, x.shape, hashlib.sha256(x.tobytes()).digest()) for name, x in tensors.items()]
         parts += [(name, x.shape, hashlib.sha256(x.tobytes()).digest()) for name, x in arrays.items() if x is not None]

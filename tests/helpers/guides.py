@@ -1,4 +1,4 @@
-"""Runs what stands in a guide."""
+"""The guides under ``docs/``: their code, which library it calls, and how it is run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,29 @@ from typing import Any
 from click.testing import CliRunner
 from skimattn.tools.cli import main
 
+from .standin import ROOT
 
-def blocks(text: str) -> list[tuple[str, str]]:
+GUIDES = sorted((ROOT / "docs").glob("*.md"))
+OF_ENGINES = {  # run by tests/engines
+    "diffusers": ("diffusers.md",),
+    "transformers": ("calibrate.md", "transformers.md"),
+}
+
+
+def blocks(guide: Path) -> list[tuple[str, str]]:
     """Language and code of the fenced blocks, in their order."""
-    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```(\w+)\n(.*?)^```$", guide.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def without_engine() -> list[Path]:
+    """Guides whose code needs no library beside torch."""
+    named = [name for names in OF_ENGINES.values() for name in names]
+    return [guide for guide in GUIDES if guide.name not in named]
 
 
 def run_guide(guide: Path, names: dict[str, Any]) -> None:
     """Run its Python, which shares ``names``, and its commands, which are all of ``skimattn``."""
-    for language, code in blocks(guide.read_text(encoding="utf-8")):
+    for language, code in blocks(guide):
         if language == "python":
             exec(compile(code, guide.name, "exec"), names)
             continue

@@ -37,6 +37,11 @@ or chunk if that is less, so it does not depend on the kind of cache.
 A forward that is compiled with its masks works for causal and sliding-window ones; for the others, and for packed
 sequences, make the mask outside (``transformers.masking_utils.create_causal_mask``) and pass it.
 
+**Running texts.** ``load`` loads a model with its tokenizer, ``TextForward`` runs texts for
+:func:`skimattn.sparse.calibrate`, ``compare`` runs a sparsified model beside itself, dense, and ``Session`` is one text
+in a model, prompt and steps. The commands ``skimattn calibrate``, ``verify``, ``sparsify`` and ``generate`` are made of
+these.
+
 One value is read back from the device in each forward whose mask depends on values there (padding, packing; with 4.57
 and static caches the position), never inside a graph capture.
 """
@@ -45,5 +50,20 @@ from __future__ import annotations
 
 from ._phase import DECODE_ROWS, phase
 from ._register import NAME, register
+from .comparison import Comparison, compare
+from .loading import Loaded, load
+from .running import TextForward
+from .session import Session
 
-__all__ = ["DECODE_ROWS", "NAME", "phase", "register"]
+__all__ = [
+    "DECODE_ROWS",
+    "NAME",
+    "Comparison",
+    "Loaded",
+    "Session",
+    "TextForward",
+    "compare",
+    "load",
+    "phase",
+    "register",
+]

@@ -41,6 +41,31 @@ def attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
+    *arguments: Any,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer, ``[B, Sq, Hq, Dv]``, and no weights; called by transformers, with what ``params_of`` has.
+
+    Raises:
+        ArgumentError: something is not known or not computed.
+    """
+    out = launch(params_of(module, query, key, value, attention_mask, *arguments, **others))
+    assert isinstance(out, torch.Tensor)  # no log-sum-exp was asked for
+    return as_transformers_has_it(out, query, value), None
+
+
+def as_transformers_has_it(out: torch.Tensor, query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The output of a call as ``[B, Sq, Hq, Dv]``."""
+    batch, heads, rows, _ = query.shape
+    return out.view(batch, rows, heads, value.shape[-1])
+
+
+def params_of(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -48,8 +73,8 @@ def attention(
     s_aux: torch.Tensor | None = None,
     is_causal: bool | None = None,
     **others: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of one layer; called by transformers.
+) -> Params:
+    """The call that attention of one layer is.
 
     Args:
         module: the layer, whose policy says what it skips.
@@ -65,7 +90,8 @@ def attention(
         is_causal: without a mask; default what the layer says.
         others: ``cu_seq_lens_q`` and ``cu_seq_lens_k`` with packed sequences, and what leaves attention alone.
 
-    Returns ``[B, Sq, Hq, Dv]``, and no weights; raises ``ArgumentError`` for what is not known or not computed.
+    Raises:
+        ArgumentError: something is not known or not computed.
     """
     refuse_unknown(dropout, others)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
@@ -83,9 +109,7 @@ def attention(
         most = _most_keys(mask, call.lengths)
         heads, device = query.shape[1], query.device
         arguments |= skip_arguments(policy, mask.phase, most, batch=call.batch, heads_q=heads, device=device)
-    out = launch(Params(**arguments))
-    assert isinstance(out, torch.Tensor)  # no log-sum-exp was asked for
-    return out.view(*q.shape[:-1], value.shape[-1]), None
+    return Params(**arguments)
 
 
 def _without_mask(

@@ -35,18 +35,23 @@ class Quality:
 
     Attributes:
         by: what gets a threshold; in decode the heads of one kv head share theirs.
-        cost: what is to be small: the added loss of each alone (as many runs as there are units, thresholds and texts),
-            or the dropped probability (no labels, and no runs beyond those of the fit).
+        cost: what is to be small: the added loss of each alone (as many runs as there are units, thresholds and texts);
+            how far its predictions move (the same with fewer texts, since it is not hidden behind what labels happen to
+            be); or the dropped probability (no labels, and no runs beyond those of the fit).
         budget: in place of a target share, by phase: nats that may be added to the mean loss (0.003 is 0.3 % of
             perplexity), or what ``cost="dropped"`` may add up to.
         corrections: how often the choice is run as a whole and moved by what it missed, since units are not
             independent.
+        texts: how many of the texts, the first of them, units run alone on; None: all.
+        thresholds: final ones at which units run alone, rising; (): all that are tried.
     """
 
     by: By = "layer"
     cost: Cost = "loss"
     budget: float | Mapping[Phase, float] | None = None
     corrections: int = 2
+    texts: int | None = None
+    thresholds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def calibrate(
     per_layer: bool = False,
     extrapolate: bool = False,
     state: str | Path | None = None,
+    about: Mapping[str, Any] | None = None,
     progress: bool | Progress = True,
     resamples: int = 200,
     seed: int = 0,
@@ -109,6 +115,7 @@ def calibrate(
         per_layer: fit each layer, so that each skips the target.
         extrapolate: allow targets outside the shares that were observed.
         state: a file in which measurements are kept, so that a calibration that was stopped goes on.
+        about: what else they depend on, such as options of ``forward``; the file of another calibration is refused.
         progress: show a bar (if rich is installed), tell a function (done, of how many, what), or neither.
         resamples: of the confidence intervals.
         seed: of the resampling.
@@ -119,10 +126,9 @@ def calibrate(
     found = attention_modules(model, modules)
     job = _checked(found, data, targets, thresholds, quality, per_layer, extrapolate, resamples, seed)
     kernels = _kernels(job)
-    about: dict[str, Any] = {"layers": list(found), "texts": job.names, "model": type(model).__name__}
-    about["kernels"] = {phase: str(one) for phase, one in kernels.items()}
+    depends = {**_depends_on(model, job, kernels), **(about or {})}
     with shown(progress) as tell:
-        bench = Bench(found, _runner(model, runner, forward, modules), State(state, about), tell, _expected_runs(job))
+        bench = Bench(found, _runner(model, runner, forward, modules), State(state, depends), tell, _expected_runs(job))
         done = {phase: _of_phase(bench, job, phase) for phase in job.phases}
     return _assembled(job, done, kernels, tuple(modules))
 
@@ -131,6 +137,12 @@ def _kernels(job: _Job) -> dict[Phase, Kernels]:
     """What serves here, by phase: figures are only good for these."""
     head_dims = [dim for module in job.modules.values() if (dim := head_dim_of(module))]
     return {phase: found for phase in job.phases for dim in head_dims[:1] if (found := kernels_here(phase, dim))}
+
+
+def _depends_on(model: torch.nn.Module, job: _Job, kernels: Mapping[Phase, Kernels]) -> dict[str, Any]:
+    """What measurements depend on."""
+    depends: dict[str, Any] = {"layers": list(job.modules), "texts": job.names, "model": type(model).__name__}
+    return depends | {"kernels": {phase: str(one) for phase, one in kernels.items()}}
 
 
 def _runner(model: torch.nn.Module, runner: Runner | None, forward: Forward | None, modules: Sequence[str]) -> Runner:
@@ -153,9 +165,11 @@ def _checked(
     samples = [[int(token) for token in text] for text in data]
     if not samples or not all(samples):
         raise expected("data", "texts as token ids, at least one, none of them empty", f"{len(samples)} texts")
-    rising = tuple(sorted(set(thresholds)))
-    if len(rising) < 2 or rising != tuple(thresholds) or not 0 < rising[0] <= rising[-1] < 1:
-        raise expected("thresholds", "at least two, rising, above 0 and below 1", thresholds)
+    rising = _rising("thresholds", thresholds)
+    if quality is not None and quality.thresholds:
+        _rising("quality.thresholds", quality.thresholds)
+    if quality is not None and quality.texts is not None and quality.texts < 1:
+        raise expected("quality.texts", "1 or more", quality.texts)
     wanted = _numbers("targets", targets)
     budgets = _numbers("quality.budget", quality.budget if quality else None)
     for phase, target in wanted.items():
@@ -169,6 +183,13 @@ def _checked(
     if not wanted and not budgets:
         raise expected("targets", "shares to skip, or a quality with a budget", "neither")
     return _Job(modules, samples, wanted, budgets, rising, quality, *options)
+
+
+def _rising(key: str, thresholds: Sequence[float]) -> tuple[float, ...]:
+    rising = tuple(sorted(set(thresholds)))
+    if len(rising) < 2 or rising != tuple(thresholds) or not 0 < rising[0] <= rising[-1] < 1:
+        raise expected(key, "at least two, rising, above 0 and below 1", thresholds)
+    return rising
 
 
 def _numbers(key: str, value: Any) -> dict[Phase, float]:
@@ -187,7 +208,9 @@ def _expected_runs(job: _Job) -> int:
     runs = texts * tried
     if job.quality is not None:
         runs += texts * job.quality.corrections
-        runs += texts * (1 + len(job.modules) * tried) if job.quality.cost == "loss" else 0
+        if job.quality.cost != "dropped":
+            alone = len(job.samples[: job.quality.texts])
+            runs += texts + alone * len(job.modules) * len(job.quality.thresholds or job.thresholds)
     return runs * len(job.phases)
 
 

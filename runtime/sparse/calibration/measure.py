@@ -81,6 +81,7 @@ def _packed(run: Run) -> dict[str, Any]:
         "counts": {name: np.asarray(counts).tolist() for name, counts in run.counts.items()},
         "loss": run.loss,
         "dropped": {name: np.asarray(mass).tolist() for name, mass in run.dropped.items()},
+        "divergence": run.divergence,
     }
 
 
@@ -90,6 +91,7 @@ def _unpacked(row: Mapping[str, Any]) -> Run:
         {name: np.array(counts, dtype=np.int64) for name, counts in row["counts"].items()},
         row["loss"],
         {name: np.array(mass, dtype=np.float64) for name, mass in row["dropped"].items()},
+        row.get("divergence"),  # files of earlier versions do not tell it
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,14 +11,19 @@ if TYPE_CHECKING:
     from .result import Calibration
 
 
-def draw(found: Calibration, path: Path) -> None:
-    """Draw it into a file; raises as :meth:`Calibration.plot`."""
+def check() -> Any:
+    """What draws; raises as :meth:`Calibration.plot` where it is not there."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("plots need matplotlib: pip install 'skimattn[calibrate]'") from error
+    return Figure
+
+
+def draw(found: Calibration, path: Path) -> None:
+    """Draw it into a file; raises as :meth:`Calibration.plot`."""
     phases = list(found.points)
-    figure = Figure(figsize=(6 * len(phases), 4.5), layout="constrained")
+    figure = check()(figsize=(6 * len(phases), 4.5), layout="constrained")
     for phase, axes in zip(phases, figure.subplots(1, len(phases), squeeze=False)[0], strict=True):
         fit = found.config.fit[phase]
         for length in sorted({point.length for point in found.points[phase]}):

@@ -17,7 +17,7 @@ from .runner import Run, Sample
 
 Floats = NDArray[np.float64]
 By = Literal["layer", "head"]
-Cost = Literal["loss", "dropped"]
+Cost = Literal["loss", "divergence", "dropped"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Profile:
         thresholds: T of them.
         visited: tiles of a unit, ``[U]``, over all texts.
         skipped: of them, ``[U, T]``.
-        cost: ``[U, T]``; in nats of mean loss, or in shares of probability, per text.
+        cost: ``[U, T]``; in nats of mean loss or of divergence, or in shares of probability, per text.
     """
 
     units: tuple[Unit, ...]
@@ -81,33 +81,67 @@ def rule_of(unit: Unit, threshold: float, heads: int, rule: Maker) -> PhaseRule:
     return PhaseRule(tuple(whole.factor if head in unit.heads else 0.0 for head in range(heads)), whole.length_power)
 
 
-def profile_loss(
+def profile_alone(
     bench: Bench,
     samples: Sequence[Sample],
     phase: Phase,
     units: Sequence[Unit],
-    together: Mapping[float, Sequence[Run]],
+    thresholds: Sequence[float],
+    some: Run,
     rule: Maker,
+    cost: Cost,
 ) -> Profile:
-    """Run every unit alone at every threshold, and see what it adds to the loss.
+    """Run every unit alone at every threshold, and see what it adds to the loss, or how far it moves predictions.
+
+    Args:
+        bench: runs texts.
+        samples: the texts.
+        phase: of the requests.
+        units: what runs.
+        thresholds: final ones, rising.
+        some: any run in which all layers skipped, which tells how many heads they have.
+        rule: of a threshold.
+        cost: ``loss`` or ``divergence``.
 
     Raises:
-        ArgumentError: the runner tells no loss.
+        ArgumentError: the runner does not tell that cost.
     """
-    thresholds, some = tuple(together), next(iter(together.values()))[0]
     heads = {layer: len(counts) for layer, counts in some.counts.items()}
-    dense = [_loss(bench.run(sample, phase, {}, "dense")) for sample in samples]
+    dense = [bench.run(sample, phase, {}, "dense") for sample in samples]
     shape = len(units), len(thresholds)
-    visited, skipped, cost = np.zeros(shape[0]), np.zeros(shape), np.zeros(shape)
+    visited, skipped, costs = np.zeros(shape[0]), np.zeros(shape), np.zeros(shape)
     for row, unit in enumerate(units):
         for column, threshold in enumerate(thresholds):
             rules = {unit.layer: rule_of(unit, threshold, heads[unit.layer], rule)}
             runs = [bench.run(sample, phase, rules, f"{unit} at {threshold:g}") for sample in samples]
             counts = sum(unit.of(run.counts[unit.layer]) for run in runs)
             visited[row], skipped[row, column] = counts[0], counts[1]  # type: ignore[index]
-            added = [_loss(run) - base for run, base in zip(runs, dense, strict=True)]
-            cost[row, column] = float(np.mean(added))
-    return Profile(tuple(units), thresholds, visited, skipped, cost)
+            costs[row, column] = mean_cost(runs, dense, cost)
+    return Profile(tuple(units), tuple(thresholds), visited, skipped, costs)
+
+
+def mean_cost(runs: Sequence[Run], dense: Sequence[Run], cost: Cost) -> float:
+    """What texts cost in the mean: nats that were added to the loss, of divergence, or shares of probability.
+
+    Args:
+        runs: of texts that skip.
+        dense: of the same texts; of no use but for ``loss``.
+        cost: which.
+
+    Raises:
+        ArgumentError: the runner does not tell that cost.
+    """
+    if cost == "loss":
+        return float(np.mean([_loss(run) - _loss(base) for run, base in zip(runs, dense, strict=True)]))
+    if cost == "divergence":
+        return float(np.mean([_divergence(run) for run in runs]))
+    return float(np.mean([sum(mass.sum() for mass in run.dropped.values()) for run in runs]))
+
+
+def _divergence(run: Run) -> float:
+    if run.divergence is None:
+        raise expected("forward", "the divergence of each text from the dense one, or another cost", "None")
+    return run.divergence
 
 
 def _loss(run: Run) -> float:

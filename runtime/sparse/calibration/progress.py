@@ -16,19 +16,21 @@ def silent(done: int, total: int, what: str) -> None:
 
 @contextmanager
 def shown(wanted: bool | Progress) -> Iterator[Progress]:
-    """Whom to tell: the function that was given; a bar (True; nobody where rich is not installed); nobody (False)."""
-    kind = _bar_kind() if wanted is True else None
-    if kind is None:
+    """Whom to tell: the function that was given; a bar (True; nobody without rich or a terminal); nobody (False)."""
+    bar = _bar() if wanted is True else None
+    if bar is None:
         yield wanted if callable(wanted) else silent
         return
-    with kind(transient=True) as bar:
+    with bar:
         task = bar.add_task("calibration", total=None)
         yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
 
 
-def _bar_kind() -> Any:
+def _bar() -> Any:
     try:
+        from rich.console import Console
         from rich.progress import Progress as Bar
     except ModuleNotFoundError:
         return None
-    return Bar
+    console = Console(stderr=True)  # results go to standard output
+    return Bar(transient=True, console=console) if console.is_terminal else None

@@ -12,7 +12,7 @@ from ...errors import ArgumentError, expected
 from ..policy import Phase, PhaseRule
 from .choose import Choice, choose
 from .measure import Bench, Maker
-from .profile import Profile, profile_dropped, profile_loss, units_of
+from .profile import Profile, mean_cost, profile_alone, profile_dropped, units_of
 from .runner import Run, Sample
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Chosen:
         factors: by layer, one or one for each query head: ``threshold = factor / len_k ** length_power``.
         length_power: of the lengths of the texts, or 1.
         share: of all tiles, skipped as a whole on the texts.
-        cost: of all of it: nats added to the mean loss, or shares of probability dropped.
+        cost: of all of it: nats added to the mean loss, of divergence, or shares of probability dropped.
         profile: what it was chosen from.
     """
 
@@ -67,10 +67,11 @@ def choose_thresholds(
         return PhaseRule(threshold * scale, length_power)
 
     units = units_of(bench, next(iter(together.values())), phase, quality.by)
-    if quality.cost == "loss":
-        profile = profile_loss(bench, samples, phase, units, together, rule)
-    else:
+    if quality.cost == "dropped":
         profile = profile_dropped(units, together)
+    else:
+        alone, thresholds, some = samples[: quality.texts], quality.thresholds or tuple(together), next(iter(together))
+        profile = profile_alone(bench, alone, phase, units, thresholds, together[some][0], rule, quality.cost)
     asked, found = target if target is not None else budget, list[Chosen]()
     for _ in range(quality.corrections + 1):
         assert asked is not None
@@ -135,10 +136,5 @@ def _as_a_whole(
     key = "chosen " + repr(sorted((layer, rule.factor, rule.length_power) for layer, rule in rules.items()))
     runs = [bench.run(sample, phase, rules, key) for sample in samples]
     counts = sum(np.asarray(one).reshape(-1, 2).sum(axis=0) for run in runs for one in run.counts.values())
-    if quality.cost == "loss":
-        dense = [bench.run(sample, phase, {}, "dense") for sample in samples]
-        pairs = zip(runs, dense, strict=True)
-        cost = float(np.mean([(run.loss or 0.0) - (base.loss or 0.0) for run, base in pairs]))
-    else:
-        cost = float(np.mean([sum(mass.sum() for mass in run.dropped.values()) for run in runs]))
-    return float(counts[1] / max(counts[0], 1)), cost
+    dense = [bench.run(sample, phase, {}, "dense") for sample in samples] if quality.cost == "loss" else []
+    return float(counts[1] / max(counts[0], 1)), mean_cost(runs, dense, quality.cost)

@@ -28,12 +28,14 @@ class Run:
         counts: by layer, of each query head, int64 ``[Hq, 2]``: visited and skipped tiles.
         loss: mean negative log-likelihood of the tokens, in nats; None: not known.
         dropped: by layer, of each query head, ``[Hq]``: the mean share of probability that was left out.
+        divergence: of what it predicts from what the dense model does, in nats a token; None: not known.
     """
 
     length: int
     counts: Mapping[str, Counts]
     loss: float | None = None
     dropped: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    divergence: float | None = None
 
 
 class Runner(Protocol):
@@ -55,6 +57,7 @@ class Outcome:
     loss: float | None = None
     length: int | None = None
     dropped: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    divergence: float | None = None
 
 
 Forward = Callable[[Sample, Phase], Outcome | float | None]
@@ -92,7 +95,7 @@ class ModelRunner:
         counts = {name: self._counted(name, phase) for name in before}
         outcome = given if isinstance(given, Outcome) else Outcome(given)
         length = len(sample) if outcome.length is None else outcome.length
-        return Run(length, counts, outcome.loss, outcome.dropped)
+        return Run(length, counts, outcome.loss, outcome.dropped, outcome.divergence)
 
     def _collect(self, name: str, collector: object) -> None:
         policy = policy_of(self._modules[name])

@@ -50,7 +50,7 @@ class SkipSoftmaxConfig(Setting):
         calibration: asks for one.
         kernels: what the figures were found with, by phase; None: not known.
         producer: who found them.
-        stat_log_path: where statistics are to be written.
+        stat_log_path: where a :class:`StatLog` that is told no file, and ``skimattn generate``, write statistics.
     """
 
     patterns: dict[str, Setting] = Field(default_factory=dict)

@@ -15,6 +15,7 @@ import skimattn
 import torch
 
 from ...errors import expected
+from ..model import config_of
 from ..policy import PHASES, Collector, LayerPolicy, Phase, policy_of
 from .counters import Counters, LayerCollector
 from .ranks import rank_and_world, rank_path, summed_over_ranks
@@ -34,7 +35,8 @@ class StatLog:
     Each rank of ``torch.distributed`` has a file, of which rank 0's has the name given; whoever reads it adds them up.
 
     Args:
-        path: the file, which is begun anew. The summary is written beside it, as ``*.summary.json``.
+        path: the file, which is begun anew; None: the ``stat_log_path`` of the model's configuration. The summary is
+            written beside it, as ``*.summary.json``.
         model: a sparsified one, whose layers are counted from now on; or its attention modules, by name.
         most_lost: steps that may be under way, which are lost if the process is killed.
         same_requests: ranks share the heads of the same requests (tensor parallel), so that tiles are added up over
@@ -43,13 +45,13 @@ class StatLog:
     ``counters`` is what calls add to.
 
     Raises:
-        ArgumentError: no attention module of the model has a policy, or ``most_lost`` is below 1.
+        ArgumentError: no attention module of the model has a policy, ``most_lost`` is below 1, or nobody names a file.
         OSError: the file cannot be written.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | None,
         model: torch.nn.Module | Mapping[str, torch.nn.Module],
         *,
         most_lost: int = 64,
@@ -62,14 +64,14 @@ class StatLog:
         found = {name: policy for name, module in modules.items() if (policy := policy_of(module))}
         if not found:
             raise expected("model", "one with policies, such as sparsify attaches", type(model).__name__)
+        path = _path_of(model) if path is None else path
         self._names, self._policies = list(found), list(found.values())
         self._rank, self._world = rank_and_world()
         self._same_requests = same_requests
         self.path, self._file = Path(path), rank_path(Path(path), self._rank)
         self.counters = Counters(len(found))
-        for device in {parameter.device for module in modules.values() for parameter in module.parameters()} or {
-            torch.device("cpu")
-        }:
+        parameters = (parameter for module in modules.values() for parameter in module.parameters())
+        for device in {parameter.device for parameter in parameters} or {torch.device("cpu")}:
             if device.type != "meta":
                 self.counters.allocate(device)
         self._steps, self._sums = 0, dict.fromkeys((*_names("requests"), *_names("tokens")), 0)
@@ -186,6 +188,13 @@ class StatLog:
 
 def _names(key: str) -> list[str]:
     return [f"{key}.{phase}" for phase in PHASES]
+
+
+def _path_of(model: torch.nn.Module | Mapping[str, torch.nn.Module]) -> str:
+    path = config_of(model).stat_log_path if isinstance(model, torch.nn.Module) else None
+    if path is None:
+        raise expected("path", "a file, or a configuration with a stat_log_path", None)
+    return path
 
 
 def _checked(key: str, given: Mapping[Phase, int]) -> dict[str, int]:

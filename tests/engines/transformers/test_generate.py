@@ -48,7 +48,7 @@ def check_steps(family: str, mask: torch.Tensor, sequences: torch.Tensor, logits
     truth = truth_of(family, sequences[:, :-1], kept, attention_mask=whole, position_ids=positions)
     truth.check(logits.flatten(0, 1))
     chosen = sequences[:, prompt:].flatten()
-    behind = truth.logits.max(dim=1).values - truth.logits.gather(1, chosen[:, None])[:, 0]
+    behind = truth.exact.max(dim=1).values - truth.exact.gather(1, chosen[:, None])[:, 0]
     assert behind.max().item() <= 2 * 2.5 * truth.most + 2e-4, "a token that float32 would not have chosen"
 
 
@@ -106,5 +106,5 @@ def test_attention_matters_to_these_models() -> None:
     for family in FAMILIES:
         truth = truth_of(family, tokens)
         other = logits_of(model_of(family), "eager", tokens, attention_mask=padded([40, 38], 40, "left"))
-        off = (other[1, -2:] - truth.logits[1, -2:]).abs()
+        off = (other[1, -2:] - truth.exact[1, -2:]).abs()
         assert off.mean().item() > 2 * truth.mean, family

@@ -1,0 +1,1 @@
+"""Commands that run a language model of transformers: calibrate, verify, sparsify, generate."""

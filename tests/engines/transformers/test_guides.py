@@ -1,0 +1,65 @@
+"""The guides to commands and to transformers are true: all that stands in them runs, on a tiny model, in its order."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from skimattn.tools.cli import main
+
+from tests.helpers.guides import GUIDES, OF_ENGINES, blocks
+
+from .folders import save_text, save_tiny
+
+# What a tiny model is asked for in place of the guide's sizes, and targets that it can reach; its losses are noise.
+TARGETS = ["--target-prefill", "0.2", "--target-decode", "0.5"]
+SMALLER = {
+    "--lengths": "512,768",
+    "--samples": "2",
+    "--new-tokens": "3",
+    "--max-new-tokens": "3",
+    "--start": "9000",
+    "--max-perplexity-change": "50",
+}
+FEWER = ["--thresholds", "0.003,0.05,0.5"]
+MADE = {
+    "calibrate.md": ("found.json", "fit.png", "measured.jsonl", "layers.json", "heads.yaml", "model-own/config.json"),
+    "transformers.md": ("own/config.json", "stats.jsonl", "steps.jsonl"),
+}
+
+
+def smaller(words: list[str]) -> list[str]:
+    """The words of a command with other sizes."""
+    pairs = zip(["", *words], words, strict=False)
+    values = [SMALLER.get(before, word) if word != "0" else word for before, word in pairs]
+    if words[0] in ("calibrate", "verify") and "--new-tokens" not in words:
+        values += ["--new-tokens", SMALLER["--new-tokens"]]
+    if "--target" in values:
+        at = values.index("--target")
+        values[at : at + 2] = TARGETS
+    return values + FEWER if words[0] in ("calibrate", "sparsify") and "--config" not in words else values
+
+
+@pytest.mark.parametrize("name", OF_ENGINES["transformers"])
+def test_code_and_commands_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    save_tiny(tmp_path / "model")
+    save_text(tmp_path / "book.txt")
+    if name == "transformers.md":
+        (tmp_path / "found.json").write_text('{"threshold": {"prefill": 0.1, "decode": 0.1}}')
+    names: dict[str, Any] = {}
+    (guide,) = (one for one in GUIDES if one.name == name)
+    for language, code in blocks(guide):
+        if language == "python":
+            exec(compile(code, guide.name, "exec"), names)
+            continue
+        for line in code.splitlines():
+            command, *words = shlex.split(line)
+            assert command == "skimattn"
+            result = CliRunner().invoke(main, smaller(words))
+            assert result.exit_code == 0, f"{line}: {result.output}"
+    assert [file for file in MADE[name] if not (tmp_path / file).exists()] == []
