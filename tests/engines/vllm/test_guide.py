@@ -15,7 +15,7 @@ from tests.helpers.guides import blocks
 
 options = {"dtype": "bfloat16", "enforce_eager": True, "max_model_len": 1024}
 names = {"folder": sys.argv[1], "options": options, "prompts": ["A tile is skipped. " * 60]}
-for language, code in blocks(Path(sys.argv[2]).read_text(encoding="utf-8")):
+for language, code in blocks(Path(sys.argv[2])):
     if language == "python":
         exec(compile(code, "guide", "exec"), names)
 """
