@@ -16,6 +16,7 @@ GUIDES = sorted((ROOT / "docs").glob("*.md"))
 OF_ENGINES = {  # run by tests/engines
     "diffusers": ("diffusers.md",),
     "transformers": ("calibrate.md", "transformers.md"),
+    "vllm": ("vllm.md",),
 }
 
 
