@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +234,27 @@ def test_steps_end_where_the_next_begins(tmp_path: Path) -> None:
     assert found.tiles["prefill"].tolist()[:2] == [[[10, 0], [10, 0], [10, 1]], [[200, 0], [200, 0], [200, 2]]]
     assert found.tiles["decode"].tolist()[2] == [[1, 0], [1, 0], [1, 1]]
     assert found.requests["decode"].tolist() == [1, 1, 1] and found.tokens["decode"].tolist() == [7, 7, 7]
+
+
+def test_the_last_step_is_written_when_the_process_ends(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    code = f"""
+import torch
+from pathlib import Path
+from skimattn.integrations.vllm._skipping import Skipping
+from skimattn.integrations.vllm._statistics import Statistics
+from skimattn.integrations.vllm._thresholds import LayerRules
+from skimattn.sparse import LayerPolicy, PhaseRule, attach_policy
+module, rules = torch.nn.Module(), {{"decode": PhaseRule(0.5)}}
+attach_policy(module, LayerPolicy(rules))
+kind = Skipping({{"layer": LayerRules(rules)}}, 2, 4, torch.device("cpu"), count=True)
+statistics = Statistics({{"layer": module}}, torch.device("cpu"), Path({str(path)!r}), (Path({str(tmp_path)!r}), 0, 0))
+for visited in (5, 6):
+    statistics.begin(kind, {{"decode": 1}}, {{"decode": 1}})
+    arguments = kind.prepare(torch.tensor([True]), torch.tensor([64]), whole=True)
+    arguments["layer"]["stats"] += torch.tensor([visited, 1])
+"""
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert made.returncode == 0 and not made.stderr, made.stderr
+    assert read_statistics(path).tiles["decode"].tolist() == [[[5, 1]], [[6, 1]]]
+    assert _channel.read_tiles(tmp_path)["decode"] == (11, 2)

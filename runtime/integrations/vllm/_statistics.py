@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Mapping
 from multiprocessing.util import Finalize
@@ -53,7 +54,9 @@ class Statistics:
         self._stream: Any = None
         self._thread: threading.Thread | None = None
         self._closed = threading.Event()
-        # Whoever owns this closes it. Children of multiprocessing that were forked leave without what atexit has.
+        # Whoever owns this closes it, or the end of the process does, before it closes the log. Children of
+        # multiprocessing that were forked leave without what atexit has.
+        atexit.register(self.close)
         Finalize(self, self.close, exitpriority=10)
 
     def begin(self, skipping: Skipping, requests: ByPhase, tokens: ByPhase, *, real: bool = True) -> None:
@@ -86,6 +89,7 @@ class Statistics:
 
     def close(self) -> None:
         """End the last step, and write everything."""
+        atexit.unregister(self.close)
         with self._lock:
             if self._open:
                 self._end_step()
