@@ -16,7 +16,7 @@ import torch
 
 from ...errors import expected
 from ..model import config_of
-from ..policy import PHASES, Collector, LayerPolicy, Phase, policy_of
+from ..policy import PHASES, Collector, LayerPolicy, Phase, policies_of
 from .counters import Counters, LayerCollector
 from .ranks import rank_and_world, rank_path, summed_over_ranks
 from .read import FORMAT, summary_path
@@ -53,7 +53,7 @@ class StatLog:
         """Attach to the model, and begin the file."""
         if most_lost < 1:
             raise expected("most_lost", "1 or more", most_lost)
-        found = {name: policy for name, module in model.named_modules() if (policy := policy_of(module))}
+        found = policies_of(model)
         if not found:
             raise expected("model", "one with policies, such as sparsify attaches", type(model).__name__)
         path = _path_of(model) if path is None else path
