@@ -102,16 +102,12 @@ def load(path: Path) -> tuple[Any, Any]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected a folder of a model or a GGUF file (there is none)")
     try:
-        transformers = import_module("transformers")
+        import_module("transformers")
     except ModuleNotFoundError as error:
         raise ValueError("transformers: expected to be installed (pip install 'skimattn[hf]')") from error
-    folder, options = str(path), {}
-    if path.suffix == ".gguf":
-        folder, options = str(path.parent), {"gguf_file": path.name}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-    if options and hasattr(transformers, "GgufConfig"):  # releases of 5 keep weights packed unless told otherwise
-        options = {**options, "quantization_config": transformers.GgufConfig(dequantize=True)}
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **options)
+    from skimattn.integrations.transformers.loading import read
+
+    model, tokenizer = read(path, torch.bfloat16)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ import torch
 from skimattn.integrations.transformers import phase
 from skimattn.integrations.transformers._divergence import Divergence
 from skimattn.integrations.transformers._dropped import measuring
-from skimattn.sparse import Outcome, policy_of
-from skimattn.sparse.policy import Phase
+from skimattn.integrations.transformers.session import cache_argument
+from skimattn.sparse import Outcome
+from skimattn.sparse.policy import Phase, computed_dense
 
 _KEPT = 2  # caches of batches
 _TOKENS = 1 << 17  # of prompts that are computed at once, of all windows together
@@ -43,8 +43,7 @@ class Batches:
         self.model, self.length, self.steps, self._dropped = model, length, steps, dropped
         self._divergence = Divergence(model) if dropped else None
         self._caches: dict[tuple[int, ...], Any] = {}
-        known = inspect.signature(model.forward).parameters
-        self._cache_name = "cache" if "cache" in known else "past_key_values"
+        self._cache_name = cache_argument(model)
 
     def __call__(self, sample: Sequence[int], stage: Phase) -> Outcome:
         """As calibration wants it."""
@@ -93,18 +92,11 @@ class Batches:
     def _dense_cache(self, prompts: torch.Tensor) -> Any:
         import transformers
 
-        policies = [found for module in self.model.modules() if (found := policy_of(module)) is not None]
-        before = [policy.enabled for policy in policies]
-        for policy in policies:
-            policy.enabled = False
-        try:
-            cache = transformers.DynamicCache(config=self.model.config)
-            size = max(_TOKENS // len(prompts), 1)
+        cache = transformers.DynamicCache(config=self.model.config)
+        size = max(_TOKENS // len(prompts), 1)
+        with computed_dense(self.model):
             for start in range(0, prompts.shape[1], size):
                 self._forward(prompts[:, start : start + size], cache, "prefill")
-        finally:
-            for policy, enabled in zip(policies, before, strict=True):
-                policy.enabled = enabled
         return cache
 
     def _forward(self, ids: torch.Tensor, cache: Any, stage: Phase) -> torch.Tensor:

@@ -93,15 +93,8 @@ class DensePass:
 @contextmanager
 def dense_pass(model: Any, thresholds: Sequence[float]) -> Iterator[DensePass]:
     """Forwards of a model in this context are such passes; it must have no policies."""
-    from skimattn.integrations.transformers._mask import attention_mask
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from skimattn.integrations.transformers._register import computed_by
 
     found = DensePass(thresholds)
-    AttentionInterface.register(_NAME, found)
-    AttentionMaskInterface.register(_NAME, attention_mask)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(_NAME)
-    try:
+    with computed_by(model, _NAME, found):
         yield found
-    finally:
-        model.set_attn_implementation(before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from skimattn.sparse import (
 )
 from skimattn.sparse.calibration.measure import digest
 from skimattn.sparse.calibration.state import State
-from skimattn.sparse.policy import Phase
+from skimattn.sparse.policy import Phase, policies_of
 
 from .models_decode import Batches
 from .models_figures import Measured
@@ -97,6 +97,7 @@ class Subject:
         self.about = {"model": name, "texts": texts.digest, "plan": plan.plain, "device": _device(model)}
         self.memo = State(folder / "measured.jsonl", self.about)
         self._batches: dict[tuple[int, int], Batches] = {}
+        self._forwards: dict[Phase, Any] = {}
 
     def batches(self, length: int, steps: int) -> Batches:
         """What decodes windows of a length; caches of prompts are kept in it."""
@@ -121,14 +122,10 @@ class Subject:
         plan = self.plan
         if phase == "prefill":
             data = self.texts.windows("calibration", plan.length, plan.calibration)
-            forward: Any = _Prompts(self.model)
         else:
             many = self.texts.windows("calibration", plan.length, plan.decode_batch)
             data = [[token for window in many for token in window]]
-            forward = Batches(self.model, plan.length, plan.steps_calibrated, dropped=True)
-        if self._forwards.get(phase) is None:
-            self._forwards = {phase: forward}  # what it keeps of dense runs serves all targets
-        runner, began = _Timed(ModelRunner(self.model, self._forwards[phase])), time.monotonic()
+        runner, began = _Timed(ModelRunner(self.model, self._forward(phase))), time.monotonic()
         try:
             found = calibrate(
                 self.model,
@@ -148,7 +145,17 @@ class Subject:
         config = found.config.model_dump(mode="json", exclude_defaults=True)
         return {"config": config, "why": "", "seconds": time.monotonic() - began, "runs": runner.runs}
 
-    _forwards: Mapping[str, Any] = {}
+    def _forward(self, phase: Phase) -> Any:
+        """What runs calibration texts; what it keeps of dense runs serves all targets of a phase."""
+        if phase not in self._forwards:
+            self._forwards.clear()  # what it keeps is large
+            plan = self.plan
+            self._forwards[phase] = (
+                _Prompts(self.model)
+                if phase == "prefill"
+                else Batches(self.model, plan.length, plan.steps_calibrated, dropped=True)
+            )
+        return self._forwards[phase]
 
     # What windows lose
 
@@ -197,14 +204,10 @@ class Subject:
         if config is None:
             yield lambda phase: (0, 0)
             return
-        sparsify(self.model, config)
+        sparsify(self.model, config, count=True)
         try:
-            counters = []
-            for module in attention_modules(self.model).values():
-                policy = policy_of(module)
-                if policy is not None:
-                    policy.collector = TileCounts()
-                    counters.append(policy.collector)
+            found = (policy.collector for policy in policies_of(self.model).values())
+            counters = [one for one in found if isinstance(one, TileCounts)]
             yield lambda phase: tuple(sum(int(one.total(phase)[at]) for one in counters) for at in (0, 1))
         finally:
             restore(self.model)

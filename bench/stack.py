@@ -9,6 +9,7 @@ import skimattn
 import torch
 import torch.nn.functional as F
 from skimattn.sparse import LayerPolicy, PhaseRule, attach_policy, policy_of
+from skimattn.sparse.call import skip_arguments
 from torch import nn
 
 from .statlog_work import Work
@@ -41,11 +42,10 @@ class Attention(nn.Module):
         heads = self.qkv(x).view(*x.shape[:2], -1, work.head_dim)
         q, k, v = heads.split([work.heads_q, work.heads_kv, work.heads_kv], 2)
         options: dict[str, Any] = self.cache or {"k": k, "v": v}
-        rule = policy.rule(work.phase) if policy else None
-        if policy and rule:
-            options = {**options, "skip_softmax_threshold": rule.threshold(work.length)}
-            if policy.collector:
-                options["stats"] = policy.collector.counts(work.phase, work.batch, work.heads_q, x.device)
+        if policy:
+            options = options | skip_arguments(
+                policy, work.phase, work.length, batch=work.batch, heads_q=work.heads_q, device=x.device
+            )
         attended = skimattn.launch(skimattn.Params(q=q, mask="causal", **options))
         assert isinstance(attended, torch.Tensor)
         return self.out(attended.flatten(2))  # type: ignore[no-any-return]

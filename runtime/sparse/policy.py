@@ -6,7 +6,8 @@ A layer without a policy is dense. Front ends (``skimattn.sparse``) attach polic
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -112,6 +113,26 @@ def policy_of(module: torch.nn.Module) -> LayerPolicy | None:
     """The policy attached to an attention module, or None."""
     found: LayerPolicy | None = getattr(module, _ATTRIBUTE, None)
     return found
+
+
+def policies_of(model: torch.nn.Module | Mapping[str, torch.nn.Module]) -> dict[str, LayerPolicy]:
+    """The policies of a model's modules, or of modules by name."""
+    modules = dict(model.named_modules()) if isinstance(model, torch.nn.Module) else model
+    return {name: policy for name, module in modules.items() if (policy := policy_of(module)) is not None}
+
+
+@contextmanager
+def computed_dense(model: torch.nn.Module) -> Iterator[None]:
+    """In this context all policies of a model are switched off, and as they were after it."""
+    policies = [*policies_of(model).values()]
+    before = [policy.enabled for policy in policies]
+    for policy in policies:
+        policy.enabled = False
+    try:
+        yield
+    finally:
+        for policy, enabled in zip(policies, before, strict=True):
+            policy.enabled = enabled
 
 
 def attach_policy(module: torch.nn.Module, policy: LayerPolicy | None) -> None:

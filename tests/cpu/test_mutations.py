@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -88,37 +88,31 @@ def options_of(case: Case) -> dict[str, Any]:
     return {"sms": 1} if case.name in PARTS else {}
 
 
-def in_turn(cases: Iterable[Case]) -> Iterator[tuple[Case, str, tuple[pytest.MarkDecorator, ...]]]:
-    """Every case in one schedule, dealt out in turn by the order of ``CASES``; with ``-m exhaustive`` in the others.
+TURNS = {name: SCHEDULES[index % len(SCHEDULES)] for index, name in enumerate(CASES)}
+
+
+def in_schedules(value: Any, case: Case, name: str) -> Iterator[Any]:
+    """Of every case in one schedule, dealt out in turn; with ``-m exhaustive`` in the others.
 
     So a mistake is looked for in a schedule in which the same case passes without it.
     """
-    turns = {name: index % len(SCHEDULES) for index, name in enumerate(CASES)}
-    for case in cases:
-        for turn, schedule in enumerate(SCHEDULES):
-            yield case, schedule, () if turns[case.name] == turn else (pytest.mark.exhaustive,)
+    for schedule in SCHEDULES:
+        marks = () if TURNS[case.name] == schedule else (pytest.mark.exhaustive,)
+        yield pytest.param(value, schedule, id=f"{name.replace(' ', '-')}-{schedule}", marks=marks)
 
 
-def every_mutation() -> Iterator[Any]:
-    dealt = in_turn(mutation.case for mutation in MUTATIONS)
-    for index, (_, schedule, marks) in enumerate(dealt):
-        mutation = MUTATIONS[index // len(SCHEDULES)]
-        yield pytest.param(mutation, schedule, id=f"{name_of(mutation).replace(' ', '-')}-{schedule}", marks=marks)
+EVERY_MUTATION = [one for mutation in MUTATIONS for one in in_schedules(mutation, mutation.case, name_of(mutation))]
+EVERY_CASE = [one for case in CASES.values() for one in in_schedules(case, case, case.name)]
 
 
-def every_case() -> Iterator[Any]:
-    for case, schedule, marks in in_turn(CASES.values()):
-        yield pytest.param(case, schedule, id=f"{case.name}-{schedule}", marks=marks)
-
-
-@pytest.mark.parametrize(("mutation", "schedule"), list(every_mutation()))
+@pytest.mark.parametrize(("mutation", "schedule"), EVERY_MUTATION)
 def test_mutation_is_caught(mutation: Mutation, schedule: str) -> None:
     kind, words = caught_by(mutation, schedule)
     assert kind, f"{mutation.name}: nothing noticed"
     assert kind in mutation.kinds, f"{mutation.name}: {kind}: {words}"
 
 
-@pytest.mark.parametrize(("case", "schedule"), list(every_case()))
+@pytest.mark.parametrize(("case", "schedule"), EVERY_CASE)
 def test_unmutated_kernel_passes(case: Case, schedule: str) -> None:
     run_in_parts(case, PARTS.get(case.name, (0,)), schedule=schedule, seed=1, **options_of(case))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ def without_engine() -> list[Path]:
     return [guide for guide in GUIDES if guide.name not in named]
 
 
-def run_guide(guide: Path, names: dict[str, Any]) -> None:
-    """Run its Python, which shares ``names``, and its commands, which are all of ``skimattn``."""
+def run_guide(guide: Path, names: dict[str, Any], words_for: Callable[[list[str]], list[str]] = list) -> None:
+    """Run its Python, which shares ``names``, and its commands, which are all of ``skimattn``.
+
+    ``words_for`` may change the words of a command, such as its sizes.
+    """
     for language, code in blocks(guide):
         if language == "python":
             exec(compile(code, guide.name, "exec"), names)
@@ -40,5 +44,5 @@ def run_guide(guide: Path, names: dict[str, Any]) -> None:
         for line in code.splitlines():
             command, *words = shlex.split(line)
             assert command == "skimattn"
-            result = CliRunner().invoke(main, words)
-            assert result.exit_code == 0, result.output
+            result = CliRunner().invoke(main, words_for(words))
+            assert result.exit_code == 0, f"{line}: {result.output}"

@@ -6,6 +6,7 @@ What a module skips stands on the module.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -42,6 +43,21 @@ def refuse_unknown(**given: object) -> None:
             raise expected(name, "None", got)
 
 
+def _projected(
+    attn: Any, states: torch.Tensor | None, name: str = "to_{}", fused: str = "to_qkv"
+) -> list[torch.Tensor]:
+    """q, k and v ``[B, S, columns]`` of a module that may have its projections fused."""
+    if attn.fused_projections:
+        return list(getattr(attn, fused)(states).chunk(3, dim=-1))
+    return [getattr(attn, name.format(letter))(states) for letter in "qkv"]
+
+
+def _through(parts: Iterable[torch.nn.Module], x: torch.Tensor) -> torch.Tensor:
+    for part in parts:
+        x = part(x)
+    return x
+
+
 def _heads(heads: int, *tensors: torch.Tensor) -> list[torch.Tensor]:
     return [x.view(*x.shape[:-1], heads, -1) for x in tensors]
 
@@ -59,17 +75,11 @@ class WanProcessor(Processor):
     ) -> torch.Tensor:
         """``[B, S, columns]`` to the same; called by diffusers."""
         refuse_unknown(encoder_hidden_states=encoder_hidden_states, attention_mask=attention_mask)
-        if attn.fused_projections:
-            q, k, v = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        else:
-            q, k, v = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        q, k, v = _projected(attn, hidden_states)
         q, k, v = _heads(attn.heads, attn.norm_q(q), attn.norm_k(k), v)
         if rotary_emb is not None:
             q, k = _turned(q, rotary_emb), _turned(k, rotary_emb)
-        out = attend(attn, q, k, v).flatten(2)
-        for part in attn.to_out:
-            out = part(out)
-        return out
+        return _through(attn.to_out, attend(attn, q, k, v).flatten(2))
 
 
 def _turned(x: torch.Tensor, rotary: Rotary) -> torch.Tensor:
@@ -133,10 +143,8 @@ class HunyuanVideoProcessor(Processor):
     @staticmethod
     def _to_out(attn: Any, video: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Through the projections that the module has: single-stream blocks have their own."""
-        for part in getattr(attn, "to_out", None) or ():
-            video = part(video)
         added = getattr(attn, "to_add_out", None)
-        return video, text if added is None else added(text)
+        return _through(getattr(attn, "to_out", None) or (), video), text if added is None else added(text)
 
 
 class FluxProcessor(Processor):
@@ -156,10 +164,10 @@ class FluxProcessor(Processor):
         refuse_unknown(
             attention_mask=attention_mask, ip_hidden_states=ip_hidden_states, ip_adapter_masks=ip_adapter_masks
         )
-        q, k, v = self._projected(attn, "to_{}", hidden_states)
+        q, k, v = self._heads_of(attn, hidden_states)
         q, k = attn.norm_q(q), attn.norm_k(k)
         if attn.added_kv_proj_dim is not None:
-            text_q, text_k, text_v = self._projected(attn, "add_{}_proj", encoder_hidden_states)
+            text_q, text_k, text_v = self._heads_of(attn, encoder_hidden_states, "add_{}_proj", "to_added_qkv")
             q = torch.cat((attn.norm_added_q(text_q), q), dim=1)
             k = torch.cat((attn.norm_added_k(text_k), k), dim=1)
             v = torch.cat((text_v, v), dim=1)
@@ -169,17 +177,10 @@ class FluxProcessor(Processor):
         if encoder_hidden_states is None:
             return out
         texts = encoder_hidden_states.shape[1]
-        image = out[:, texts:].contiguous()
-        for part in attn.to_out:
-            image = part(image)
+        image = _through(attn.to_out, out[:, texts:].contiguous())
         return image, attn.to_add_out(out[:, :texts].contiguous())
 
     @staticmethod
-    def _projected(attn: Any, name: str, states: torch.Tensor | None) -> list[torch.Tensor]:
+    def _heads_of(attn: Any, states: torch.Tensor | None, *names: str) -> list[torch.Tensor]:
         """q, k and v ``[B, S, H, D]``; ranks of tensor parallelism have fewer heads of the same size."""
-        if attn.fused_projections:
-            fused = attn.to_qkv if name == "to_{}" else attn.to_added_qkv
-            found = fused(states).chunk(3, dim=-1)
-        else:
-            found = [getattr(attn, name.format(letter))(states) for letter in "qkv"]
-        return [x.view(*x.shape[:-1], -1, attn.head_dim) for x in found]
+        return [x.view(*x.shape[:-1], -1, attn.head_dim) for x in _projected(attn, states, *names)]

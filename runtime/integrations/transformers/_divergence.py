@@ -7,13 +7,13 @@ is the divergence and, besides, what labels happen to make of every change, whic
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import transformers
 
 from ...sparse.calibration.runner import Sample
-from ...sparse.policy import Phase, policy_of
+from ...sparse.policy import Phase, computed_dense
 
 MOST = 1024  # places of a text that are compared
 _ROWS = 256  # of them that are in float32 at once
@@ -40,20 +40,14 @@ class Divergence:
         key = phase, tuple(sample)
         self._keeping = key not in self._dense
         self._now = self._dense.setdefault(key, [])
-        policies = [found for module in self._model.modules() if (found := policy_of(module)) is not None]
-        before = [policy.enabled for policy in policies]
         try:
-            if self._keeping:
-                for policy in policies:
-                    policy.enabled = False
-            yield self._keeping
+            with computed_dense(self._model) if self._keeping else nullcontext():
+                yield self._keeping
         except BaseException:
             if self._keeping:  # a part of a text is none
                 del self._dense[key]
             raise
         finally:
-            for policy, enabled in zip(policies, before, strict=True):
-                policy.enabled = enabled
             self._keeping = False
             self._reset()
 

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from ...api import launch
 from ...sparse.stats import dropped_from_lse
 from ._attention import as_transformers_has_it, params_of
-from ._mask import attention_mask
+from ._register import computed_by
 
 _NAME = "skimattn_dropped"
 
@@ -50,14 +49,9 @@ _measured = Dropped()
 def measuring(model: transformers.PreTrainedModel) -> Iterator[Dropped]:
     """Calls of the model in this context are measured; one model at a time, since attention functions have no state."""
     global _measured
-    AttentionInterface.register(_NAME, _attention)
-    AttentionMaskInterface.register(_NAME, attention_mask)
-    before, _measured = model.config._attn_implementation, Dropped()
-    model.set_attn_implementation(_NAME)
-    try:
+    _measured = Dropped()
+    with computed_by(model, _NAME, _attention):
         yield _measured
-    finally:
-        model.set_attn_implementation(before)
 
 
 def _attention(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import transformers
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.generation import GenerationMixin
@@ -12,6 +16,19 @@ from ._phase import follow_generate
 
 NAME = "skimattn"
 _LOWEST = (4, 57)
+
+
+@contextmanager
+def computed_by(model: transformers.PreTrainedModel, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """In this context a model's attention is another function that takes our masks, registered as ``name``."""
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, attention_mask)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def register() -> None:

@@ -17,7 +17,7 @@ from ...sparse.calibration.progress import Progress, silent
 from ...sparse.calibration.runner import Sample
 from ...sparse.counts import TileCounts
 from ...sparse.model import disable, enable
-from ...sparse.policy import PHASES, LayerPolicy, Phase, policy_of
+from ...sparse.policy import PHASES, Phase, policies_of
 from .session import Session, nats
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ def compare(
         for way in (disable, enable):
             way(model)
             _pass(model, samples[0], new_tokens, chunk)
-    collectors = {name: TileCounts() for name in _policies(model)}
+    collectors = {name: TileCounts() for name in policies_of(model)}
     pairs = []
     for index, sample in enumerate(samples):
         progress(2 * index, 2 * len(samples), f"{len(sample)} tokens, dense")
@@ -130,7 +130,7 @@ def compare(
 def _check_counts(model: transformers.PreTrainedModel, found: Comparison) -> None:
     """Refuse a model that does not run on our attention: there would be no difference to find."""
     for phase in found.phases:
-        if not found.tiles[phase] and any(policy.rule(phase) for policy in _policies(model).values()):
+        if not found.tiles[phase] and any(policy.rule(phase) for policy in policies_of(model).values()):
             said = f"one that counts tiles in {phase}; does it run with attention of skimattn?"
             raise expected("model", said, str(model.config._attn_implementation))
 
@@ -201,13 +201,9 @@ def _differences(wanted: _Logits, got: _Logits) -> dict[Phase, float]:
     return largest
 
 
-def _policies(model: torch.nn.Module) -> dict[str, LayerPolicy]:
-    return {name: policy for name, module in model.named_modules() if (policy := policy_of(module)) is not None}
-
-
 @contextmanager
 def _counting(model: torch.nn.Module, collectors: Mapping[str, TileCounts]) -> Iterator[None]:
-    policies = _policies(model)
+    policies = policies_of(model)
     before = {name: policy.collector for name, policy in policies.items()}
     try:
         for name, policy in policies.items():

@@ -55,17 +55,36 @@ def load(
     if dtype not in DTYPES:
         raise expected("dtype", " or ".join(DTYPES), dtype)
     register()
+    model, tokenizer = read(name, getattr(torch, dtype), attn_implementation=NAME, trust_remote_code=trust_remote_code)
+    model = model.to(device).eval()
+    quicken(model)
+    return Loaded(str(name), model, tokenizer)
+
+
+def read(
+    name: str | Path, dtype: torch.dtype, *, attn_implementation: str | None = None, trust_remote_code: bool = False
+) -> tuple[transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase]:
+    """A model as transformers loads it, on the CPU, and its tokenizer.
+
+    Args:
+        name: as :func:`load` takes it.
+        dtype: of the weights.
+        attn_implementation: None: what transformers chooses.
+        trust_remote_code: as transformers takes it.
+
+    Raises:
+        ArgumentError: a folder holds no model.
+        OSError: transformers finds no such model.
+    """
     folder, arguments = _place(name)
     common: dict[str, Any] = {**arguments, "trust_remote_code": trust_remote_code}
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **common)
     if arguments and int(transformers.__version__.split(".")[0]) >= 5:
         common["quantization_config"] = transformers.GgufConfig(dequantize=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation=NAME, **common
+        folder, dtype=dtype, attn_implementation=attn_implementation, **common
     )
-    model = model.to(device).eval()
-    quicken(model)
-    return Loaded(str(name), model, tokenizer)
+    return model, tokenizer
 
 
 def _place(name: str | Path) -> tuple[str, dict[str, str]]:

@@ -13,7 +13,7 @@ import transformers
 
 from ...errors import expected
 from ...sparse.calibration.runner import Outcome, Sample
-from ...sparse.policy import Phase, policy_of
+from ...sparse.policy import Phase, policies_of
 from ._divergence import Divergence
 from ._dropped import Dropped, measuring
 from .session import Session, nats
@@ -107,8 +107,7 @@ class TextForward:
         return copy.deepcopy(self._prompts[key])
 
     def _skips_in_prompts(self) -> bool:
-        found = (policy_of(module) for module in self._model.modules())
-        return any(policy is not None and policy.rule("prefill") for policy in found)
+        return any(policy.rule("prefill") for policy in policies_of(self._model).values())
 
     def _see(self, logits: torch.Tensor, at: int, rows: int) -> None:
         if self._divergence is not None:

@@ -26,7 +26,7 @@ class Session:
         known = inspect.signature(model.forward).parameters
         self.cache = cache
         self._model, self._cached = model, cached
-        self._name = "cache" if "cache" in known else "past_key_values"
+        self._name = cache_argument(model)
         self._can_leave_out = "logits_to_keep" in known
 
     def prompt(
@@ -60,6 +60,11 @@ class Session:
             self.cache = out[self._name]
         logits: torch.Tensor = out.logits[0]
         return logits
+
+
+def cache_argument(model: transformers.PreTrainedModel) -> str:
+    """What a model's forward calls its cache: releases have renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def nats(logits: torch.Tensor, labels: Sequence[int]) -> torch.Tensor:

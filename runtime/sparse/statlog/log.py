@@ -16,7 +16,7 @@ import torch
 
 from ...errors import expected
 from ..model import config_of
-from ..policy import PHASES, Collector, LayerPolicy, Phase, policy_of
+from ..policy import PHASES, Collector, LayerPolicy, Phase, policies_of
 from .counters import Counters, LayerCollector
 from .ranks import rank_and_world, rank_path, summed_over_ranks
 from .read import FORMAT, summary_path
@@ -60,8 +60,7 @@ class StatLog:
         """Attach to the model, and begin the file."""
         if most_lost < 1:
             raise expected("most_lost", "1 or more", most_lost)
-        modules = dict(model.named_modules() if isinstance(model, torch.nn.Module) else model)
-        found = {name: policy for name, module in modules.items() if (policy := policy_of(module))}
+        found = policies_of(model)
         if not found:
             raise expected("model", "one with policies, such as sparsify attaches", type(model).__name__)
         path = _path_of(model) if path is None else path
@@ -70,7 +69,8 @@ class StatLog:
         self._same_requests = same_requests
         self.path, self._file = Path(path), rank_path(Path(path), self._rank)
         self.counters = Counters(len(found))
-        parameters = (parameter for module in modules.values() for parameter in module.parameters())
+        modules = [model] if isinstance(model, torch.nn.Module) else model.values()
+        parameters = (parameter for module in modules for parameter in module.parameters())
         for device in {parameter.device for parameter in parameters} or {torch.device("cpu")}:
             if device.type != "meta":
                 self.counters.allocate(device)

@@ -202,7 +202,7 @@ def _held_out(
     """Each phase alone, as calibration sees it."""
     from ...sparse.calibration.runner import ModelRunner
     from ...sparse.model import disable, enable, restore, sparsify
-    from ...sparse.policy import policy_of
+    from ...sparse.policy import policies_of
 
     if not held:
         return []
@@ -210,7 +210,7 @@ def _held_out(
     sparsify(model, found.config)
     try:
         runner = ModelRunner(model, forward)
-        policies = [policy for module in model.modules() if (policy := policy_of(module)) is not None]
+        policies = policies_of(model).values()
         rules = [policy.rules for policy in policies]
         for phase in phases:
             for policy, both in zip(policies, rules, strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ...integrations.transformers.comparison import Comparison, Pair
-from ...sparse.policy import PHASES, Phase, policy_of
+from ...sparse.policy import PHASES, Phase, policies_of
 from ...sparse.report import describe
 from ...sparse.tables import percent, table
 from .calibrating import mean_and_error
@@ -86,7 +86,7 @@ def _t95(freedom: int) -> float:
 
 def rules_of(model: torch.nn.Module) -> Rules:
     """What layers skip by, in words, by phase; layers without a policy are left out."""
-    found = {name: policy for name, module in model.named_modules() if (policy := policy_of(module)) is not None}
+    found = policies_of(model)
     return {phase: {name: describe(policy.rules.get(phase)) for name, policy in found.items()} for phase in PHASES}
 
 

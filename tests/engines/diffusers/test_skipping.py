@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,22 +13,11 @@ from skimattn.sparse import policy_of, summary
 from skimattn.sparse.config.kernels import kernels_here
 
 from tests.helpers.oracle import Request, Rules, attend
+from tests.helpers.recorded_counts import Counts
 
 from .models import FAMILIES, Handed, hunyuan_inputs, model_of, output_of
 
 THRESHOLD = 0.02
-
-
-@dataclass
-class Counts:
-    """A collector: phase and counts ``[B, Hq, 2]`` of every call that skips."""
-
-    calls: list[tuple[str, torch.Tensor]] = field(default_factory=list)
-
-    def counts(self, phase: str, batch: int, heads_q: int, device: torch.device) -> torch.Tensor:
-        stats = torch.zeros(batch, heads_q, 2, dtype=torch.int64, device=device)
-        self.calls.append((phase, stats))
-        return stats
 
 
 def counted(model: Any, place: str) -> Counts:

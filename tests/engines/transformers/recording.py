@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -15,23 +14,9 @@ from skimattn.integrations.transformers import NAME, _attention
 from skimattn.sparse.policy import LayerPolicy, Phase, PhaseRule, attach_policy
 from transformers import AttentionInterface
 
+from tests.helpers.recorded_counts import Counts
+
 from .families import DEVICE, model_of
-
-
-@dataclass
-class Counts:
-    """A collector of one layer: stage and counts ``[B, Hq, 2]`` of every call that skips."""
-
-    calls: list[tuple[Phase, torch.Tensor]] = field(default_factory=list)
-
-    def counts(self, phase: Phase, batch: int, heads_q: int, device: torch.device) -> torch.Tensor:
-        stats = torch.zeros(batch, heads_q, 2, dtype=torch.int64, device=device)
-        self.calls.append((phase, stats))
-        return stats
-
-    @property
-    def stages(self) -> list[Phase]:
-        return [stage for stage, _ in self.calls]
 
 
 def layers_of(model: transformers.PreTrainedModel) -> list[torch.nn.Module]:

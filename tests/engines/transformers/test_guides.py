@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner
-from skimattn.tools.cli import main
 
-from tests.helpers.guides import GUIDES, OF_ENGINES, blocks
+from tests.helpers.guides import GUIDES, OF_ENGINES, run_guide
 
 from .folders import save_text, save_tiny
 
@@ -51,15 +47,6 @@ def test_code_and_commands_run(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     save_text(tmp_path / "book.txt")
     if name == "transformers.md":
         (tmp_path / "found.json").write_text('{"threshold": {"prefill": 0.1, "decode": 0.1}}')
-    names: dict[str, Any] = {}
     (guide,) = (one for one in GUIDES if one.name == name)
-    for language, code in blocks(guide):
-        if language == "python":
-            exec(compile(code, guide.name, "exec"), names)
-            continue
-        for line in code.splitlines():
-            command, *words = shlex.split(line)
-            assert command == "skimattn"
-            result = CliRunner().invoke(main, smaller(words))
-            assert result.exit_code == 0, f"{line}: {result.output}"
+    run_guide(guide, {}, smaller)
     assert [file for file in MADE[name] if not (tmp_path / file).exists()] == []
