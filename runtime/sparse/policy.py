@@ -115,9 +115,10 @@ def policy_of(module: torch.nn.Module) -> LayerPolicy | None:
     return found
 
 
-def policies_of(model: torch.nn.Module) -> dict[str, LayerPolicy]:
-    """The policies of a model's modules, by name."""
-    return {name: policy for name, module in model.named_modules() if (policy := policy_of(module)) is not None}
+def policies_of(model: torch.nn.Module | Mapping[str, torch.nn.Module]) -> dict[str, LayerPolicy]:
+    """The policies of a model's modules, or of modules by name."""
+    modules = dict(model.named_modules()) if isinstance(model, torch.nn.Module) else model
+    return {name: policy for name, module in modules.items() if (policy := policy_of(module)) is not None}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ GUIDES = sorted((ROOT / "docs").glob("*.md"))
 OF_ENGINES = {  # run by tests/engines
     "diffusers": ("diffusers.md",),
     "transformers": ("calibrate.md", "transformers.md"),
+    "vllm": ("vllm.md",),
 }
 
 

@@ -37,10 +37,12 @@ class StatLog:
     Args:
         path: the file, which is begun anew; None: the ``stat_log_path`` of the model's configuration. The summary is
             written beside it, as ``*.summary.json``.
-        model: a sparsified one, whose layers are counted from now on.
+        model: a sparsified one, whose layers are counted from now on; or its attention modules, by name.
         most_lost: steps that may be under way, which are lost if the process is killed.
         same_requests: ranks share the heads of the same requests (tensor parallel), so that tiles are added up over
             ranks, but requests and tokens are not.
+
+    ``counters`` is what calls add to.
 
     Raises:
         ArgumentError: no attention module of the model has a policy, ``most_lost`` is below 1, or nobody names a file.
@@ -48,7 +50,12 @@ class StatLog:
     """
 
     def __init__(
-        self, path: str | Path | None, model: torch.nn.Module, *, most_lost: int = 64, same_requests: bool = False
+        self,
+        path: str | Path | None,
+        model: torch.nn.Module | Mapping[str, torch.nn.Module],
+        *,
+        most_lost: int = 64,
+        same_requests: bool = False,
     ) -> None:
         """Attach to the model, and begin the file."""
         if most_lost < 1:
@@ -61,16 +68,18 @@ class StatLog:
         self._rank, self._world = rank_and_world()
         self._same_requests = same_requests
         self.path, self._file = Path(path), rank_path(Path(path), self._rank)
-        self._counters = Counters(len(found))
-        for device in {parameter.device for parameter in model.parameters()} or {torch.device("cpu")}:
+        self.counters = Counters(len(found))
+        modules = [model] if isinstance(model, torch.nn.Module) else model.values()
+        parameters = (parameter for module in modules for parameter in module.parameters())
+        for device in {parameter.device for parameter in parameters} or {torch.device("cpu")}:
             if device.type != "meta":
-                self._counters.allocate(device)
+                self.counters.allocate(device)
         self._steps, self._sums = 0, dict.fromkeys((*_names("requests"), *_names("tokens")), 0)
         self._known = [(policy.rules, policy.enabled) for policy in self._policies]
         self._writer = Writer(self._file, self._header(), most_lost)
         self._before: list[Collector | None] = [policy.collector for policy in self._policies]
         for index, policy in enumerate(self._policies):
-            policy.collector = LayerCollector(self._counters, index)
+            policy.collector = LayerCollector(self.counters, index)
         self._open = True
         atexit.register(self._flush)
 
@@ -97,7 +106,7 @@ class StatLog:
         if self._have_rules_changed():
             row["rules"] = self._rules()
         self._steps += 1
-        self._writer.put(self._counters, row)
+        self._writer.put(self.counters, row)
 
     def close(self) -> None:
         """Write what is under way and the summary, and give the model its collectors back.
@@ -134,7 +143,7 @@ class StatLog:
         self._open = False
         atexit.unregister(self._flush)
         for policy, collector in zip(self._policies, self._before, strict=True):
-            if isinstance(policy.collector, LayerCollector) and policy.collector.counters is self._counters:
+            if isinstance(policy.collector, LayerCollector) and policy.collector.counters is self.counters:
                 policy.collector = collector
 
     def _have_rules_changed(self) -> bool:
@@ -181,8 +190,8 @@ def _names(key: str) -> list[str]:
     return [f"{key}.{phase}" for phase in PHASES]
 
 
-def _path_of(model: torch.nn.Module) -> str:
-    path = config_of(model).stat_log_path
+def _path_of(model: torch.nn.Module | Mapping[str, torch.nn.Module]) -> str:
+    path = config_of(model).stat_log_path if isinstance(model, torch.nn.Module) else None
     if path is None:
         raise expected("path", "a file, or a configuration with a stat_log_path", None)
     return path

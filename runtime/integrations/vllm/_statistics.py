@@ -1,0 +1,132 @@
+"""Statistics of a worker: what its layers skip step by step, for a log, and in sum, for the metrics endpoint."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Mapping
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...sparse import StatLog
+from ...sparse.policy import Phase
+from ...sparse.statlog.counters import Counters, Slot
+from ._channel import write_tiles
+from ._skipping import Skipping
+
+_SECONDS = 0.5  # between two looks at what was counted
+ByPhase = Mapping[Phase, int]
+
+
+class Statistics:
+    """Adds up what the layers of a worker count. A step begins with a batch and ends where the next one begins.
+
+    vLLM calls nobody when a step has ended, least of all where graphs are replayed. What metrics show is collected by a
+    thread, so it needs no next step; the last step of a log is written when the process ends.
+
+    Args:
+        modules: by name, those whose policies skip.
+        device: of the counts.
+        stat_log: a file, or None.
+        channel: folder, engine and rank for :func:`write_tiles`, or None.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, torch.nn.Module],
+        device: torch.device,
+        stat_log: Path | None,
+        channel: tuple[Path, int, int] | None,
+    ) -> None:
+        """Allocate, and begin the log."""
+        self._place = {name: index for index, name in enumerate(modules)}
+        self._log = None if stat_log is None else StatLog(stat_log, modules, same_requests=True)
+        self._counters = Counters(len(modules)) if self._log is None else self._log.counters
+        self._counters.allocate(device)
+        self._device, self._channel = device, channel
+        self._lock = threading.Lock()
+        self._open: dict[Skipping, torch.Tensor] = {}
+        self._captured: set[Skipping] = set()
+        self._numbers: tuple[ByPhase, ByPhase] = {}, {}
+        self._stream: Any = None
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+        # Whoever owns this closes it, or the end of the process does, before it closes the log. Children of
+        # multiprocessing that were forked leave without what atexit has.
+        atexit.register(self.close)
+        Finalize(self, self.close, exitpriority=10)
+
+    def begin(self, skipping: Skipping, requests: ByPhase, tokens: ByPhase, *, real: bool = True) -> None:
+        """A batch begins, before its thresholds are set: what came before it is collected.
+
+        Args:
+            skipping: the layers that will compute it.
+            requests: of each phase.
+            tokens: of each phase.
+            real: False: a graph is about to be captured, and what that counts is dropped.
+        """
+        with self._lock:
+            if skipping in self._open:
+                self._end_step()
+            if skipping in self._captured:
+                skipping.forget()
+                self._captured.remove(skipping)
+            if not real:
+                self._captured.add(skipping)
+                return
+            if not self._open:
+                self._numbers = requests, tokens
+            self._open[skipping] = torch.tensor([self._place[name] for name in skipping.names], device=self._device)
+            if self._device.type == "cuda":
+                self._stream = torch.cuda.current_stream(self._device)
+        if self._thread is None and self._channel is not None:
+            # Not earlier: a graph that is captured bears no other thread's calls.
+            self._thread = threading.Thread(target=self._run, name="skimattn-tiles", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """End the last step, and write everything."""
+        atexit.unregister(self.close)
+        with self._lock:
+            if self._open:
+                self._end_step()
+        if self._thread is not None and not self._closed.is_set():
+            self._closed.set()
+            self._thread.join()
+            self.publish()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def publish(self) -> None:
+        """Write sums of all layers to the channel; waits for the device."""
+        assert self._channel is not None
+        slot = Slot()
+        with self._lock:
+            if self._stream is None:
+                self._collect()
+                slot.take(self._counters)
+            else:
+                with torch.cuda.stream(self._stream):
+                    self._collect()
+                    slot.take(self._counters)
+        write_tiles(*self._channel, slot.wait().sum(0).flatten().tolist())
+
+    def _end_step(self) -> None:
+        self._collect()
+        self._open.clear()
+        if self._log is not None:
+            self._log.step(requests=self._numbers[0], tokens=self._numbers[1])
+
+    def _collect(self) -> None:
+        """What was launched so far, onto the sums; the step goes on."""
+        total = self._counters.by_device[self._device]
+        for skipping, places in self._open.items():
+            total.index_add_(0, places, skipping.collect())
+
+    def _run(self) -> None:
+        while not self._closed.wait(_SECONDS):
+            self.publish()
