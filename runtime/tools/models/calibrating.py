@@ -32,16 +32,17 @@ OPTIONS = together(
     ),
     click.option(
         "--cost",
-        type=click.Choice(("loss", "dropped")),
+        type=click.Choice(("loss", "divergence", "dropped")),
         default="loss",
         show_default=True,
-        help="What --per makes small: the loss of next tokens, or the dropped probability.",
+        help="What --per makes small: the loss of next tokens; how far predictions move (fewer texts tell); or the "
+        "dropped probability.",
     ),
     click.option(
         "--budget",
         type=float,
         help="With --per, in place of a target: nats a token that may be added (0.003 is 0.3 % of perplexity), or "
-        "what --cost dropped may add up to.",
+        "what another --cost may add up to.",
     ),
     click.option(
         "--held-out",
@@ -173,6 +174,7 @@ def run(loaded: Loaded, asked: Asked, texts: Texts) -> Found:
         new_tokens=texts.new_tokens or 1,
         chunk=texts.chunk,
         dropped=asked.per != "none" and asked.cost == "dropped",
+        divergence=asked.per != "none" and asked.cost == "divergence",
     )
     phases = asked.phases(texts)
     targets = {phase: target for phase, target in asked.targets.items() if phase in phases}

@@ -6,8 +6,9 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import click
 import pytest
 import torch
 import transformers
@@ -18,8 +19,10 @@ from skimattn.integrations import transformers as transformers_side
 from skimattn.integrations.transformers import Comparison, TextForward, load
 from skimattn.integrations.transformers.comparison import Pair, Side
 from skimattn.sparse import SkipSoftmaxConfig, attention_modules, policy_of, read_statistics
+from skimattn.sparse.calibration.profile import Cost
 from skimattn.sparse.policy import Phase
 from skimattn.tools.cli import main
+from skimattn.tools.models.calibrate import calibrate
 from skimattn.tools.models.calibrating import Asked, mean_and_error
 from skimattn.tools.models.texts import samples_of
 
@@ -101,7 +104,14 @@ def test_it_goes_on_from_its_state(place: Path, monkeypatch: pytest.MonkeyPatch)
         assert refused.exit_code == 1 and refused.stderr.startswith("Error: --state: expected the file of this cal")
 
 
-@pytest.mark.parametrize("options", ["--per layer --target-prefill 0.22", "--per head --cost dropped --budget 0.02"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--per layer --target-prefill 0.22",
+        "--per layer --cost divergence --target-prefill 0.22",
+        "--per head --cost dropped --budget 0.02",
+    ],
+)
 def test_thresholds_of_layers_and_heads(place: Path, options: str) -> None:
     job = ("calibrate", "model", "--data", "text.txt", "--lengths", "640", "--samples", "1", "--new-tokens", "0")
     made = json.loads(done(*job, "--thresholds", "0.01,0.1,0.5", *options.split(), "--out", "q.json", "--json").stdout)
@@ -115,6 +125,11 @@ def test_thresholds_of_layers_and_heads(place: Path, options: str) -> None:
     else:
         assert chosen["units"] == 8 and 0 < chosen["cost"] <= 0.02
         assert all(isinstance(factor, tuple) and len(factor) == 4 for factor in factors)
+
+
+def test_every_cost_can_be_asked_for() -> None:
+    (option,) = [one for one in calibrate.params if one.name == "cost"]
+    assert isinstance(option.type, click.Choice) and tuple(option.type.choices) == get_args(Cost)
 
 
 def test_verify_shows_what_it_costs_and_fails_where_that_is_too_much() -> None:
