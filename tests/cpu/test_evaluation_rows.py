@@ -39,11 +39,11 @@ def test_both_formats_are_told_apart(tmp_path: Path) -> None:
     [
         ("{", ":1: expected a line of JSON"),
         ("[1]", ":1: expected keys and values"),
-        ({"context": "x"}, ":1: expected the keys of LongBench v1 (got none named input, answers, dataset, all_classes)"),
-        ({"choice_A": "x", "question": "?"}, "expected the keys of LongBench v2 (got none named context, answer, choice_B"),
+        ({"context": "x"}, "keys of LongBench v1 (got none named input, answers, dataset, all_classes)"),
+        ({"choice_A": "x", "question": "?"}, "keys of LongBench v2 (got none named context, answer, choice_B"),
         ({**SECOND, "answer": "E"}, ":1: answer: expected A, B, C or D (got 'E')"),
     ],
-)  # fmt: skip
+)
 def test_lines_of_neither_format_are_refused(tmp_path: Path, line: Any, said: str) -> None:
     with pytest.raises(ArgumentError) as refused:
         rows.read([written(tmp_path, line)])
@@ -88,7 +88,7 @@ def test_targets_need_a_fit_that_they_can_be_put_into() -> None:
     assert ways[0].config is None and ways[2].config is not None
     assert ways[2].config.target_sparsity == {"prefill": 0.5} and ways[2].config.fit == config.fit
     assert [way.name for way in running.ways_of(config, None)] == ["dense", "config"]
-    with pytest.raises(ArgumentError, match="targets: expected a configuration with a fit, .*one without"):
+    with pytest.raises(ArgumentError, match=r"targets: expected a configuration with a fit, .*one without"):
         running.ways_of(SkipSoftmaxConfig(threshold=0.1), (0.3,))
     chosen = SkipSoftmaxConfig(fit=fit, patterns={"*0*": {"threshold": 0.1}})
     with pytest.raises(ArgumentError, match="targets: expected a configuration without thresholds of layers"):
