@@ -74,10 +74,8 @@ def save_planted(folder: Path, sizes: Planted, device: str = "cpu") -> None:
         eos_token_id=0,
         pad_token_id=0,
     )
-    with torch.device("meta"):
-        model = transformers.LlamaForCausalLM(config)
-    model = model.to_empty(device=device).to(torch.bfloat16)
-    model.model.rotary_emb = type(model.model.rotary_emb)(config, device=device)
+    with torch.device(device):
+        model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
     with torch.no_grad():
         _fill(model, sizes, torch.Generator(device).manual_seed(5))
     model.to("cpu").save_pretrained(folder)
@@ -180,7 +178,9 @@ def read_requests(file: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(file.read_text().splitlines(), 1):
         try:
             row = json.loads(line)
-            fine = all(type(token) is int for token in row["prompt"]) and row["prompt"] and int(row["output_tokens"]) > 0
+            fine = (
+                all(type(token) is int for token in row["prompt"]) and row["prompt"] and int(row["output_tokens"]) > 0
+            )
         except (ValueError, KeyError, TypeError):
             fine = False
         if not fine:
