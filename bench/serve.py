@@ -142,10 +142,10 @@ def measure(rows: Sequence[Row], options: argparse.Namespace, work: Path, device
         for group in planned:
             with serving(model, group, device, work, plugin, extra) as servers:
                 for row in group.rows:
-                    samples, skipped = rounds(row, servers, client, model, requests[row])
+                    samples, tiles = rounds(row, servers, client, model, requests[row])
                     for name in samples:  # a peer that was beside several of ours keeps its first rounds
                         found[row][0].setdefault(name, samples[name])
-                        found[row][1].setdefault(name, skipped[name])
+                        found[row][1].setdefault(name, tiles[name])
     for row in rows:
         alone = [group for group in planned if row in group.rows]
         attention = {}

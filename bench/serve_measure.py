@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from .serve_plan import DENSE, METRICS, NO_SLOWER, OF_ALLOWED, PEER, Contender, Group, Row, allowed
 from .serve_profile import attention_ms
-from .serve_servers import SETTLED, environment, milliseconds, share_between
+from .serve_servers import SETTLED, environment, milliseconds, shares_of, tiles_between
 from .timing import Summary, percentile, round_order, speed_over
 
 Case = dict[str, Any]
@@ -33,9 +33,9 @@ class Answers(Protocol):
 def rounds(
     row: Row, servers: Sequence[Any], client: Answers, model: Path, requests: Path, settled: float = SETTLED
 ) -> tuple[Samples, Case]:
-    """All rounds of a row, in which servers take turns; times by contender, and what each skipped.
+    """All rounds of a row, in which servers take turns; times by contender, and tiles of each.
 
-    Tiles of the round of warm-up count too: they are those of the same requests, and waiting for them would take longer.
+    Those of the round of warm-up count too: it has the same requests, and waiting for its tiles would take longer.
     """
     by_name = {server.contender.name: server for server in servers}
     samples: Samples = {name: {metric: [] for metric in METRICS} for name in by_name}
@@ -47,8 +47,8 @@ def rounds(
                 for metric in METRICS:
                     samples[name][metric].append(found[metric])
     time.sleep(settled)
-    skipped = {name: share_between(before[name], server.tiles()) for name, server in by_name.items()}
-    return samples, skipped
+    tiles = {name: tiles_between(before[name], server.tiles()) for name, server in by_name.items()}
+    return samples, tiles
 
 
 def summarised(samples: Iterable[float]) -> dict[str, float]:
@@ -63,20 +63,21 @@ def speeds(samples: Samples, of: str, over: str, metric: str) -> dict[str, float
     return asdict(speed_over(mine, other))
 
 
-def case_of(row: Row, samples: Samples, skipped: Mapping[str, Any], apart: bool, attention: Mapping[str, Any]) -> Case:
+def case_of(row: Row, samples: Samples, tiles: Mapping[str, Any], apart: bool, attention: Mapping[str, Any]) -> Case:
     """A row's result.
 
     Args:
         row: it.
         samples: of all contenders.
-        skipped: shares by contender and phase.
+        tiles: visited and skipped ones by contender and phase.
         apart: whether servers did not run at the same time, so that rounds are no pairs.
         attention: by contender, milliseconds of its kernels in a prompt and in a step; empty: not looked at.
     """
     rows = [
         {
             "name": name,
-            "sparsity": skipped[name],
+            "tiles": tiles[name],
+            "sparsity": shares_of(tiles[name]),
             **{metric: summarised(value for some in of[metric] for value in some) for metric in METRICS},
             "attention_ms": attention.get(name),
         }

@@ -80,6 +80,9 @@ def save_planted(folder: Path, sizes: Planted, device: str = "cpu") -> None:
         _fill(model, sizes, torch.Generator(device).manual_seed(5))
     model.to("cpu").save_pretrained(folder)
     _save_tokenizer(folder, sizes.vocabulary)
+    if device != "cpu":
+        del model
+        torch.cuda.empty_cache()  # servers want it
 
 
 def _fill(model: Any, sizes: Planted, drawn: torch.Generator) -> None:

@@ -50,14 +50,20 @@ def tiles_of(text: str) -> Tiles:
     return found
 
 
-def share_between(before: Tiles, after: Tiles) -> dict[str, float | None]:
-    """The skipped share of the tiles that were visited in between, by phase; None where none was."""
-    found: dict[str, float | None] = {}
-    for phase, counts in after.items():
-        earlier = before.get(phase, {"visited": 0.0, "skipped": 0.0})
-        visited, skipped = (counts[kind] - earlier[kind] for kind in ("visited", "skipped"))
-        found[phase] = skipped / visited if visited else None
-    return found
+def tiles_between(before: Tiles, after: Tiles) -> Tiles:
+    """What was counted in between."""
+    nothing = {"visited": 0.0, "skipped": 0.0}
+    return {
+        phase: {kind: counts[kind] - before.get(phase, nothing)[kind] for kind in nothing}
+        for phase, counts in after.items()
+    }
+
+
+def shares_of(tiles: Tiles) -> dict[str, float | None]:
+    """The skipped share of the visited tiles by phase; None where none was visited."""
+    return {
+        phase: counts["skipped"] / counts["visited"] if counts["visited"] else None for phase, counts in tiles.items()
+    }
 
 
 def make_plugin(folder: Path) -> str | None:
