@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--concurrency", nargs="+", type=int, default=[1, 64], help="of --replay")
     made.add_argument("--rounds", type=int, help="default: those of the row (3 of --replay)")
     made.add_argument("--memory", type=float, help="GB for all servers; default: what the GPU has free")
+    made.add_argument("--gpus", type=int, default=1, help="that each server shares; above 1 without attention's share")
     made.add_argument("--server", default="", help="further arguments of servers, as one text")
     made.add_argument("--no-attention", action="store_true", help="do not look at attention's share")
     made.add_argument("--tiny", action="store_true", help="a small model and few requests, to see it work on a CPU")
@@ -135,8 +136,9 @@ def measure(rows: Sequence[Row], options: argparse.Namespace, work: Path, device
     model, subject, requests = prepare(rows, options, work)
     made = asked_of(options, subject)
     memory = options.memory or _memory(device)
-    planned = groups(rows, made, subject.weights, subject.token_bytes, memory)
+    planned = groups(rows, made, subject.weights / options.gpus, subject.token_bytes // options.gpus, memory)
     extra = [*shlex.split(options.server), *(["--enforce-eager"] if device == "cpu" else [])]
+    extra += ["--tensor-parallel-size", str(options.gpus)] if options.gpus > 1 else []
     found: dict[Row, tuple[dict[str, Any], dict[str, Any]]] = {row: ({}, {}) for row in rows}
     with closing(Client(device, plugin, work / "client.log")) as client:
         for group in planned:
@@ -149,7 +151,7 @@ def measure(rows: Sequence[Row], options: argparse.Namespace, work: Path, device
     for row in rows:
         alone = [group for group in planned if row in group.rows]
         attention = {}
-        if not options.no_attention:
+        if not options.no_attention and options.gpus == 1:
             for contender in made[1:]:
                 attention[contender.name] = attention_of(
                     row, alone[0], contender, model, requests[row], work, device, plugin

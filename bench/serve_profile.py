@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .serve_models import read_requests
+from .serve_servers import UNASKED
 
 _OURS = "skim_"  # what our kernels' names begin with
 
@@ -50,7 +51,7 @@ def run(job: Mapping[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {"dtype": "bfloat16", "max_model_len": job["longest"], "max_num_seqs": job["concurrency"]}
     if job["device"] == "cuda":
         options["attention_config"] = {"backend": "CUSTOM"}
-        options["kv_cache_memory_bytes"] = int(job["cache_gb"] * 1e9)
+        options |= {"kv_cache_memory_bytes": int(job["cache_gb"] * 1e9), "gpu_memory_utilization": float(UNASKED)}
     else:
         options["enforce_eager"] = True
     engine = LLM(

@@ -12,7 +12,7 @@ import time
 import tomllib
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -24,6 +24,7 @@ from .serve_plan import Contender, Group
 _ROOT = Path(__file__).resolve().parents[1]
 _PLUGINS = ("vllm.general_plugins", "vllm.stat_logger_plugins")
 _TILES = re.compile(r'^skimattn_tiles_(visited|skipped)_total\{[^}]*phase="(\w+)"[^}]*\} (\S+)$', re.MULTILINE)
+UNASKED = "0.02"  # of memory that must be free: servers start beside each other, with caches of a given size
 SETTLED = 2.5  # seconds after which the endpoint shows all tiles
 Tiles = dict[str, dict[str, float]]
 
@@ -106,6 +107,7 @@ def words(model: Path, contender: Contender, group: Group, device: str, port: in
     if device == "cuda":
         backend = "CUSTOM" if contender.ours else "FLASH_ATTN"
         made += ["--attention-backend", backend, "--kv-cache-memory-bytes", str(int(group.cache_gb * 1e9))]
+        made += ["--gpu-memory-utilization", UNASKED]
     if contender.ours:
         made += ["--additional-config", json.dumps({"skimattn": {"config": contender.config or False}})]
     return [*made, *extra]
@@ -197,8 +199,9 @@ class Client:
         asked += ["--model", "model", "--tokenizer", str(tokenizer), "--dataset-name", "custom"]
         asked += ["--dataset-path", str(requests), "--num-prompts", str(count), "--max-concurrency", str(concurrency)]
         asked += ["--temperature", "0", "--ignore-eos", "--disable-tqdm", "--ready-check-timeout-sec", "0"]
-        self._process.stdin.write(json.dumps([*asked, "--save-detailed"]) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # of a client that has ended, as is said below
+            self._process.stdin.write(json.dumps([*asked, "--save-detailed"]) + "\n")
+            self._process.stdin.flush()
         for line in self._process.stdout:
             if line.startswith(MARK):
                 found: dict[str, Any] = json.loads(line.removeprefix(MARK))

@@ -144,6 +144,7 @@ def test_what_servers_are_told() -> None:
     peer = serve_servers.words(Path("m"), MADE[0], group, "cuda", 1234, ["--enforce-eager"])
     assert peer[peer.index("--attention-backend") + 1] == "FLASH_ATTN" and "--additional-config" not in peer
     assert peer[peer.index("--kv-cache-memory-bytes") + 1] == "2500000000" and peer[-1] == "--enforce-eager"
+    assert float(peer[peer.index("--gpu-memory-utilization") + 1]) < 0.1, "others are there already"
     assert peer[peer.index("--max-model-len") + 1] == "4096" and "--no-enable-prefix-caching" in peer
     configs = []
     for contender in MADE[1:]:
@@ -317,7 +318,7 @@ def test_the_client_hands_requests_on_and_says_what_failed(tmp_path: Path, monke
     answers = [{"ttfts": [0.1], "itls": [[]], "output_lens": [1], "errors": [""]}, {"failed": "ValueError: no"}]
     answers.append({"errors": ["", "Bad Request"]})
     script = "import sys\nfor answer in ANSWERS:\n    line = sys.stdin.readline()\n    print('noise')\n"
-    script += f"    print('{serve_servers.MARK}' + answer.replace('ARGS', ''), flush=True)\n"
+    script += f"    print('{serve_servers.MARK}' + answer, flush=True)\n"
     (tmp_path / "fake.py").write_text(f"ANSWERS = {[json.dumps(one) for one in answers]!r}\n{script}")
     popen = serve_servers.subprocess.Popen
 
