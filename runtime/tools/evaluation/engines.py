@@ -142,18 +142,27 @@ class VllmEngine:
 
     @contextmanager
     def running(self, config: SkipSoftmaxConfig | None) -> Iterator[Running]:
-        """An engine that ends when this does. Raises what vLLM does where it refuses to start."""
+        """An engine that ends when this does.
+
+        Raises:
+            ArgumentError: it does not start.
+        """
         from lm_eval.models.vllm_causallms import VLLM
 
         own = False if config is None else {OWN: config.model_dump(mode="json", exclude_defaults=True)}
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        running = VllmRunning(
-            VLLM(
+        try:
+            lm = VLLM(
                 **self._arguments,
                 attention_config={"backend": "CUSTOM"},
                 additional_config={"skimattn": {"config": own}},
             )
-        )
+        except (RuntimeError, ValueError) as error:
+            raise expected(
+                "engine", "arguments and a model that vLLM starts with", " ".join(str(error).split())
+            ) from error
+        running = VllmRunning(lm)
+        del lm
         try:
             yield running
         finally:

@@ -64,7 +64,7 @@ def evaluate(
     Without --targets the configuration runs as it stands; with them its fit is asked for each.
     """
     which = taken(Which, values)
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() and values["backend"] == "hf":  # vLLM divides by the seconds of its bar
         os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars
     with refusing(
         {
