@@ -62,7 +62,8 @@ class State:
             header, *rows = (json.loads(line) for line in lines)
             known = {row["key"]: row["value"] for row in rows}
         except (ValueError, TypeError, KeyError) as error:
-            raise expected("state", f"a file that an earlier {self._of} left, in {path}", "something else") from error
+            one = f"an {self._of}" if self._of[0] in "aeiou" else f"a {self._of}"
+            raise expected("state", f"a file that {one} left, in {path}", "something else") from error
         if header != self._header:
             wanted = f"the file of this {self._of} in {path}; another model, data or settings need another file"
             raise expected("state", wanted, f"that of {_difference(self._header, header)}")

@@ -109,9 +109,9 @@ class VllmRunning:
 
     @staticmethod
     def _now() -> dict[Phase, tuple[int, int]]:
-        from ...integrations.vllm import tiles
+        from ...integrations import vllm
 
-        found = tiles()
+        found = vllm.tiles()
         return {phase: tuple(found.get(phase, (0, 0))) for phase in PHASES}  # type: ignore[misc]
 
 
@@ -126,15 +126,19 @@ class VllmEngine:
     """
 
     def __init__(self, model: str, dtype: str, max_length: int | None, arguments: Mapping[str, Any]) -> None:
-        """Nothing is started yet."""
-        from transformers import AutoTokenizer
+        """Nothing is started yet.
 
-        from ...integrations.vllm import register
-
-        register()  # where the package is not installed, its entry point is not there
+        Raises:
+            ArgumentError: arguments choose attention, which ways do.
+        """
         taken = [name for name in ("attention_config", "additional_config") if name in arguments]
         if taken:
             raise expected("engine", "arguments beside those that choose attention", taken[0])
+        from transformers import AutoTokenizer
+
+        from ...integrations import vllm
+
+        vllm.register()  # where the package is not installed, its entry point is not there
         self.tokenizer = AutoTokenizer.from_pretrained(
             model, trust_remote_code=bool(arguments.get("trust_remote_code"))
         )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,8 +62,6 @@ def evaluate(
     Without --targets the configuration runs as it stands; with them its fit is asked for each.
     """
     which = taken(Which, values)
-    if not sys.stderr.isatty() and values["backend"] == "hf":  # vLLM divides by the seconds of its bar
-        os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's bars
     with refusing(
         {
             "tasks": "--tasks",

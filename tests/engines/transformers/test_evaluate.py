@@ -210,6 +210,9 @@ def test_a_state_of_other_settings_is_refused(place: Path, whole: dict[str, Any]
     asked = ("--data", "rows.jsonl", "--tasks", "needle", "--state", "state.jsonl", "--max-new-tokens", "3")
     said = invoke(*asked, "--lengths", "500", "--limit", "2").output
     assert "--state: expected the file of this evaluation" in said and "that of other limit)" in said
+    (place / "no-state.jsonl").write_text("a line\n")
+    said = invoke(*asked[:4], "--state", "no-state.jsonl", "--lengths", "500").output
+    assert "--state: expected a file that an evaluation left, in no-state.jsonl" in said
     (place / "other.jsonl").write_text(json.dumps(ROWS[0]))
     asked = ("--data", "other.jsonl", "--tasks", "needle", "--state", "state.jsonl", "--max-new-tokens", "3")
     assert "that of other data)" in invoke(*asked, "--lengths", "500", "--limit", "3").output
