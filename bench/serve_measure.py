@@ -148,7 +148,12 @@ def attention_of(
     Raises:
         OSError: it fails; the text ends with what it said.
     """
-    job = {"model": str(model), "config": contender.config, "requests": str(requests), "steps": _STEPS}
+    job = {
+        "model": str(model),
+        "config": contender.config,
+        "requests": str(requests),
+        "steps": min(_STEPS, row.new_tokens - 1),
+    }
     job |= {"concurrency": row.concurrency, "cache_gb": group.cache_gb, "longest": group.longest, "device": device}
     asked, out = folder / "profile.json", folder / "profiled.json"
     asked.write_text(json.dumps(job))

@@ -10,8 +10,8 @@ PEER, DENSE = "vllm", "ours dense"
 METRICS = ("ttft", "tpot")
 NO_SLOWER = 0.99  # of the peer's speed, where nothing is skipped
 OF_ALLOWED = 0.95  # of what the attention's share and its speedup allow
-_MARGIN = 1.02  # of caches, for blocks that are not full
-_ROOM = 256  # tokens of a request beside its prompt and what is generated
+_MARGIN = 1.02  # of caches, for a block that none can have
+_ROOM = 256  # tokens of a request in the cache beside its own: blocks that are not full
 _OVERHEAD = 3.5  # GB of a server beside weights and cache: context, activations, graphs
 
 
@@ -151,7 +151,7 @@ def groups(
         cache = min(row.cache_gb(token_bytes), most)
         fitting = int(budget // (cache + weights + _OVERHEAD))
         for batch in _batches(made, fitting):
-            found.append(Group((row,), batch, cache, row.length + row.new_tokens + _ROOM, row.concurrency))
+            found.append(Group((row,), batch, cache, row.length + row.new_tokens, row.concurrency))
     return _joined(found, weights, budget)
 
 

@@ -52,7 +52,7 @@ def test_servers_run_at_once_where_they_fit() -> None:
         return groups(rows, MADE, weights, token, budget)
 
     both = planned([small, other], 40)
-    assert shape(both) == [(["x 1k c1", "x 2k c1"], names)] and both[0].longest == 2048 + 4 + 256
+    assert shape(both) == [(["x 1k c1", "x 2k c1"], names)] and both[0].longest == 2048 + 4
     assert both[0].cache_gb == other.cache_gb(token)
     pairs = [[PEER, name] for name in names[1:]]
     assert shape(planned([large], 30)) == [(["x 64k c1"], pair) for pair in pairs], "6.7 GB of cache each"
@@ -73,6 +73,7 @@ def test_the_short_list_is_part_of_the_grid() -> None:
     assert len({row.label for row in ROWS}) == len(ROWS)
     assert {row.label for row in ROWS} >= {f"planted {size}k c{many}" for size in (32, 128) for many in (1, 64)}
     assert "planted 128k c64" in serve.listing(ROWS)
+    assert all(row.length + row.new_tokens <= 8192 for row in ROWS if row.model == "smollm2"), "more it does not take"
 
 
 @pytest.mark.parametrize(
