@@ -15,6 +15,7 @@ COMMANDS = {
     "statlog": "what StatLog costs a prefill and a decode step (needs a GPU)",
     "models": "perplexity, needles and achieved shares of a language model, by ways to find thresholds",
     "texts": "token files for bench models",
+    "serve": "time to first and further tokens of vLLM's server with our attention beside its own",
     "ragged": "ragged batches beside uniform ones and FlashAttention-3 (needs a GPU)",
     "host": "host microseconds of a launch (needs a GPU)",
     "build": "seconds and memory that compiling takes",

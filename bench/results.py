@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
-KINDS = ("prefill", "rows", "decode", "ragged", "host", "build", "skip", "statlog", "models")
+KINDS = ("prefill", "rows", "decode", "ragged", "host", "build", "skip", "statlog", "models", "serve")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from .models.calibrate import calibrate
+from .models.evaluate import evaluate
 from .models.generate import generate
 from .models.sparsify import sparsify
 from .models.verify import verify
@@ -116,5 +117,5 @@ def stats(file: Path, as_json: bool, png: Path | None, width: int) -> None:
         raise click.ClickException(str(error)) from error
 
 
-for _command in (calibrate, generate, sparsify, verify):
+for _command in (calibrate, evaluate, generate, sparsify, verify):
     main.add_command(_command)

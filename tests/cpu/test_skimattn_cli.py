@@ -37,7 +37,7 @@ def direct(*arguments: str) -> Result:
 def test_it_is_installed_under_its_name() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["scripts"]["skimattn"] == "skimattn.tools.cli:main"
-    models = {"calibrate", "generate", "sparsify", "verify"}
+    models = {"calibrate", "eval", "generate", "sparsify", "verify"}
     assert set(main.commands) == {"build", "cache", "demo", "explain", "list", "stats", *models}
 
 

@@ -16,7 +16,7 @@ from .standin import ROOT
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 OF_ENGINES = {  # run by tests/engines
     "diffusers": ("diffusers.md",),
-    "transformers": ("calibrate.md", "transformers.md"),
+    "transformers": ("calibrate.md", "evaluate.md", "transformers.md"),
     "vllm": ("vllm.md",),
 }
 
@@ -33,13 +33,16 @@ def without_engine() -> list[Path]:
 
 
 def run_guide(guide: Path, names: dict[str, Any], words_for: Callable[[list[str]], list[str]] = list) -> None:
-    """Run its Python, which shares ``names``, and its commands, which are all of ``skimattn``.
+    """Run its Python, which shares ``names``, and its commands (``bash``), which are all of ``skimattn``.
 
-    ``words_for`` may change the words of a command, such as its sizes.
+    What stands in ``sh`` needs more than one engine's environment, and is run elsewhere. ``words_for`` may change the
+    words of a command, such as its sizes.
     """
     for language, code in blocks(guide):
         if language == "python":
             exec(compile(code, guide.name, "exec"), names)
+            continue
+        if language == "sh":
             continue
         for line in code.splitlines():
             command, *words = shlex.split(line)

@@ -19,14 +19,16 @@ class State:
     Args:
         path: the file; None: nothing is kept.
         about: what the measurements depend on; a file of others is refused.
+        of: what measures, for messages.
 
     Raises:
-        ArgumentError: the file is of another calibration, or no such file at all.
+        ArgumentError: the file is of another one, or no such file at all.
         OSError: it cannot be read or written.
     """
 
-    def __init__(self, path: str | Path | None, about: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path | None, about: Mapping[str, Any], of: str = "calibration") -> None:
         """Read what is there, or begin the file."""
+        self._of = of
         self._path = None if path is None else Path(path)
         self._header = {"format": _FORMAT, **json.loads(json.dumps(about))}
         self._known: dict[str, Any] = {}
@@ -60,9 +62,10 @@ class State:
             header, *rows = (json.loads(line) for line in lines)
             known = {row["key"]: row["value"] for row in rows}
         except (ValueError, TypeError, KeyError) as error:
-            raise expected("state", f"a file that a calibration left, in {path}", "something else") from error
+            one = f"an {self._of}" if self._of[0] in "aeiou" else f"a {self._of}"
+            raise expected("state", f"a file that {one} left, in {path}", "something else") from error
         if header != self._header:
-            wanted = f"the file of this calibration in {path}; another model, data or thresholds need another file"
+            wanted = f"the file of this {self._of} in {path}; another model, data or settings need another file"
             raise expected("state", wanted, f"that of {_difference(self._header, header)}")
         if len(whole) < len(text):
             os.truncate(path, len(whole))

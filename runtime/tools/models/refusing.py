@@ -15,6 +15,7 @@ _EXTRAS = {
     "pydantic": "calibrate",
     "yaml": "calibrate",
     "matplotlib": "calibrate",
+    **dict.fromkeys(("lm_eval", "datasets", "jieba", "fuzzywuzzy", "rouge", "nltk", "wonderwords"), "eval"),
 }
 # What skimattn calls things, and the options that they came from.
 _OPTIONS = {

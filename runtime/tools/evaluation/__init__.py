@@ -1,0 +1,1 @@
+"""Benchmarks of long texts through lm-eval: a model dense, beside itself at each share that it is to skip."""
