@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ..smollm2 import ROOT, Models, export_both
+from .stubs import torchvision_ops  # noqa: F401  # transformers wants it
 
 __all__ = ["ROOT", "Models"]
 HERE = Path(__file__).resolve().parent
@@ -19,8 +20,6 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    from .stubs import torchvision_ops  # noqa: F401  # transformers wants it
-
     return export_both(tmp_path_factory.mktemp("models"))
 
 
