@@ -19,7 +19,13 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     from sglang.srt.entrypoints.engine import Engine
     from skimattn.integrations.sglang import tiles
 
-    options = {"dtype": "bfloat16", "page_size": 128, "context_length": 4352, "max_running_requests": 4}
+    options = {
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "page_size": 128,
+        "context_length": 4352,
+        "max_running_requests": 4,
+    }
     options |= {"max_total_tokens": 16384, "log_level": "error", "random_seed": 1}
     engine = Engine(**(options | job["engine"]))
     how = {"temperature": 0, "max_new_tokens": job["new"], "ignore_eos": True}

@@ -34,7 +34,18 @@ def server(models: Models, tmp_path: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     words = [sys.executable, str(HERE / "serve.py"), "--model-path", str(models.cut), *guided()]
-    words += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "bfloat16", "--max-total-tokens", "4096"]
+    words += [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--device",
+        "cpu",
+        "--dtype",
+        "bfloat16",
+        "--max-total-tokens",
+        "4096",
+    ]
     words += ["--context-length", "1024", "--skip-server-warmup", "--served-model-name", "small"]
     words += ["--disable-overlap-schedule"]  # else a step more may be computed than anyone asked for
     told = environment(SKIMATTN_SGLANG_CONFIG='{"threshold": 0.95}')  # at which such short prompts skip
