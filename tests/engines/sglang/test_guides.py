@@ -17,7 +17,8 @@ if __name__ == "__main__":
     sys.path.insert(0, sys.argv[3])
     from tests.helpers.guides import blocks
 
-    options = {"device": "cpu", "dtype": "bfloat16", "context_length": 1024, "max_total_tokens": 2048, "log_level": "error"}
+    options = {"device": "cpu", "dtype": "bfloat16", "context_length": 1024, "max_total_tokens": 2048}
+    options["log_level"] = "error"
     names = {"folder": sys.argv[1], "options": options, "prompts": ["A tile is skipped. " * 60]}
     for language, code in blocks(Path(sys.argv[2])):
         if language == "python":
