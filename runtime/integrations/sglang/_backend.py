@@ -76,6 +76,8 @@ class SkimAttentionBackend(AttentionBackend):
             rows, decoding = list(forward_batch.extend_seq_lens_cpu), 0
             if scheduled is not None and scheduled.requests == batch:
                 decoding = scheduled.decoding
+            elif mode.is_mixed():
+                raise expected("requests", "as many as were scheduled", f"{batch} of {scheduled}")
         else:
             raise expected("forward_mode", "EXTEND, MIXED or DECODE", mode.name)
         longest = int(forward_batch.seq_lens_cpu.max())

@@ -1,7 +1,8 @@
 """Runs SGLang in processes of its own: ``run.py JOBS OUT``, both JSON.
 
 A job is an engine: its arguments, and the prompts of each ``generate``. Its result is, of each ``generate``, tokens and
-the two best log-probabilities of every step. An engine that does not start ends this process, and says why.
+the two best log-probabilities of every step, unless it says ``"best": false``: SGLang mixes prompts with decoding only
+where nobody asks for those. An engine that does not start ends this process, and says why.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     options |= {"max_total_tokens": 16384, "log_level": "error", "random_seed": 1}
     engine = Engine(**(options | job["engine"]))
     how = {"temperature": 0, "max_new_tokens": job["new"], "ignore_eos": True}
+    asked: dict[str, Any] = {"return_logprob": True, "top_logprobs_num": 2} if job.get("best", True) else {}
     made = []
     for prompts in job["generate"]:
-        out = engine.generate(input_ids=prompts, sampling_params=how, return_logprob=True, top_logprobs_num=2)
+        out = engine.generate(input_ids=prompts, sampling_params=how, **asked)
         made.append([_result(one) for one in out])
     time.sleep(1.5)  # tiles are half a second old at most
     counted = tiles()
@@ -41,7 +43,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 def _result(one: dict[str, Any]) -> dict[str, Any]:
     about = one["meta_info"]
-    best = [[found[0] for found in step] for step in about["output_top_logprobs"]]
+    best = [[found[0] for found in step] for step in about.get("output_top_logprobs", ())]
     return {"tokens": one["output_ids"], "best": best, "cached": about["cached_tokens"]}
 
 

@@ -45,7 +45,7 @@ def runs(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     whole, cut = {"model_path": str(models.whole)}, {"model_path": str(models.cut)}
     first, both = [[prompts["1100"]]], [prompts["2300"], prompts["4000"]]
     mixed = [[prompts["1100"][:700], prompts["2300"][:1200]]]
-    folders = [tmp_path_factory.mktemp(name) for name in ("base", "ours", "more")]
+    folders = [tmp_path_factory.mktemp(name) for name in ("base", "ours")]
     logs = folders[1]
     chunks, small = {"chunked_prefill_size": 1024}, {"chunked_prefill_size": 384, "enable_mixed_chunk": True}
     exact = {"disable_overlap_schedule": True}  # else a step more may be computed than anyone asked for
@@ -56,16 +56,12 @@ def runs(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     ours = [
         {"engine": whole | skim, "new": 8, "generate": first},
         {"engine": cut | skim | chunks, "new": 12, "generate": [both, both]},
-    ]
-    more = [
         {"engine": whole | skim | exact | section(SPARSE, logs / "sparse.jsonl"), "new": 4, "generate": first},
     ]
-    for phase in ("decode", "prefill"):
-        threshold = {"prefill": 0.0, "decode": 0.0, phase: 0.95}
-        own = section({"threshold": threshold}, logs / f"{phase}.jsonl")
-        more.append({"engine": cut | skim | small | own, "new": 6, "generate": mixed})
+    own = section({"threshold": {"prefill": 0.0, "decode": 0.95}}, logs / "mixed.jsonl")
+    ours.append({"engine": cut | skim | small | own, "new": 6, "generate": mixed, "best": False})
     with ThreadPoolExecutor(2) as pool:
-        made = pool.map(run, (base, [*ours, *more]), folders)
+        made = pool.map(run, (base, ours), folders)
         return Runs(prompts, *made, logs)
 
 
@@ -133,11 +129,10 @@ def test_skipped_tiles_are_those_of_transformers(models: Models, runs: Runs) -> 
     assert abs(theirs.sum() - tiles[:, 1].sum()) < 0.03 * theirs.sum()
 
 
-@pytest.mark.parametrize(("phase", "other"), [("decode", "prefill"), ("prefill", "decode")])
-def test_requests_of_one_batch_have_the_threshold_of_their_phase(runs: Runs, phase: Any, other: Any) -> None:
-    found = read_statistics(runs.logs / f"{phase}.jsonl")
+def test_requests_of_one_batch_have_the_threshold_of_their_phase(runs: Runs) -> None:
+    found = read_statistics(runs.logs / "mixed.jsonl")
     mixed = (found.requests["prefill"] > 0) & (found.requests["decode"] > 0)
     assert mixed.sum() >= 2, "batches with both phases"
-    tiles = {name: found.tiles[name][mixed] for name in ("prefill", "decode")}
-    assert tiles[phase][..., 1].sum() > 0 and tiles[other][..., 0].min() > 0
-    assert tiles[other][..., 1].sum() == 0, f"{other} has the threshold 0"
+    decode, prefill = found.tiles["decode"][mixed], found.tiles["prefill"][mixed]
+    assert decode[..., 1].sum() > 0 and prefill[..., 0].min() > 0
+    assert prefill[..., 1].sum() == 0, "prompts have the threshold 0"
