@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from skimattn import ArgumentError, launch
-from skimattn.integrations.vllm._cache import Pages, pages_of, write
-from skimattn.integrations.vllm._call import Batch, LayerOptions, params_of
-from skimattn.integrations.vllm._skipping import Skipping, numbers_by_phase, which_decode
-from skimattn.integrations.vllm._thresholds import LayerRules, ThresholdTable
+from skimattn.integrations.serving.call import Batch, LayerOptions, Pages, params_of
+from skimattn.integrations.serving.skipping import Skipping, numbers_by_phase, which_decode
+from skimattn.integrations.serving.thresholds import LayerRules, ThresholdTable
+from skimattn.integrations.vllm._cache import pages_of, write
 from skimattn.sparse import PhaseRule
 
 BLOCK, HEADS, HEADS_KV, DIM = 32, 4, 2, 64

@@ -6,19 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from skimattn import ArgumentError
-from skimattn.integrations.vllm import _channel
-from skimattn.integrations.vllm._layers import names_of, of_rank, policies_of
+from skimattn.integrations.serving import channel
+from skimattn.integrations.serving.layers import names_of, of_rank, policies_of
+from skimattn.integrations.serving.skipping import Skipping
+from skimattn.integrations.serving.statistics import Statistics
+from skimattn.integrations.serving.thresholds import LayerRules
 from skimattn.integrations.vllm._refusals import refuse_deployment, refuse_layer
 from skimattn.integrations.vllm._settings import Settings, read_settings
-from skimattn.integrations.vllm._skipping import Skipping
-from skimattn.integrations.vllm._statistics import Statistics
-from skimattn.integrations.vllm._thresholds import LayerRules
 from skimattn.sparse import LayerPolicy, PhaseRule, SkipSoftmaxConfig, StatLog, attach_policy, read_statistics
 
 LAYERS = [f"model.layers.{number}.self_attn.attn" for number in range(3)]
@@ -174,26 +175,26 @@ def test_parallelism_that_is_not_computed() -> None:
 
 
 def test_channel_adds_up_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(_channel.VARIABLE, str(tmp_path))
-    folder = _channel.open_channel()
-    assert folder == tmp_path and _channel.read_tiles(folder) == {"prefill": (0, 0), "decode": (0, 0)}
-    _channel.write_tiles(folder, 0, 0, [9, 9, 9, 9])
-    _channel.write_tiles(folder, 0, 0, [10, 1, 20, 2])
-    _channel.write_tiles(folder, 0, 1, [100, 3, 200, 4])
-    _channel.write_tiles(folder, 1, 0, [1000, 5, 2**40, 6])
-    assert _channel.read_tiles(folder, 0) == {"prefill": (110, 4), "decode": (220, 6)}
-    assert _channel.read_tiles(folder)["decode"] == (220 + 2**40, 12)
-    assert [_channel.first_to_report(folder) for _ in range(3)] == [True, False, False]
-    _channel.write_tiles(folder / "gone", 0, 0, [1, 1, 1, 1])
+    monkeypatch.setenv(channel.VARIABLE, str(tmp_path))
+    folder = channel.open_channel()
+    assert folder == tmp_path and channel.read_tiles(folder) == {"prefill": (0, 0), "decode": (0, 0)}
+    channel.write_tiles(folder, 0, 0, [9, 9, 9, 9])
+    channel.write_tiles(folder, 0, 0, [10, 1, 20, 2])
+    channel.write_tiles(folder, 0, 1, [100, 3, 200, 4])
+    channel.write_tiles(folder, 1, 0, [1000, 5, 2**40, 6])
+    assert channel.read_tiles(folder, 0) == {"prefill": (110, 4), "decode": (220, 6)}
+    assert channel.read_tiles(folder)["decode"] == (220 + 2**40, 12)
+    assert [channel.first_to_report(folder) for _ in range(3)] == [True, False, False]
+    channel.write_tiles(folder / "gone", 0, 0, [1, 1, 1, 1])
 
 
 def test_a_channel_is_made_once_and_removed_by_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(_channel.VARIABLE, raising=False)
-    folder = _channel.open_channel()
-    assert folder == _channel.open_channel() and os.environ[_channel.VARIABLE] == str(folder)
-    _channel._remove(str(folder), os.getpid() + 1)
+    monkeypatch.delenv(channel.VARIABLE, raising=False)
+    folder = channel.open_channel()
+    assert folder == channel.open_channel() and os.environ[channel.VARIABLE] == str(folder)
+    channel._remove(str(folder), os.getpid() + 1)
     assert folder.is_dir(), "a child leaves it alone"
-    _channel._remove(str(folder), os.getpid())
+    channel._remove(str(folder), os.getpid())
     assert not folder.exists()
 
 
@@ -210,7 +211,7 @@ def test_steps_end_where_the_next_begins(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     with refused(r"^path: expected a file, or a configuration with a stat_log_path \(got None\)"):
         StatLog(None, modules)
-    statistics = Statistics(modules, torch.device("cpu"), path, (tmp_path, 0, 0))
+    statistics = Statistics(modules, torch.device("cpu"), path, partial(channel.write_tiles, tmp_path, 0, 0))
 
     def batch(decodes: list[bool], visited: int, *, real: bool = True) -> None:
         lengths = torch.full((len(decodes),), 64, dtype=torch.int32)
@@ -224,11 +225,11 @@ def test_steps_end_where_the_next_begins(tmp_path: Path) -> None:
     batch([True, False], 10)
     batch([False, False, True], 100)
     statistics.publish()
-    assert _channel.read_tiles(tmp_path) == {"prefill": (3 * 10 + 6 * 100, 3), "decode": (330, 2)}
+    assert channel.read_tiles(tmp_path) == {"prefill": (3 * 10 + 6 * 100, 3), "decode": (330, 2)}
     batch([True], 1)
     statistics.close()
     statistics.close()
-    assert _channel.read_tiles(tmp_path)["decode"] == (333, 3)
+    assert channel.read_tiles(tmp_path)["decode"] == (333, 3)
     found = read_statistics(path)
     assert found.layers == tuple(LAYERS) and len(found.steps) == 3
     assert found.tiles["prefill"].tolist()[:2] == [[[10, 0], [10, 0], [10, 1]], [[200, 0], [200, 0], [200, 2]]]
@@ -241,14 +242,17 @@ def test_the_last_step_is_written_when_the_process_ends(tmp_path: Path) -> None:
     code = f"""
 import torch
 from pathlib import Path
-from skimattn.integrations.vllm._skipping import Skipping
-from skimattn.integrations.vllm._statistics import Statistics
-from skimattn.integrations.vllm._thresholds import LayerRules
+from functools import partial
+from skimattn.integrations.serving.channel import write_tiles
+from skimattn.integrations.serving.skipping import Skipping
+from skimattn.integrations.serving.statistics import Statistics
+from skimattn.integrations.serving.thresholds import LayerRules
 from skimattn.sparse import LayerPolicy, PhaseRule, attach_policy
+show = partial(write_tiles, Path({str(tmp_path)!r}), 0, 0)
 module, rules = torch.nn.Module(), {{"decode": PhaseRule(0.5)}}
 attach_policy(module, LayerPolicy(rules))
 kind = Skipping({{"layer": LayerRules(rules)}}, 2, 4, torch.device("cpu"), count=True)
-statistics = Statistics({{"layer": module}}, torch.device("cpu"), Path({str(path)!r}), (Path({str(tmp_path)!r}), 0, 0))
+statistics = Statistics({{"layer": module}}, torch.device("cpu"), Path({str(path)!r}), show)
 for visited in (5, 6):
     statistics.begin(kind, {{"decode": 1}}, {{"decode": 1}})
     arguments = kind.prepare(torch.tensor([True]), torch.tensor([64]), whole=True)
@@ -257,4 +261,4 @@ for visited in (5, 6):
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert made.returncode == 0 and not made.stderr, made.stderr
     assert read_statistics(path).tiles["decode"].tolist() == [[[5, 1]], [[6, 1]]]
-    assert _channel.read_tiles(tmp_path)["decode"] == (11, 2)
+    assert channel.read_tiles(tmp_path)["decode"] == (11, 2)

@@ -16,6 +16,7 @@ from .standin import ROOT
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 OF_ENGINES = {  # run by tests/engines
     "diffusers": ("diffusers.md",),
+    "sglang": ("sglang.md",),
     "transformers": ("calibrate.md", "evaluate.md", "transformers.md"),
     "vllm": ("vllm.md",),
 }

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._channel import Tiles, open_channel, read_tiles
+from ..serving.channel import Tiles, open_channel, read_tiles
 from ._register import register
 
 if TYPE_CHECKING:

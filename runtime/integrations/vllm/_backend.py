@@ -12,10 +12,11 @@ from vllm.config import get_current_vllm_config
 from vllm.v1.attention.backend import AttentionBackend, AttentionImpl, AttentionType, MultipleOf
 
 from ...api import launch
+from ..serving.call import Batch, LayerOptions, Pages, params_of
+from ..serving.refusals import head_size_taken
 from ._builder import Builder
-from ._cache import BLOCK_STEP, CacheOfBackend, Pages, pages_of, write
-from ._call import Batch, LayerOptions, params_of
-from ._refusals import CACHE_DTYPES, EIGHT_BITS, head_size_taken, refuse_layer
+from ._cache import BLOCK_STEP, CacheOfBackend, pages_of, write
+from ._refusals import CACHE_DTYPES, EIGHT_BITS, refuse_layer
 
 
 class SkimAttentionBackend(CacheOfBackend, AttentionBackend):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
@@ -14,15 +14,13 @@ from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuild
 
 from ...errors import expected
 from ...sparse.config.dialects import KEY
-from ...sparse.policy import attach_policy
-from ._call import Batch
-from ._channel import open_channel
-from ._layers import of_rank, policies_of
+from ..serving import worker
+from ..serving.call import Batch
+from ..serving.channel import open_channel, write_tiles
+from ..serving.skipping import numbers_by_phase, which_decode
+from ..serving.worker import Layer, Share
 from ._refusals import refuse_deployment
 from ._settings import Settings, read_settings
-from ._skipping import Skipping, numbers_by_phase, which_decode
-from ._statistics import Statistics
-from ._thresholds import LayerRules
 
 
 class Builder(AttentionMetadataBuilder[Batch]):
@@ -36,19 +34,13 @@ class Builder(AttentionMetadataBuilder[Batch]):
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
         """Find out what the layers skip."""
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        worker = worker_of(vllm_config, device)
+        self._worker = worker_of(vllm_config, device)  # which lives as long as its builders
         layers = vllm_config.compilation_config.static_forward_context
         for name in layer_names:
             if layers[name].head_size_v != layers[name].head_size:
                 raise expected("head_size_v", f"{layers[name].head_size}, like head_size", layers[name].head_size_v)
-        self._worker = worker  # which lives as long as its builders
-        self._statistics = worker.statistics
-        rules = {name: worker.rules[name] for name in layer_names if name in worker.rules}
-        self._skipping = None
-        if rules:
-            heads = layers[next(iter(rules))].num_heads
-            most = vllm_config.scheduler_config.max_num_seqs
-            self._skipping = Skipping(rules, heads, most, device, count=self._statistics is not None)
+        self._statistics = self._worker.statistics
+        self._skipping = self._worker.skipping(layer_names, vllm_config.scheduler_config.max_num_seqs)
         speculative = getattr(vllm_config.speculative_config, "num_speculative_tokens", None)
         self._decode_rows = 1 + (speculative or 0)
 
@@ -82,7 +74,7 @@ class Builder(AttentionMetadataBuilder[Batch]):
         )
 
 
-class Worker:
+class Worker(worker.Worker):
     """What the layers of a worker are told, read once, and their statistics.
 
     Args:
@@ -101,29 +93,25 @@ class Worker:
             has_log=settings.stat_log is not None,
         )
         self.context = vllm_config.compilation_config.static_forward_context
-        self.rules: dict[str, LayerRules] = {}
-        self.statistics: Statistics | None = None
-        if settings.config is None:
-            return
-        layers = _our_layers(vllm_config)
-        rank, ranks = get_tensor_model_parallel_rank(), parallel.tensor_parallel_size
-        found = policies_of(settings.config, layers, all_here=parallel.pipeline_parallel_size == 1)
-        for name, policy in found.items():
-            layer = layers[name]
-            own = of_rank(policy, name, layer.num_heads, rank, ranks)
-            attach_policy(layer, own)
-            self.rules[name] = LayerRules(own.rules, layer.sliding_window)
-        if found and (settings.metrics or settings.stat_log is not None):
-            self.statistics = _statistics(settings, {name: layers[name] for name in found}, parallel, device)
-            weakref.finalize(self, self.statistics.close)
+        engine, engines = parallel.data_parallel_rank, parallel.data_parallel_size
+        ranks, stages = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+        super().__init__(
+            settings,
+            _our_layers(vllm_config),
+            Share(get_tensor_model_parallel_rank(), ranks, all_layers=stages == 1),
+            device,
+            settings.log_of(engine, engines),
+            partial(write_tiles, open_channel(), engine, _rank(parallel)) if settings.metrics else None,
+        )
 
 
-def _our_layers(vllm_config: Any) -> dict[str, Any]:
+def _our_layers(vllm_config: Any) -> dict[str, Layer]:
     """The attention layers that this back end computes, by name."""
     from ._backend import SkimAttention
 
     context = vllm_config.compilation_config.static_forward_context
-    return {name: layer for name, layer in context.items() if isinstance(getattr(layer, "impl", None), SkimAttention)}
+    ours = {name: layer for name, layer in context.items() if isinstance(getattr(layer, "impl", None), SkimAttention)}
+    return {name: Layer(layer, layer.num_heads, layer.sliding_window) for name, layer in ours.items()}
 
 
 def settings_of(vllm_config: Any) -> Settings:
@@ -133,14 +121,10 @@ def settings_of(vllm_config: Any) -> Settings:
     return read_settings(additional if isinstance(additional, Mapping) else {}, os.environ, section)
 
 
-def _statistics(settings: Settings, modules: dict[str, Any], parallel: Any, device: torch.device) -> Statistics:
-    engine, engines = parallel.data_parallel_rank, parallel.data_parallel_size
-    log = settings.stat_log
-    if log is not None and engines > 1:
-        log = log.with_name(f"{log.stem}.engine{engine}{log.suffix}")
-    rank = parallel.rank if parallel.rank else torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    channel = (open_channel(), engine, rank) if settings.metrics else None
-    return Statistics(modules, device, log, channel)
+def _rank(parallel: Any) -> int:
+    if parallel.rank:
+        return int(parallel.rank)
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 _workers: WeakValueDictionary[int, Worker] = WeakValueDictionary()
@@ -149,7 +133,7 @@ _workers: WeakValueDictionary[int, Worker] = WeakValueDictionary()
 def worker_of(vllm_config: Any, device: torch.device) -> Worker:
     """The worker of an engine: builders of all kinds of layers share it."""
     context = vllm_config.compilation_config.static_forward_context
-    worker = _workers.get(id(context))
-    if worker is None:
-        worker = _workers[id(context)] = Worker(vllm_config, device)
-    return worker
+    known = _workers.get(id(context))
+    if known is None:
+        known = _workers[id(context)] = Worker(vllm_config, device)
+    return known

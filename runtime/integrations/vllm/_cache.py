@@ -6,40 +6,15 @@ Up to 0.29 a back end says what its cache looks like: ours is ``[blocks, 2, bloc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ...errors import expected
+from ..serving.call import Pages
 
 BLOCK_STEP = 16  # keys in a block: a multiple
 Scales = tuple[float, float]  # of keys and of values
-
-
-@dataclass(frozen=True)
-class Pages:
-    """Keys and values of a layer, views of its cache, as :class:`skimattn.Params` takes them.
-
-    Args:
-        k: ``[blocks, block, Hkv, D]`` or ``[blocks, Hkv, block, D]``, bf16, fp16 or e4m3.
-        v: likewise.
-        layout: ``"NHD"`` or ``"HND"``.
-    """
-
-    k: torch.Tensor
-    v: torch.Tensor
-    layout: Literal["NHD", "HND"]
-
-    @property
-    def by_slot(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both as ``[blocks, block, Hkv, D]``."""
-        return (self.k, self.v) if self.layout == "NHD" else (self.k.transpose(1, 2), self.v.transpose(1, 2))
-
-    @property
-    def block(self) -> int:
-        """Keys in a block."""
-        return self.k.shape[1 if self.layout == "NHD" else 2]
 
 
 def pages_of(cache: torch.Tensor, head_size: int) -> Pages:

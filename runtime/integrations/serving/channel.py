@@ -1,4 +1,4 @@
-"""How counts get from workers to the process that shows metrics: a few numbers in a file for each rank.
+"""How counts get from workers to the process that shows them: a few numbers in a file for each rank.
 
 A folder is made by the first process that loads the plug-in; its children find it in their environment.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...sparse.policy import PHASES, Phase
 
-VARIABLE = "SKIMATTN_VLLM_CHANNEL"
+VARIABLE = "SKIMATTN_CHANNEL"
 _FORM = struct.Struct(f"<{2 * len(PHASES)}q")
 Tiles = dict[Phase, tuple[int, int]]
 
@@ -24,7 +24,7 @@ def open_channel() -> Path:
     """The folder of this process and its children."""
     known = os.environ.get(VARIABLE)
     if known is None:
-        known = os.environ[VARIABLE] = tempfile.mkdtemp(prefix="skimattn-vllm-")
+        known = os.environ[VARIABLE] = tempfile.mkdtemp(prefix="skimattn-")
         atexit.register(_remove, known, os.getpid())
     return Path(known)
 
@@ -48,7 +48,12 @@ def read_tiles(folder: Path, engine: int | None = None) -> Tiles:
     sums = [0] * (2 * len(PHASES))
     for file in folder.glob(f"engine{'*' if engine is None else engine}.rank*.tiles"):
         sums = [old + new for old, new in zip(sums, _FORM.unpack(file.read_bytes()), strict=True)]
-    return {phase: (sums[2 * index], sums[2 * index + 1]) for index, phase in enumerate(PHASES)}
+    return by_phase(sums)
+
+
+def by_phase(tiles: list[int]) -> Tiles:
+    """(visited, skipped) by phase, from one list."""
+    return {phase: (tiles[2 * index], tiles[2 * index + 1]) for index, phase in enumerate(PHASES)}
 
 
 def first_to_report(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ...sparse.policy import PHASES, Phase
-from ._thresholds import LayerRules, ThresholdTable
+from .thresholds import LayerRules, ThresholdTable
 
 Arguments = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -35,6 +35,11 @@ class Skipping:
         self._device, self._count = device, count
         self._allocate(requests)
 
+    def reserve(self, requests: int) -> None:
+        """Make room for so many requests, before graphs hold the memory."""
+        if requests > len(self._decodes):
+            self._allocate(requests)
+
     def _allocate(self, requests: int) -> None:
         self._decodes = torch.zeros(requests, dtype=torch.bool, device=self._device)
         self._thresholds = self._table.empty(requests)
@@ -54,8 +59,7 @@ class Skipping:
             Arguments of :class:`skimattn.Params` by layer.
         """
         batch = len(decodes)
-        if batch > len(self._decodes):
-            self._allocate(batch)
+        self.reserve(batch)
         here = self._decodes[:batch]
         here.copy_(decodes, non_blocking=True)
         self._table.write(self._thresholds, here, lengths)
@@ -95,10 +99,10 @@ def which_decode(prefilling: torch.Tensor | None, starts: torch.Tensor, decode_r
     """Which requests are in the phase decode: bool ``[B]`` on the host.
 
     Args:
-        prefilling: bool, which requests are still in their prompt, as vLLM says; those that are missing at the end pad
-            a graph. None: vLLM does not say.
+        prefilling: bool, which requests are still in their prompt, as the engine says; those that are missing at the
+            end pad a graph. None: the engine does not say.
         starts: integers ``[B + 1]`` on the host, where each request begins.
-        decode_rows: the most rows of a request that generates, for where vLLM does not say.
+        decode_rows: the most rows of a request that generates, for where the engine does not say.
     """
     batch = len(starts) - 1
     if prefilling is None:

@@ -1,15 +1,39 @@
-"""A batch as vLLM schedules it, and attention of one layer to it as one call of skimattn."""
+"""A batch as engines schedule it, and attention of one layer to it as one call of skimattn."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 
 from ...params import Params
-from ._cache import Pages
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Keys and values of a layer, views of its cache, as :class:`skimattn.Params` takes them.
+
+    Args:
+        k: ``[blocks, block, Hkv, D]`` or ``[blocks, Hkv, block, D]``, bf16, fp16 or e4m3.
+        v: likewise.
+        layout: ``"NHD"`` or ``"HND"``.
+    """
+
+    k: torch.Tensor
+    v: torch.Tensor
+    layout: Literal["NHD", "HND"]
+
+    @property
+    def by_slot(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both as ``[blocks, block, Hkv, D]``."""
+        return (self.k, self.v) if self.layout == "NHD" else (self.k.transpose(1, 2), self.v.transpose(1, 2))
+
+    @property
+    def block(self) -> int:
+        """Keys in a block."""
+        return self.k.shape[1 if self.layout == "NHD" else 2]
 
 
 @dataclass(frozen=True)
@@ -52,6 +76,10 @@ class LayerOptions:
     softcap: float = 0.0
     alibi_slopes: torch.Tensor | None = None
     sinks: torch.Tensor | None = None
+
+    def with_sinks(self, sinks: torch.Tensor) -> LayerOptions:
+        """The same with sinks of any type of float."""
+        return replace(self, sinks=sinks.float())
 
 
 def params_of(

@@ -1,4 +1,4 @@
-"""Which of vLLM's attention layers is told what: names as transformers has them, and as vLLM has."""
+"""Which attention layer of an engine is told what: names as transformers has them, and as engines have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...sparse import SkipSoftmaxConfig
 from ...sparse.config.patterns import matches
 from ...sparse.policy import LayerPolicy, PhaseRule
 
-_ATTENTION = ".attn"  # what vLLM's layer is called within the module that transformers has too
+_ATTENTION = ".attn"  # what engines call their layer within the module that transformers has too
 
 
 def names_of(layer: str) -> tuple[str, ...]:
@@ -21,7 +21,7 @@ def names_of(layer: str) -> tuple[str, ...]:
 def policies_of(config: SkipSoftmaxConfig, layers: Iterable[str], *, all_here: bool = True) -> dict[str, LayerPolicy]:
     """The policies of the layers that skip, by name.
 
-    Patterns of modules match vLLM's names too. Names of transformers' classes, which ``targets`` may have, are not
+    Patterns of modules match engines' names too. Names of transformers' classes, which ``targets`` may have, are not
     known here: as targets they mean every layer, as patterns they are refused.
 
     Args:

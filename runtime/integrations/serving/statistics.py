@@ -1,10 +1,10 @@
-"""Statistics of a worker: what its layers skip step by step, for a log, and in sum, for the metrics endpoint."""
+"""Statistics of a worker: what its layers skip step by step, for a log, and in sum, for metrics."""
 
 from __future__ import annotations
 
 import atexit
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ import torch
 from ...sparse import StatLog
 from ...sparse.policy import Phase
 from ...sparse.statlog.counters import Counters, Slot
-from ._channel import write_tiles
-from ._skipping import Skipping
+from .skipping import Skipping
 
 _SECONDS = 0.5  # between two looks at what was counted
 ByPhase = Mapping[Phase, int]
@@ -24,14 +23,14 @@ ByPhase = Mapping[Phase, int]
 class Statistics:
     """Adds up what the layers of a worker count. A step begins with a batch and ends where the next one begins.
 
-    vLLM calls nobody when a step has ended, least of all where graphs are replayed. What metrics show is collected by a
-    thread, so it needs no next step; the last step of a log is written when the process ends.
+    Not every engine says when a step has ended, least of all where graphs are replayed. What metrics show is collected
+    by a thread, so it needs no next step; the last step of a log is written when it is said, or the process ends.
 
     Args:
         modules: by name, those whose policies skip.
         device: of the counts.
         stat_log: a file, or None.
-        channel: folder, engine and rank for :func:`write_tiles`, or None.
+        show: takes (visited, skipped) of each phase, in one list, about twice a second; None: nobody asks.
     """
 
     def __init__(
@@ -39,14 +38,14 @@ class Statistics:
         modules: Mapping[str, torch.nn.Module],
         device: torch.device,
         stat_log: Path | None,
-        channel: tuple[Path, int, int] | None,
+        show: Callable[[list[int]], None] | None,
     ) -> None:
         """Allocate, and begin the log."""
         self._place = {name: index for index, name in enumerate(modules)}
         self._log = None if stat_log is None else StatLog(stat_log, modules, same_requests=True)
         self._counters = Counters(len(modules)) if self._log is None else self._log.counters
         self._counters.allocate(device)
-        self._device, self._channel = device, channel
+        self._device, self._show = device, show
         self._lock = threading.Lock()
         self._open: dict[Skipping, torch.Tensor] = {}
         self._captured: set[Skipping] = set()
@@ -82,10 +81,16 @@ class Statistics:
             self._open[skipping] = torch.tensor([self._place[name] for name in skipping.names], device=self._device)
             if self._device.type == "cuda":
                 self._stream = torch.cuda.current_stream(self._device)
-        if self._thread is None and self._channel is not None:
+        if self._thread is None and self._show is not None:
             # Not earlier: a graph that is captured bears no other thread's calls.
             self._thread = threading.Thread(target=self._run, name="skimattn-tiles", daemon=True)
             self._thread.start()
+
+    def end(self) -> None:
+        """The batch has been launched whole, for engines that say so: its step need not wait for the next one."""
+        with self._lock:
+            if self._open:
+                self._end_step()
 
     def close(self) -> None:
         """End the last step, and write everything."""
@@ -102,8 +107,8 @@ class Statistics:
             self._log = None
 
     def publish(self) -> None:
-        """Write sums of all layers to the channel; waits for the device."""
-        assert self._channel is not None
+        """Show sums of all layers; waits for the device."""
+        assert self._show is not None
         slot = Slot()
         with self._lock:
             if self._stream is None:
@@ -113,7 +118,7 @@ class Statistics:
                 with torch.cuda.stream(self._stream):
                     self._collect()
                     slot.take(self._counters)
-        write_tiles(*self._channel, slot.wait().sum(0).flatten().tolist())
+        self._show(slot.wait().sum(0).flatten().tolist())
 
     def _end_step(self) -> None:
         self._collect()

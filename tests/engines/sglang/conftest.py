@@ -1,0 +1,53 @@
+"""Models that SGLang reads, and runs of it that several tests look at. An engine takes half a minute to start."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..smollm2 import ROOT, Models, export_both
+from .stubs import torchvision_ops  # noqa: F401  # transformers wants it
+
+__all__ = ["ROOT", "Models"]
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return export_both(tmp_path_factory.mktemp("models"))
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Of a process that runs SGLang on a CPU."""
+    own = ("SKIMATTN_SGLANG", "SKIMATTN_CHANNEL")
+    base = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    paths = os.pathsep.join(filter(None, (str(HERE / "stubs"), os.environ.get("PYTHONPATH"))))
+    base |= {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return base | {"OMP_NUM_THREADS": "1"} | variables  # more wait for each other where others compute too
+
+
+def attempt(jobs: list[dict[str, Any]], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run jobs, one after the other in one process: see :mod:`.run`. Results are in ``out.json``."""
+    asked, out = folder / "jobs.json", folder / "out.json"
+    asked.write_text(json.dumps(jobs))
+    return subprocess.run(
+        [sys.executable, str(HERE / "run.py"), str(asked), str(out)],
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+def run(jobs: list[dict[str, Any]], folder: Path, **variables: str) -> list[dict[str, Any]]:
+    """Results of jobs."""
+    made = attempt(jobs, folder, **variables)
+    assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-6000:]
+    found: list[dict[str, Any]] = json.loads((folder / "out.json").read_text())
+    return found

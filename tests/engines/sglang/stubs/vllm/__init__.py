@@ -1,0 +1,1 @@
+"""SGLang asks vLLM for rotary embeddings where it has no kernel of its own."""
