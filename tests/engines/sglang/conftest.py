@@ -32,22 +32,21 @@ def environment(**variables: str) -> dict[str, str]:
     return base | {"OMP_NUM_THREADS": "1"} | variables  # more wait for each other where others compute too
 
 
-def attempt(jobs: list[dict[str, Any]], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run jobs, one after the other in one process: see :mod:`.run`. Results are in ``out.json``."""
-    asked, out = folder / "jobs.json", folder / "out.json"
+def attempt(jobs: list[dict[str, Any]], folder: Path, **variables: str) -> tuple[int, str]:
+    """Exit status and output of jobs, one after the other in one process: see :mod:`.run`. Results: ``out.json``."""
+    asked, out, log = folder / "jobs.json", folder / "out.json", folder / "log.txt"
     asked.write_text(json.dumps(jobs))
-    return subprocess.run(
-        [sys.executable, str(HERE / "run.py"), str(asked), str(out)],
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
+    words = [sys.executable, str(HERE / "run.py"), str(asked), str(out)]
+    with log.open("w") as shown:  # no pipe: a process that SGLang leaves behind would keep it open
+        made = subprocess.run(
+            words, env=environment(**variables), stdout=shown, stderr=subprocess.STDOUT, timeout=900, check=False
+        )
+    return made.returncode, log.read_text()
 
 
 def run(jobs: list[dict[str, Any]], folder: Path, **variables: str) -> list[dict[str, Any]]:
     """Results of jobs."""
-    made = attempt(jobs, folder, **variables)
-    assert made.returncode == 0, made.stdout[-2000:] + made.stderr[-6000:]
+    status, output = attempt(jobs, folder, **variables)
+    assert status == 0, output[-8000:]
     found: list[dict[str, Any]] = json.loads((folder / "out.json").read_text())
     return found
