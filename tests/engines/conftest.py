@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 _HERE = Path(__file__).parent
+pytest.register_assert_rewrite("tests.engines.serving")  # whose failures are to show values too
 
 
 def _missing() -> list[str]:

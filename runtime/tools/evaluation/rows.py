@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import expected
+from ..json_lines import json_lines
 
 Row = dict[str, Any]
 LETTERS = "ABCD"
@@ -47,7 +47,7 @@ def read(files: Sequence[Path]) -> Rows:
     """
     found = Rows()
     for file in files:
-        for where, row in _lines(file):
+        for where, row in _rows(file):
             if "choice_A" in row:
                 found.second.append(_second(where, row))
             else:
@@ -56,19 +56,11 @@ def read(files: Sequence[Path]) -> Rows:
     return found
 
 
-def _lines(file: Path) -> Iterator[tuple[str, Row]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{file}:{number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise expected(where, "a line of JSON", error) from error
-            if not isinstance(row, dict):
-                raise expected(where, "keys and values", line.strip()[:60])
-            yield where, row
+def _rows(file: Path) -> Iterator[tuple[str, Row]]:
+    for where, row in json_lines(file):
+        if not isinstance(row, dict):
+            raise expected(where, "keys and values", str(row)[:60])
+        yield where, row
 
 
 def _need(where: str, row: Row, keys: Sequence[str], form: str) -> None:

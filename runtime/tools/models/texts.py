@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import expected
 from ...sparse.calibration.data import retrieval, windows
+from ..json_lines import json_lines
 
 if TYPE_CHECKING:
     from ...integrations.transformers import Loaded
@@ -73,21 +73,13 @@ def _pieces(lines: Iterator[str]) -> Iterator[str]:
 
 def _tokens_of_lines(loaded: Loaded, file: Path) -> Iterator[int]:
     vocabulary = loaded.model.get_input_embeddings().num_embeddings
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{file}:{number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise expected(where, "a line of JSON", error) from error
-            if isinstance(row, dict) and isinstance(row.get("text"), str):
-                yield from loaded.encode(row["text"])
-            elif isinstance(row, dict) and isinstance(row.get("tokens"), list):
-                wrong = [one for one in row["tokens"] if type(one) is not int or not 0 <= one < vocabulary]
-                if wrong:
-                    raise expected(where, f"tokens from 0 to {vocabulary - 1}", repr(wrong[0]))
-                yield from row["tokens"]
-            else:
-                raise expected(where, 'a text under "text" or token ids under "tokens"', line.strip()[:60])
+    for where, row in json_lines(file):
+        if isinstance(row, dict) and isinstance(row.get("text"), str):
+            yield from loaded.encode(row["text"])
+        elif isinstance(row, dict) and isinstance(row.get("tokens"), list):
+            wrong = [one for one in row["tokens"] if type(one) is not int or not 0 <= one < vocabulary]
+            if wrong:
+                raise expected(where, f"tokens from 0 to {vocabulary - 1}", repr(wrong[0]))
+            yield from row["tokens"]
+        else:
+            raise expected(where, 'a text under "text" or token ids under "tokens"', str(row)[:60])

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ..serving import post, serving, shown_tiles, visited_by_decode, visited_by_prefill
+from ..smollm2 import CUT
 from .conftest import HERE, ROOT, Models, environment
 
-HEADS, LAYERS, LENGTH, NEW = 9, 3, 300, 4
+LENGTH, NEW = 300, 4
 
 
 def guided() -> list[str]:
@@ -30,71 +28,26 @@ def guided() -> list[str]:
 
 @pytest.fixture
 def server(models: Models, tmp_path: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     words = [sys.executable, str(HERE / "serve.py"), "--model-path", str(models.cut), *guided()]
-    words += [
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--device",
-        "cpu",
-        "--dtype",
-        "bfloat16",
-        "--max-total-tokens",
-        "4096",
-    ]
-    words += ["--context-length", "1024", "--skip-server-warmup", "--served-model-name", "small"]
+    words += ["--device", "cpu", "--dtype", "bfloat16", "--max-total-tokens", "4096", "--context-length", "1024"]
+    words += ["--skip-server-warmup", "--served-model-name", "small"]
     words += ["--disable-overlap-schedule"]  # else a step more may be computed than anyone asked for
     told = environment(SKIMATTN_SGLANG_CONFIG='{"threshold": 0.95}')  # at which such short prompts skip
-    log = tmp_path / "server.log"
-    with log.open("w") as out:
-        process = subprocess.Popen(words, env=told, stdout=out, stderr=subprocess.STDOUT)
-        try:
-            address = f"http://127.0.0.1:{port}"
-            for _ in range(300):
-                if process.poll() is not None:
-                    pytest.fail(log.read_text()[-4000:])
-                try:
-                    urllib.request.urlopen(f"{address}/health", timeout=2)
-                    break
-                except OSError:
-                    time.sleep(1)
-            yield address
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def tiles(address: str) -> dict[tuple[str, str], float]:
-    """What the endpoint shows: by (visited or skipped, phase)."""
-    with urllib.request.urlopen(f"{address}/metrics", timeout=30) as answer:
-        text = answer.read().decode()
-    found = {}
-    for kind, labels, value in re.findall(r"^skimattn_tiles_(\w+)_total\{(.*)\} (\S+)$", text, re.MULTILINE):
-        assert 'model_name="small"' in labels and 'engine="0"' in labels
-        phase = re.search(r'phase="(\w+)"', labels)
-        assert phase is not None
-        found[kind, phase[1]] = float(value)
-    return found
+    with serving(words, told, tmp_path / "server.log") as address:
+        yield address
 
 
 def test_tiles_by_phase_on_the_metrics_endpoint(server: str, models: Models) -> None:
-    assert set(tiles(server).values()) == {0.0} and len(tiles(server)) == 4, "of all phases, from the beginning"
+    assert set(shown_tiles(server).values()) == {0.0} and len(shown_tiles(server)) == 4, (
+        "of all phases, from the beginning"
+    )
     how = {"temperature": 0, "max_new_tokens": NEW, "ignore_eos": True}
     body = {"input_ids": models.tokens[:LENGTH], "sampling_params": how}
-    asked = urllib.request.Request(
-        f"{server}/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(asked, timeout=300) as answer:
-        assert json.load(answer)["meta_info"]["completion_tokens"] == NEW
-    groups = [min(64 * group + 64, LENGTH) for group in range(-(-LENGTH // 64))]
-    prefill = LAYERS * HEADS * sum(-(-end // 128) for end in groups)
-    decode = LAYERS * HEADS * sum(-(-(LENGTH + step) // 128) for step in range(1, NEW))
+    assert post(f"{server}/generate", body)["meta_info"]["completion_tokens"] == NEW
+    prefill = len(CUT) * visited_by_prefill(LENGTH)
+    decode = len(CUT) * visited_by_decode(range(LENGTH + 1, LENGTH + NEW))
     for _ in range(15):
-        found = tiles(server)
+        found = shown_tiles(server)
         if found["visited", "decode"] >= decode:
             break
         time.sleep(1)
