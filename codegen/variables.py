@@ -23,10 +23,17 @@ def switch(name: str, default: bool) -> bool:
         ArgumentError: it is another word.
     """
     value = text(name)
-    if value is None:
-        return default
-    if (meant := _WORDS.get(value.strip().lower())) is None:
-        raise expected(name, f"one of {', '.join(_WORDS)}", repr(value))
+    return default if value is None else meaning(name, value)
+
+
+def meaning(name: str, word: str) -> bool:
+    """What one of the usual words means; ``name`` is who said it.
+
+    Raises:
+        ArgumentError: it is another word.
+    """
+    if (meant := _WORDS.get(word.strip().lower())) is None:
+        raise expected(name, f"one of {', '.join(_WORDS)}", repr(word))
     return meant
 
 

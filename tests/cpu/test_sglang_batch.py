@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from skimattn.integrations.sglang import _scheduled
 from skimattn.integrations.sglang._batch import Requests, Static, Tables, of_requests, phases, starts_of
 from skimattn.integrations.sglang._metrics import shown
 from skimattn.integrations.sglang._refusals import PLAIN, refuse_deployment, refuse_extras, refuse_layer
-from skimattn.integrations.sglang._settings import read_settings
+from skimattn.integrations.sglang._settings import Settings, read_settings
 from skimattn.sparse import PhaseRule
 
 PAGE, HEADS, HEADS_KV, DIM = 16, 4, 2, 64
@@ -148,17 +150,22 @@ def test_more_requests_need_room_before_graphs_hold_it() -> None:
     )
 
 
+def told(argument: str, environ: dict[str, str], section: object = None) -> Settings:
+    with patch.dict(os.environ, environ):
+        return read_settings(argument, section)
+
+
 def test_settings_have_names_of_sglang() -> None:
-    found = read_settings('{"skimattn": {"config": {"threshold": 0.5}}}', {"SKIMATTN_SGLANG_METRICS": "0"})
+    found = told('{"skimattn": {"config": {"threshold": 0.5}}}', {"SKIMATTN_SGLANG_METRICS": "0"})
     assert found.config is not None and found.config.threshold["decode"] == 0.5 and not found.metrics
-    assert read_settings("", {"SKIMATTN_VLLM_CONFIG": "{x"}).config is None, "another engine's"
+    assert told("", {"SKIMATTN_VLLM_CONFIG": "{x"}).config is None, "another engine's"
     for override, environ, text in (
         ("{x", {}, "^json_model_override_args: expected JSON"),
         ('{"skimattn": {"treshold": 1}}', {}, "^json_model_override_args.skimattn.treshold: expected one of config"),
         ("{}", {"SKIMATTN_SGLANG_CONFIG": "{x"}, "^SKIMATTN_SGLANG_CONFIG: expected JSON, a file or a folder"),
     ):
         with pytest.raises(ArgumentError, match=text):
-            read_settings(override, environ)
+            told(override, environ)
 
 
 DEPLOYMENT: dict[str, Any] = {

@@ -9,6 +9,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -30,9 +31,14 @@ def refused(text: str) -> Any:
     return pytest.raises(ArgumentError, match=text)
 
 
+def told(argument: dict[str, Any], environ: dict[str, str], section: object = None) -> Settings:
+    with patch.dict(os.environ, environ):
+        return read_settings(argument, section)
+
+
 def test_nothing_said_is_dense() -> None:
-    assert read_settings({}, {}) == Settings(None, None, True)
-    assert read_settings({"other": {"a": 1}}, {}, {"sparse_topk": 3}) == Settings(None, None, True)
+    assert told({}, {}) == Settings(None, None, True)
+    assert told({"other": {"a": 1}}, {}, {"sparse_topk": 3}) == Settings(None, None, True)
 
 
 def test_sources_and_their_order(tmp_path: Path) -> None:
@@ -45,20 +51,18 @@ def test_sources_and_their_order(tmp_path: Path) -> None:
         assert settings.config is not None
         return settings.config.threshold
 
-    assert threshold(read_settings({}, {}, SECTION)) == {"prefill": 0.125}
-    found = read_settings({}, environ, SECTION)
+    assert threshold(told({}, {}, SECTION)) == {"prefill": 0.125}
+    found = told({}, environ, SECTION)
     assert threshold(found) == {"prefill": 0.25, "decode": 0.25} and (found.stat_log, found.metrics) == (
         Path("b.jsonl"),
         True,
     )
-    found = read_settings(own, environ, SECTION)
+    found = told(own, environ, SECTION)
     assert threshold(found) == {"decode": 0.5} and (found.stat_log, found.metrics) == (Path("a.jsonl"), False)
-    assert threshold(read_settings({}, {"SKIMATTN_VLLM_CONFIG": '{"scale_factor": 3, "threshold": null}'})) == {}
+    assert threshold(told({}, {"SKIMATTN_VLLM_CONFIG": '{"scale_factor": 3, "threshold": null}'})) == {}
     logged = {"algorithm": "skip_softmax", "threshold_scale_factor": 9, "stat_log_path": "c.jsonl"}
-    assert read_settings({}, {}, logged).stat_log == Path("c.jsonl")
-    assert (
-        read_settings({"skimattn": {"config": False}}, environ | {"SKIMATTN_VLLM_STAT_LOG": ""}, SECTION).config is None
-    )
+    assert told({}, {}, logged).stat_log == Path("c.jsonl")
+    assert told({"skimattn": {"config": False}}, environ | {"SKIMATTN_VLLM_STAT_LOG": ""}, SECTION).config is None
 
 
 @pytest.mark.parametrize(
@@ -73,8 +77,12 @@ def test_sources_and_their_order(tmp_path: Path) -> None:
             r"^threshold.prefill: expected at least 0 and below 1 \(got 2",
         ),
         ({"skimattn": {"stat_log": 3}}, {}, r"^additional_config.skimattn.stat_log: expected the path of a file"),
-        ({"skimattn": {"metrics": "maybe"}}, {}, r"^additional_config.skimattn.metrics: expected true or false"),
-        ({}, {"SKIMATTN_VLLM_METRICS": "2"}, r"^SKIMATTN_VLLM_METRICS: expected true or false, or 1 or 0 \(got '2'\)"),
+        (
+            {"skimattn": {"metrics": "maybe"}},
+            {},
+            r"^additional_config.skimattn.metrics: expected one of 1, true, on, yes",
+        ),
+        ({}, {"SKIMATTN_VLLM_METRICS": "2"}, r"^SKIMATTN_VLLM_METRICS: expected one of 1, true, .*, no \(got '2'\)"),
         ({}, {"SKIMATTN_VLLM_CONFIG": "{x"}, r"^SKIMATTN_VLLM_CONFIG: expected JSON, a file or a folder"),
         ({}, {"SKIMATTN_VLLM_STAT_LOG": "a"}, r"^SKIMATTN_VLLM_STAT_LOG: expected a config beside it"),
         (
@@ -96,7 +104,7 @@ def test_sources_and_their_order(tmp_path: Path) -> None:
 )
 def test_settings_that_cannot_be(additional: dict[str, Any], environ: dict[str, str], text: str) -> None:
     with refused(text):
-        read_settings(additional, environ)
+        told(additional, environ)
 
 
 def test_layers_by_names_of_either_library() -> None:
@@ -175,7 +183,7 @@ def test_parallelism_that_is_not_computed() -> None:
 
 
 def test_channel_adds_up_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(channel.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(channel.INHERITED, str(tmp_path))
     folder = channel.open_channel()
     assert folder == tmp_path and channel.read_tiles(folder) == {"prefill": (0, 0), "decode": (0, 0)}
     channel.write_tiles(folder, 0, 0, [9, 9, 9, 9])
@@ -189,9 +197,9 @@ def test_channel_adds_up_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_a_channel_is_made_once_and_removed_by_its_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(channel.VARIABLE, raising=False)
+    monkeypatch.delenv(channel.INHERITED, raising=False)
     folder = channel.open_channel()
-    assert folder == channel.open_channel() and os.environ[channel.VARIABLE] == str(folder)
+    assert folder == channel.open_channel() and os.environ[channel.INHERITED] == str(folder)
     channel._remove(str(folder), os.getpid() + 1)
     assert folder.is_dir(), "a child leaves it alone"
     channel._remove(str(folder), os.getpid())

@@ -13,18 +13,20 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from skimattn.codegen import variables
+
 from ...sparse.policy import PHASES, Phase
 
-VARIABLE = "SKIMATTN_CHANNEL"
+INHERITED = "SKIMATTN_CHANNEL"  # set here, for children
 _FORM = struct.Struct(f"<{2 * len(PHASES)}q")
 Tiles = dict[Phase, tuple[int, int]]
 
 
 def open_channel() -> Path:
     """The folder of this process and its children."""
-    known = os.environ.get(VARIABLE)
+    known = variables.text(INHERITED)
     if known is None:
-        known = os.environ[VARIABLE] = tempfile.mkdtemp(prefix="skimattn-")
+        known = os.environ[INHERITED] = tempfile.mkdtemp(prefix="skimattn-")
         atexit.register(_remove, known, os.getpid())
     return Path(known)
 

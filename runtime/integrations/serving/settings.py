@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skimattn.codegen import variables
+
 from ...errors import expected
 from ...sparse import SkipSoftmaxConfig
 from ...sparse.config.dialects import KEY, is_ours
 
 SECTION = "skimattn"  # of the engine's argument
 KEYS = ("config", "stat_log", "metrics")
-_SWITCH = {"1": True, "true": True, "0": False, "false": False}
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,13 @@ class Source:
         return f"{self.prefix}_{key.upper()}"
 
 
-def read_from(
-    source: Source, additional: Mapping[str, Any], environ: Mapping[str, str], section: object = None
-) -> Settings:
-    """The settings. Each comes from the first of the sources that has it.
+def read_from(source: Source, additional: Mapping[str, Any], section: object = None) -> Settings:
+    """The settings. Each comes from the first of the sources that has it: argument, environment, checkpoint.
 
     Args:
         source: names them.
         additional: the engine's argument, whose key ``skimattn`` may hold ``config`` (a document that
             :meth:`SkipSoftmaxConfig.read` takes, or its file or folder; false: dense), ``stat_log`` and ``metrics``.
-        environ: the environment, with the same as ``.._CONFIG`` (a file, a folder, or JSON), ``.._STAT_LOG`` and
-            ``.._METRICS`` (0 or 1).
         section: what the checkpoint keeps under ``sparse_attention_config``; other methods' is left alone.
 
     Raises:
@@ -77,8 +74,8 @@ def read_from(
     for key in own:
         if key not in KEYS:
             raise expected(f"{name}.{key}", f"one of {', '.join(KEYS)}", "another key")
-    variables = {key: source.variable(key) for key in KEYS}
-    given = {key: (variable, environ[variable]) for key, variable in variables.items() if environ.get(variable)}
+    names = {key: source.variable(key) for key in KEYS}
+    given = {key: (variable, said) for key, variable in names.items() if (said := variables.text(variable))}
     given |= {key: (f"{name}.{key}", value) for key, value in own.items() if value is not None}
     config = _config(*given["config"]) if "config" in given else _of_checkpoint(section)
     stat_log = _path(*given["stat_log"]) if "stat_log" in given else None
@@ -115,10 +112,7 @@ def _path(name: str, value: object) -> Path:
 
 
 def _switch(name: str, value: object) -> bool:
-    found = value if isinstance(value, bool) else _SWITCH.get(str(value).lower())
-    if found is None:
-        raise expected(name, "true or false, or 1 or 0", repr(value))
-    return found
+    return value if isinstance(value, bool) else variables.meaning(name, str(value))
 
 
 def _refuse_unservable(config: SkipSoftmaxConfig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from typing import Any
 
@@ -202,7 +201,7 @@ def worker_of(runner: Any, layers: dict[str, Any], device: torch.device) -> Work
     """What the layers of this process are told."""
     view, parallel = resolved_view(runner.server_args), get_parallel()
     section = getattr(runner.model_config.hf_config, KEY, None)
-    settings = read_settings(view.json_model_override_args, os.environ, section)
+    settings = read_settings(view.json_model_override_args, section)
     refuse_log_of_stages("pp_size", parallel.pp_size, has_log=settings.stat_log is not None)
     engine = parallel.dp_rank if parallel.dp_rank is not None else parallel.attn_dp_rank
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

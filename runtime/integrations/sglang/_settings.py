@@ -12,14 +12,15 @@ __all__ = ["Settings", "read_settings"]
 _SOURCE = Source("json_model_override_args", "SKIMATTN_SGLANG")
 
 
-def read_settings(override: str, environ: Mapping[str, str], section: object = None) -> Settings:
+def read_settings(override: str, section: object = None) -> Settings:
     """The settings. Each comes from the first of the sources that has it.
+
+    The environment has the same as the argument: ``SKIMATTN_SGLANG_CONFIG`` (a file, a folder, or JSON),
+    ``SKIMATTN_SGLANG_STAT_LOG`` and ``SKIMATTN_SGLANG_METRICS``.
 
     Args:
         override: SGLang's ``json_model_override_args``, whose key ``skimattn`` may hold ``config`` (a document that
             :meth:`SkipSoftmaxConfig.read` takes, or its file or folder; false: dense), ``stat_log`` and ``metrics``.
-        environ: the environment, with the same as ``SKIMATTN_SGLANG_CONFIG`` (a file, a folder, or JSON),
-            ``SKIMATTN_SGLANG_STAT_LOG`` and ``SKIMATTN_SGLANG_METRICS`` (0 or 1).
         section: what the checkpoint keeps under ``sparse_attention_config``; other methods' is left alone.
 
     Raises:
@@ -30,4 +31,4 @@ def read_settings(override: str, environ: Mapping[str, str], section: object = N
         given = json.loads(override or "{}")
     except json.JSONDecodeError as error:
         raise expected("json_model_override_args", "JSON", error) from error
-    return read_from(_SOURCE, given if isinstance(given, Mapping) else {}, environ, section)
+    return read_from(_SOURCE, given if isinstance(given, Mapping) else {}, section)

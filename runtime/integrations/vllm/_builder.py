@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -118,7 +117,7 @@ def settings_of(vllm_config: Any) -> Settings:
     """The settings of a deployment; raises as :func:`read_settings`."""
     additional = vllm_config.additional_config
     section = getattr(vllm_config.model_config.hf_config, KEY, None)
-    return read_settings(additional if isinstance(additional, Mapping) else {}, os.environ, section)
+    return read_settings(additional if isinstance(additional, Mapping) else {}, section)
 
 
 def _rank(parallel: Any) -> int:

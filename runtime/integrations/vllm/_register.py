@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from skimattn.codegen import variables
 
 from ..serving.channel import open_channel
 
@@ -20,5 +20,5 @@ def register() -> None:
 
     open_channel()
     register_backend(AttentionBackendEnum.CUSTOM, PATH)
-    if os.environ.get(CPU_VARIABLE) == "1":
+    if variables.switch(CPU_VARIABLE, False):
         register_backend(AttentionBackendEnum.CPU_ATTN, PATH)

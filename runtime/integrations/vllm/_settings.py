@@ -11,18 +11,19 @@ __all__ = ["Settings", "read_settings"]
 _SOURCE = Source("additional_config", "SKIMATTN_VLLM")
 
 
-def read_settings(additional: Mapping[str, Any], environ: Mapping[str, str], section: object = None) -> Settings:
+def read_settings(additional: Mapping[str, Any], section: object = None) -> Settings:
     """The settings. Each comes from the first of the sources that has it.
+
+    The environment has the same as the argument: ``SKIMATTN_VLLM_CONFIG`` (a file, a folder, or JSON),
+    ``SKIMATTN_VLLM_STAT_LOG`` and ``SKIMATTN_VLLM_METRICS``.
 
     Args:
         additional: vLLM's ``additional_config``, whose key ``skimattn`` may hold ``config`` (a document that
             :meth:`SkipSoftmaxConfig.read` takes, or its file or folder; false: dense), ``stat_log`` and ``metrics``.
-        environ: the environment, with the same as ``SKIMATTN_VLLM_CONFIG`` (a file, a folder, or JSON),
-            ``SKIMATTN_VLLM_STAT_LOG`` and ``SKIMATTN_VLLM_METRICS`` (0 or 1).
         section: what the checkpoint keeps under ``sparse_attention_config``; other methods' is left alone.
 
     Raises:
         ArgumentError: a key is unknown, a value cannot be, or the configuration is not one for serving.
         OSError: its file cannot be read.
     """
-    return read_from(_SOURCE, additional, environ, section)
+    return read_from(_SOURCE, additional, section)
