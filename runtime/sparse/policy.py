@@ -139,5 +139,8 @@ def attach_policy(module: torch.nn.Module, policy: LayerPolicy | None) -> None:
     """Attach a policy to an attention module, or (None) take the one away that is there."""
     if policy is None:
         module.__dict__.pop(_ATTRIBUTE, None)
-    else:
-        module.__dict__[_ATTRIBUTE] = policy  # not a submodule and not a buffer: state_dict does not show it
+        return
+    for device in {parameter.device for parameter in module.parameters()}:
+        for rule in policy.rules.values() if device.type != "meta" else ():
+            rule.prepare(device)  # not later: a graph that was compiled before would be compiled again
+    module.__dict__[_ATTRIBUTE] = policy  # not a submodule and not a buffer: state_dict does not show it
