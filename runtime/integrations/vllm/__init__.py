@@ -22,18 +22,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..serving.channel import Tiles, open_channel, read_tiles
+from ..serving.channel import tiles
 from ._register import register
 
 if TYPE_CHECKING:
     from ._settings import Settings, read_settings
 
 __all__ = ["Settings", "read_settings", "register", "tiles"]
-
-
-def tiles() -> Tiles:
-    """(visited, skipped) tiles by phase, of the engines that this process has started; half a second old at most."""
-    return read_tiles(open_channel())
 
 
 def __getattr__(name: str) -> object:

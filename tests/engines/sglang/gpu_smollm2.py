@@ -63,20 +63,10 @@ def in_process(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
-def agreement(made: list[Any], wanted: list[Any], margin: float = 0.15) -> dict[str, Any]:
-    """Steps that agree, and whether the first that does not lay within a margin (nats) of the next best token."""
-    steps, fine = [], True
-    for one, other in zip(made, wanted, strict=True):
-        pairs = list(zip(one["tokens"], other["tokens"], other["best"], strict=True))
-        step = next((index for index, (got, want, _) in enumerate(pairs) if got != want), len(pairs))
-        steps.append(step)
-        fine &= step == len(pairs) or pairs[step][2][0] - pairs[step][2][1] < margin
-    return {"steps": steps, "of": len(made[0]["tokens"]), "fine": fine}
-
-
 def seen_with(folder: Path, base: str) -> dict[str, Any]:
     """All comparisons, by name."""
     sys.path.insert(0, str(ROOT))
+    from tests.engines.agreement import agreement
     from tests.engines.smollm2 import export
 
     tokens = export(folder / "smollm2")

@@ -20,6 +20,9 @@ from typing import Any
 
 HERE = Path(__file__).resolve()
 ROOT = HERE.parents[3]
+sys.path.insert(0, str(ROOT))
+from tests.engines.agreement import agreement  # noqa: E402  # a script: its folder is what Python looks in
+
 LENGTHS = (1024, 2048, 4096, 8000)
 EAGER = {"enforce_eager": True}
 GRAPHS = {"compilation_config": {"cudagraph_mode": "FULL_DECODE_ONLY"}}
@@ -91,17 +94,6 @@ def random_model(folder: Path) -> tuple[str, list[int]]:
     )
     transformers.LlamaForCausalLM(config).bfloat16().save_pretrained(folder / "random")
     return str(folder / "random"), [(index * 7919) % 4000 + 10 for index in range(20000)]
-
-
-def agreement(made: list[Any], wanted: list[Any], margin: float = 0.15) -> dict[str, Any]:
-    """Steps that agree, and whether the first that does not lay within a margin (nats) of the next best token."""
-    steps, fine = [], True
-    for one, other in zip(made, wanted, strict=True):
-        pairs = list(zip(one["tokens"], other["tokens"], other["best"], strict=True))
-        step = next((index for index, (got, want, _) in enumerate(pairs) if got != want), len(pairs))
-        steps.append(step)
-        fine &= step == len(pairs) or pairs[step][2][0] - pairs[step][2][1] < margin
-    return {"steps": steps, "of": len(made[0]["tokens"]), "fine": fine}
 
 
 def shares(tiles: dict[str, list[int]]) -> dict[str, float | None]:
