@@ -22,7 +22,8 @@ class Sm90DecodeTile(Tile):
     """A decode tile of SM90. ``q_in_registers``: Q is an operand from registers, and its slot free at once.
 
     Of 8-bit elements ``stages`` and ``stages_v`` count the slots that copies fill; they are converted to one tile of
-    16 bits for each of K, V and (where it is no operand from registers) Q.
+    16 bits for each of K, V and (where it is no operand from registers) Q. Groups of up to 16 rows need none of these,
+    and have Q, P and a few sums in their place.
     """
 
     # Note: setmaxnreg.inc cannot lower, so a CTA alone on its SM, which has 256 at launch, keeps them.

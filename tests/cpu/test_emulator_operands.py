@@ -11,17 +11,10 @@ import torch
 from skimattn.codegen.parameter_block import aligned_block
 
 from tests.emulator import EmulatorError, compile_source
-from tests.emulator.operands import SWIZZLES, Stored, store
+from tests.emulator.operands import SWIZZLES, Stored, numbers, store
 from tests.emulator.rules import Bench, names, rules
 
 M = N = K = 64
-
-
-def numbers(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """64 x 64 small whole numbers: as float64, and as bits of bf16."""
-    values = np.random.default_rng(seed).integers(-8, 9, (64, 64))
-    bits = torch.from_numpy(values).bfloat16().view(torch.uint8).numpy().view(np.uint16)
-    return values.astype(np.float64), bits.reshape(64, 64)
 
 
 def run(a: Stored, b: Stored, *, a_in_registers: bool) -> np.ndarray:

@@ -25,21 +25,26 @@ def test_kernels_and_reference(case: Case) -> None:
     run_and_check(case.launched(), "reference")
 
 
-@pytest.mark.parametrize("dim", [64, 128])
-def test_every_byte_is_converted_exactly(dim: int) -> None:
-    """One key each row: its output is the value itself, whatever byte it is. NaN stays NaN, in its own column."""
+@pytest.mark.parametrize(("dim", "heads"), [(64, 1), (128, 1), (64, 17), (128, 17)])
+def test_every_byte_is_converted_exactly(dim: int, heads: int) -> None:
+    """One key each row: its output is the value itself, whatever byte it is. NaN stays NaN, in its own column.
+
+    More than 16 heads of one kv head are multiplied another way.
+    """
     case = Case(
         "bytes", phase="decode", kv_dtype="e4m3", head_dim=dim, head_dim_v=dim, skip="dense", lens=((1, 1),) * 4
     )
-    case = replace(case, give_out=False, lse=False, heads_q=1)
+    case = replace(case, give_out=False, lse=False, heads_q=heads)
     held = contents(case)
     every = torch.arange(256, dtype=torch.uint8).reshape(-1, dim)
     for index, one in enumerate(held):
         one.v[:] = every[index % len(every)].view(E4M3)
     result, _ = run_case(case, "emulator", held)
     for index, one in enumerate(held):
-        got = result.rows("out", index).float().flatten()
-        torch.testing.assert_close(got, one.v.float().flatten(), rtol=0, atol=0, equal_nan=True)
+        got = result.rows("out", index).float().reshape(heads, dim)
+        torch.testing.assert_close(
+            got, one.v.float().reshape(1, dim).expand(heads, dim), rtol=0, atol=0, equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("byte", NAN_BYTES)

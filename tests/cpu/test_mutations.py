@@ -16,6 +16,7 @@ from tests.emulator.mutations_d96 import MUTATIONS_D96
 from tests.emulator.mutations_decode import MUTATIONS_DECODE
 from tests.emulator.mutations_decode_e4m3 import MUTATIONS_DECODE_E4M3
 from tests.emulator.mutations_e4m3 import MUTATIONS_E4M3
+from tests.emulator.mutations_few_rows import MUTATIONS_FEW_ROWS
 from tests.emulator.mutations_last_keys import MUTATIONS_LAST_KEYS
 from tests.emulator.mutations_mla import MUTATIONS_MLA
 from tests.emulator.mutations_sm100 import MUTATIONS_SM100
@@ -30,6 +31,7 @@ MUTATIONS = (
     *MUTATIONS_E4M3,
     *MUTATIONS_DECODE,
     *MUTATIONS_DECODE_E4M3,
+    *MUTATIONS_FEW_ROWS,
     *MUTATIONS_LAST_KEYS,
     *MUTATIONS_MLA,
     *MUTATIONS_SM100,

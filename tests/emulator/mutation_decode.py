@@ -11,6 +11,7 @@ from .mutation import Mutation
 FOLDER = "skimattn/sm90/decode"
 CONSUMER, PRODUCER, STORAGE = f"{FOLDER}/consumer.cuh", "skimattn/core/decode_producer.cuh", f"{FOLDER}/storage.cuh"
 EPILOGUE, OPERANDS = f"{FOLDER}/epilogue.cuh", f"{FOLDER}/operands.cuh"
+VOTES, ITEM = f"{FOLDER}/votes.cuh", f"{FOLDER}/item.cuh"
 FEEDER, STATS = "skimattn/core/decode_feeder.cuh", "skimattn/core/decode_stats.cuh"
 COMBINE, SPLIT, WORK = "skimattn/core/combine.cuh", "skimattn/core/split.cuh", "skimattn/core/decode_work.cuh"
 

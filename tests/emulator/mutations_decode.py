@@ -15,6 +15,7 @@ from .mutation_decode import (
     SHORT,
     STAT,
     STORAGE,
+    VOTES,
     WHOLE,
     DecodeMutation,
 )
@@ -150,9 +151,9 @@ MUTATIONS_DECODE: tuple[Mutation, ...] = (
     DecodeMutation("a place too few for votes", STORAGE, ": Tr::kStages + 1;", ": Tr::kStages - 1;", STAT, ("race",)),
     DecodeMutation(
         "votes cast before those in their place were counted",
-        CONSUMER,
-        "      ptx::mbarrier_wait_parity(&vote().counted,\n"
-        "                                vote_phase() ^ 1);  // V's loader has read the vote before in this place\n",
+        VOTES,
+        "      // V's loader has read the vote before in this place.\n"
+        "      ptx::mbarrier_wait_parity(&vote(smem).counted, phase() ^ 1);\n",
         "",
         STAT,
         ("race", "barrier", "deadlock"),
@@ -183,24 +184,26 @@ MUTATIONS_DECODE: tuple[Mutation, ...] = (
     ),
     DecodeMutation(
         "a warp that would skip does not wait for the others' vote",
-        CONSUMER,
-        "      ptx::mbarrier_wait_parity(&vote().voted, vote_phase());\n",
+        VOTES,
+        "      ptx::mbarrier_wait_parity(&vote(smem).voted, phase());\n",
         "",
         STAT,
         ("race",),
     ),
     DecodeMutation(
         "a vote counted before it is noted",
-        CONSUMER,
-        "      if (keeps) ptx::st_shared(&vote().kept, votes_ + 1);\n      ptx::mbarrier_arrive(&vote().voted);\n",
-        "      ptx::mbarrier_arrive(&vote().voted);\n      if (keeps) ptx::st_shared(&vote().kept, votes_ + 1);\n",
+        VOTES,
+        "      if (keeps) ptx::st_shared(&vote(smem).kept, votes_ + 1);\n"
+        "      ptx::mbarrier_arrive(&vote(smem).voted);\n",
+        "      ptx::mbarrier_arrive(&vote(smem).voted);\n"
+        "      if (keeps) ptx::st_shared(&vote(smem).kept, votes_ + 1);\n",
         STAT,
         ("race",),
     ),
     DecodeMutation(
         "V that was loaded for nothing is never handed back",
-        CONSUMER,
-        "    if (early && !kept) operands_.drop_values();\n",
+        VOTES,
+        "    if (early && !kept) rings.drop_values();\n",
         "",
         STAT,
         ("deadlock", "race", "early-read", "early-overwrite", "barrier", RESULT),
@@ -215,7 +218,7 @@ MUTATIONS_DECODE: tuple[Mutation, ...] = (
     ),
     DecodeMutation(
         "consumer and loader count kept tiles differently",
-        CONSUMER,
+        VOTES,
         "    run_.add(kept);\n",
         "    run_.add(true);\n",
         STAT,

@@ -14,6 +14,7 @@ from .mutation_decode import (
     EDGE,
     EPILOGUE,
     HEADS,
+    ITEM,
     LONG,
     MIXED,
     OPERANDS,
@@ -25,6 +26,7 @@ from .mutation_decode import (
     START,
     STAT,
     STATS,
+    VOTES,
     WINDOW,
     WORK,
     ZERO,
@@ -111,7 +113,7 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
         (RESULT,),
         twin=replace(ZERO, skip="dense"),
     ),
-    DecodeMutation("invalid rows vote", CONSUMER, "!at_.valid(r) | row_can_skip(", "row_can_skip(", LONG, (RESULT,)),
+    DecodeMutation("invalid rows vote", VOTES, "!at.valid(r) | row_can_skip(", "row_can_skip(", LONG, (RESULT,)),
     # ---- counts and maps
     DecodeMutation(
         "heads without a row in a group count its tiles",
@@ -268,8 +270,8 @@ WRONG_DECODE_ANSWERS: tuple[Mutation, ...] = (
     ),
     DecodeMutation(
         "keys' descale left out",
-        CONSUMER,
-        "unit_ = qk_descale(p_, item.base.batch, item.base.head);",
+        ITEM,
+        "unit_ = qk_descale(p, batch, kv_head);",
         "unit_ = 1.0f;",
         CACHE,
         (RESULT,),

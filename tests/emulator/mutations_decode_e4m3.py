@@ -1,4 +1,4 @@
-"""Deliberate mistakes in decode kernels over 8-bit keys and values: in what orders conversions and products."""
+"""Deliberate mistakes in decode over 8-bit keys and values, groups of many rows: orders of conversions and products."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DENSE = Case(
     descales="head",
     head_dim=128,
     head_dim_v=128,
-    heads_q=8,
+    heads_q=16,
     heads_kv=2,
     skip="dense",
     pattern="none",

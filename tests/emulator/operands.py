@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 Bytes = np.ndarray  # uint8
 SWIZZLES = (128, 64, 32, 0)
@@ -68,6 +69,13 @@ def store(matrix: np.ndarray, *, mn_major: bool, swizzle: int, interleaved: bool
         steps = [byte // width * right + byte % width for byte in range(0, data.shape[1], STEP_BYTES)]
         leading, stride = (16, down) if swizzle else (right, down)
     return Stored(image, swizzle, leading, stride, tuple(steps))
+
+
+def numbers(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """64 x 64 small whole numbers: as float64, and as bits of bf16."""
+    values = np.random.default_rng(seed).integers(-8, 9, (64, 64))
+    bits = torch.from_numpy(values).bfloat16().view(torch.uint8).numpy().view(np.uint16)
+    return values.astype(np.float64), bits.reshape(64, 64)
 
 
 def _permutation(swizzle: int, line: int) -> int:

@@ -39,6 +39,7 @@ from tests.helpers.decode_properties import (
     batch_does_not_matter,
     ways_agree,
 )
+from tests.helpers.few_rows_cases import few_rows_cases
 from tests.helpers.gpu import gpu_arch
 from tests.helpers.gpu_calls import on_gpu, reset, same, snapshot
 from tests.helpers.properties import Target
@@ -77,7 +78,7 @@ def test_both_phases_in_one_call(case: Case) -> None:
 
 
 @ON_SM90
-@pytest.mark.parametrize("case", cache_cases(), ids=name)
+@pytest.mark.parametrize("case", (*cache_cases(), *few_rows_cases()), ids=name)
 def test_8_bit_caches(case: Case) -> None:
     run_and_check(case, "gpu")
 

@@ -217,6 +217,12 @@ SKIM_DEVICE uint32_t widen(ElementFp16, uint32_t pair) {
   asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.rn.f16x2.e4m3x2 %0, low;\n}\n" : "=r"(wide) : "r"(pair));
   return wide;
 }
+// The same of the upper half, which takes no shift.
+SKIM_DEVICE uint32_t widen_upper(ElementFp16, uint32_t quad) {
+  uint32_t wide;
+  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.rn.f16x2.e4m3x2 %0, high;\n}\n" : "=r"(wide) : "r"(quad));
+  return wide;
+}
 // Note: through float, since nothing converts from fp16 to bf16 or from e4m3 to bf16 at once. As many instructions as
 // shifting the bits into place and multiplying by 2^120, which would make 480 of NaN.
 SKIM_DEVICE uint32_t widen(ElementBf16 element, uint32_t pair) {

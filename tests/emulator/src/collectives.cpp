@@ -1,5 +1,6 @@
 // What the lanes of a warp, or the warps of a CTA, do together: shuffles, votes, named barriers, register counts.
 #include <cstdio>
+#include <cstring>
 
 #include "state.h"
 
@@ -88,6 +89,9 @@ void finish(Warp& warp) {
     case Collective::kSetRegisters:
       set_warp_registers(warp, argument, first_value != 0);
       break;
+    case Collective::kMatrixStore:
+      if (lanes != ~0u) fail("barrier", "stmatrix: expected all lanes of the warp (%08x came)", lanes);
+      break;
     case Collective::kBarrierArrive:
       arrive(warp, lanes, argument & 15, argument >> 4, false);
       break;
@@ -131,6 +135,20 @@ uint32_t warp_collective(Collective kind, uint32_t value, int argument) {
   }
   block(wait);
   return fibre.result;
+}
+
+void matrix_store_transposed(void* column, const uint32_t (&words)[4]) {
+  Warp& warp = *machine.current->warp;
+  const int lane = machine.current->lane, matrix = lane / 8, j = lane % 8;
+  std::memcpy(warp.matrices[lane], words, sizeof words);
+  warp_collective(Collective::kMatrixStore, 0, 0);
+  // A lane has two elements of one row of each matrix: those of this column are a half of every fourth lane's word.
+  uint16_t elements[8];
+  for (int row = 0; row < 8; ++row) {
+    elements[row] = static_cast<uint16_t>(warp.matrices[row * 4 + j / 2][matrix] >> j % 2 * 16);
+  }
+  warp_collective(Collective::kMatrixStore, 0, 0);  // all have taken theirs
+  shared_write(column, elements, sizeof elements);
 }
 
 void lane_exited(Fibre& fibre) {

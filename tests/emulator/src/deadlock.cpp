@@ -20,6 +20,8 @@ const char* name_of(Collective kind) {
       return "bar_sync";
     case Collective::kSetRegisters:
       return "setmaxnreg";
+    case Collective::kMatrixStore:
+      return "stmatrix";
     case Collective::kTensorAlloc:
       return "tcgen05_alloc";
     case Collective::kTensorDealloc:

@@ -77,6 +77,7 @@ struct Warp {
   Collective kind;
   uint32_t values[kWarp];
   int arguments[kWarp];
+  uint32_t matrices[kWarp][4];  // what the lanes give to a store of matrices
   int registers;
   uint64_t priority;
 };

@@ -132,6 +132,7 @@ inline uint32_t widen(ElementBf16, uint32_t pair) {
 inline uint32_t widen(ElementFp16, uint32_t pair) {
   return emu::to_fp16(emu::from_e4m3(pair & 0xff)) | emu::to_fp16(emu::from_e4m3(pair >> 8 & 0xff)) << 16;
 }
+inline uint32_t widen_upper(ElementFp16 element, uint32_t quad) { return widen(element, quad >> 16); }
 
 inline uint32_t prmt(uint32_t first, uint32_t second, uint32_t selector) {
   const uint64_t bytes = static_cast<uint64_t>(second) << 32 | first;

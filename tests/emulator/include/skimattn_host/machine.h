@@ -18,6 +18,7 @@ enum class Collective {
   kBarrierArrive,
   kBarrierSync,
   kSetRegisters,
+  kMatrixStore,
   kTensorAlloc,
   kTensorDealloc,
   kTensorRelinquish,
@@ -41,6 +42,8 @@ uint32_t smem_address(const void* pointer);
 void shared_write(void* pointer, const void* value, int bytes);
 void shared_read(void* value, const void* pointer, int bytes);
 void fence_proxy_async();
+// stmatrix .x4.trans: by a whole warp, `words` one of each matrix.
+void matrix_store_transposed(void* column, const uint32_t (&words)[4]);
 
 void mbarrier_init(uint64_t* barrier, uint32_t count);
 void fence_mbarrier_init();

@@ -2,65 +2,50 @@
 //
 // A tile's vote is cast before P.V of the tile before it is waited for, so what V's loader has to fetch is known one
 // tile early. Products are never in flight together: decode waits for memory, and the other CTA of the SM computes
-// meanwhile.
+// meanwhile. Over 8-bit caches, groups of few rows are multiplied the other way round: see swapped_consumer.cuh.
 #pragma once
 #include <skimattn/core/score_mod.cuh>
 #include <skimattn/sm90/decode/epilogue.cuh>
+#include <skimattn/sm90/decode/item.cuh>
 #include <skimattn/sm90/decode/operands.cuh>
 #include <skimattn/sm90/decode/place.cuh>
+#include <skimattn/sm90/decode/swapped_consumer.cuh>
+#include <skimattn/sm90/decode/votes.cuh>
 
 namespace skimattn::sm90 {
 
 template <class Tr>
-class DecodeConsumer {
+class WideConsumer {
  public:
   using Storage = DecodeStorage<Tr>;
   using Place = PackedPlace<Layout>;
   static constexpr bool kSkips = Tr::kSkip != Skip::kDense;
-  static constexpr bool kConverts = Storage::Panels::kConvertsKv;
   static constexpr int kScores = Tr::kTileN / 2;  // floats a thread holds of a 64-row tile
   static constexpr int kOut = Tr::kHeadDimV / 2;
   static constexpr int kStepsQ = Tr::kHeadDim / 16;
 
-  SKIM_DEVICE DecodeConsumer(const Params& p, Storage& smem)
+  SKIM_DEVICE WideConsumer(const Params& p, Storage& smem)
       : p_(p), smem_(smem), thread_(ptx::thread_index()), operands_(smem, thread_) {}
 
-  SKIM_DEVICE void run() {
-    while (load_work()) {
-      for (int leaf = lo_; leaf < hi_; ++leaf) {
-        compute_leaf(leaf);
-        const bool is_last = leaf == hi_ - 1;
-        if (epilogue_.add(o_, rows_, scale_log2(), leaf, is_last, smem_, thread_)) {
-          // Note: read again rather than kept, since the main loop has no register to spare.
-          const DecodeItem item = read_decode_item(smem_, work_slot());
-          epilogue_.end_twig(o_, is_last, item, place_of(item), p_, thread_);
-        }
-      }
-      finish_work();
+ protected:
+  SKIM_DEVICE void run_item(const DecodeItem& item) {
+    begin_item(item);
+    for (int leaf = lo_; leaf < hi_; ++leaf) {
+      compute_leaf(leaf);
+      end_leaf(leaf, leaf == hi_ - 1);
     }
   }
 
- private:
-  // Shuffled, so that the compiler knows it to be the same in the whole warp: branches depend on it.
-  SKIM_DEVICE static int uniform(int value) { return ptx::shfl(value, 0); }
-
-  // Note: counted rather than kept, which would take a register for each.
+  // Note: counted rather than kept, which would take a register.
   SKIM_DEVICE int work_slot() const { return items_ % kWorkSlots; }
-  SKIM_DEVICE DecodeVote& vote() const { return smem_.votes[votes_ % Storage::kVoteSlots]; }
-  SKIM_DEVICE uint32_t vote_phase() const { return votes_ / Storage::kVoteSlots & 1; }
+  // Where leaves are merged, that happens in Q's place.
+  SKIM_DEVICE bool frees_q_early() const { return Storage::kReadsQAtOnce && hi_ - lo_ == 1; }
 
-  SKIM_DEVICE bool load_work() {
-    ptx::mbarrier_wait_parity(&smem_.work_full[work_slot()], items_ / kWorkSlots & 1);
-    const DecodeItem item = read_decode_item(smem_, work_slot());
-    if (!uniform(item.base.valid)) return false;
-    lo_ = uniform(item.lo);
-    hi_ = uniform(item.hi);
-    if constexpr (kConverts) unit_ = qk_descale(p_, item.base.batch, item.base.head);
+ private:
+  SKIM_DEVICE void begin_item(const DecodeItem& item) {
+    unit_.load(p_, item.base.batch, item.base.head);
     at_ = place_of(item);
-    if constexpr (kSkips) {
-#pragma unroll
-      for (int r = 0; r < kThreadRows; ++r) limit_[r] = log2_threshold(p_, at_.batch, at_.head[r]);
-    }
+    load_limits<Tr>(limit_, at_, p_);
     epilogue_.start();
     ptx::mbarrier_wait_parity(&smem_.q_full, items_ & 1);
     if constexpr (Tr::kQInRegisters) {
@@ -70,34 +55,15 @@ class DecodeConsumer {
     }
     if (frees_q_early()) operands_.release(&smem_.q_empty);
     operands_.begin_item(uniform(item.key_tiles()));
-    find_start_maxima({uniform(item.start.lo), uniform(item.start.hi)});
-    return true;
-  }
-
-  // Where leaves are merged, that happens in Q's place.
-  SKIM_DEVICE bool frees_q_early() const { return Storage::kReadsQAtOnce && hi_ - lo_ == 1; }
-
-  SKIM_DEVICE void finish_work() {
-    if (!frees_q_early()) {
-      ptx::fence_proxy_async();  // what was merged is overwritten by the next Q
-      operands_.release(&smem_.q_empty);
-    }
-    operands_.release(&smem_.work_empty[work_slot()]);
-    ++items_;
+    find_start_maxima(uniform(item.start));
   }
 
   SKIM_DEVICE Place place_of(const DecodeItem& item) const {
     Place at = packed_place<Tr>(item, thread_, p_);
-    if constexpr (Tr::kAlibi && kConverts && !Tr::kSoftcap) {
-#pragma unroll
-      for (int r = 0; r < kThreadRows; ++r) at.alibi[r] /= unit_;
-    }
+    unit_.scale_slopes(at);
     return at;
   }
-
-  // What one unit of a product counts: inside the softcap where there is one.
-  SKIM_DEVICE float scale_log2() const { return kConverts && !Tr::kSoftcap ? p_.scale_log2 * unit_ : p_.scale_log2; }
-  SKIM_DEVICE float score_scale() const { return kConverts ? p_.score_scale * unit_ : p_.score_scale; }
+  SKIM_DEVICE float scale_log2() const { return unit_.scale_log2(p_); }
 
   // What every leaf's maxima start from.
   SKIM_DEVICE void find_start_maxima(const Span& tiles) {
@@ -147,6 +113,15 @@ class DecodeConsumer {
     pending_ = false;
   }
 
+  SKIM_DEVICE void end_leaf(int leaf, bool is_last) {
+    const auto whole_sum = [&](int r) { return quad_sum(rows_.sum[r]); };
+    if (epilogue_.add(o_, rows_.max, whole_sum, scale_log2(), leaf, is_last, smem_, thread_)) {
+      // Note: read again rather than kept, since the main loop has no register to spare.
+      const DecodeItem item = read_decode_item(smem_, work_slot());
+      epilogue_.end_twig(o_, is_last, item, place_of(item), p_, thread_);
+    }
+  }
+
   // Raw scores of tile n, masked.
   template <bool kMasked>
   SKIM_DEVICE void compute_scores(float (&s)[kScores], int n) {
@@ -167,7 +142,7 @@ class DecodeConsumer {
     operands_.while_scoring(pending_, seen_of_pending());
     ptx::wgmma_wait<0>();
     operands_.scored();
-    apply_score_mod<Tr>(s, n * Tr::kTileN, at_, score_scale());
+    apply_score_mod<Tr>(s, n * Tr::kTileN, at_, unit_.score_scale(p_));
     if constexpr (kMasked) mask_scores<Tr>(s, n * Tr::kTileN, at_, p_);
   }
 
@@ -178,15 +153,15 @@ class DecodeConsumer {
     thread_maximum(s, thread_max);
     bool keeps = true;
     if constexpr (kSkips) {
-      keeps = warp_keeps(thread_max);
-      cast_vote(keeps);
+      keeps = warp_keeps(thread_max, rows_.max, at_, scale_log2(), limit_);
+      votes_.cast(keeps, smem_, thread_);
     }
     if (pending_) {
       multiply_values<true>();
     } else {
       operands_.next_keys();
     }
-    pending_ = !kSkips || resolve_vote(keeps);
+    pending_ = !kSkips || votes_.resolve(keeps, operands_, smem_);
     if (!pending_) return;
     pending_tile_ = n;
     const RowMaxUpdate update = update_row_max(thread_max, rows_, scale_log2());
@@ -207,14 +182,7 @@ class DecodeConsumer {
     ptx::wgmma_wait<0>();
     operands_.multiplied();
   }
-  // Its keys that some row of the request sees: see seen_in_tile.
-  SKIM_DEVICE Span seen_of_pending() const {
-    int first_key = 0;
-    if constexpr (kHidesFirstKeys<Tr::kMask> && Tr::kMask != Mask::kCustom) {
-      first_key = uniform(static_cast<int>(ptx::ld_shared(&smem_.work[work_slot()][kFirstKeyWord])));
-    }
-    return {first_key - pending_tile_ * Tr::kTileN, at_.len_k - pending_tile_ * Tr::kTileN};
-  }
+  SKIM_DEVICE Span seen_of_pending() const { return seen_of_tile<Tr>(smem_, work_slot(), pending_tile_, at_.len_k); }
 
   SKIM_DEVICE const uint8_t* query_tile() const {
     if constexpr (Storage::Panels::kConvertsQ && !Tr::kQInRegisters) {
@@ -249,42 +217,8 @@ class DecodeConsumer {
     }
   }
 
-  // The vote: a tile is dropped when all valid rows of the group agree.
-  SKIM_DEVICE bool warp_keeps(const float (&thread_max)[kThreadRows]) const {
-    bool agree = true;
-#pragma unroll
-    for (int r = 0; r < kThreadRows; ++r) {
-      agree &= !at_.valid(r) | row_can_skip(thread_max[r], rows_.max[r], scale_log2(), limit_[r]);
-    }
-    return ptx::warp_any(!agree);
-  }
-  SKIM_DEVICE void cast_vote(bool keeps) {
-    if (thread_ % kWarpThreads == 0) {
-      ptx::mbarrier_wait_parity(&vote().counted,
-                                vote_phase() ^ 1);  // V's loader has read the vote before in this place
-      if (keeps) ptx::st_shared(&vote().kept, votes_ + 1);
-      ptx::mbarrier_arrive(&vote().voted);
-    }
-  }
-  // Whether the tile is kept. A warp that keeps it knows, and does not wait for the others.
-  SKIM_DEVICE bool resolve_vote(bool keeps) {
-    bool kept = keeps;
-    if (!keeps) {
-      ptx::mbarrier_wait_parity(&vote().voted, vote_phase());
-      kept = ptx::ld_shared(&vote().kept) == votes_ + 1;
-    }
-    ++votes_;
-    const bool early = run_.expects_kept();
-    run_.add(kept);
-    if (early && !kept) operands_.drop_values();
-    return kept;
-  }
-
-  const Params& p_;
-  Storage& smem_;
-  const int thread_;
   Place at_;
-  float unit_ = 1.0f;  // what one unit of Q.K counts
+  ScoreUnit<Tr> unit_;
   float limit_[kThreadRows];
   float start_max_[kThreadRows];
   float o_[kOut];
@@ -292,13 +226,69 @@ class DecodeConsumer {
   uint32_t probabilities_[Tr::kTileN / 16][4];
   RowState rows_;  // of the leaf
   DecodeEpilogue<Tr> epilogue_;
-  int lo_, hi_;           // leaves of the part
   bool pending_ = false;  // whether P.V of `pending_tile_` is still to be done
   int pending_tile_ = 0;
-  uint32_t votes_ = 0;
+
+ protected:
+  const Params& p_;
+  Storage& smem_;
+  const int thread_;
+  int lo_, hi_;  // leaves of the part
+  DecodeVotes<Tr> votes_;
   DecodeOperands<Tr> operands_;
-  uint32_t items_ = 0;
-  KeptRun run_;
+  uint32_t items_ = 0;  // that have been computed
+};
+
+// All items that come, each in one of two ways.
+template <class Tr>
+class DecodeConsumer : WideConsumer<Tr> {
+ public:
+  using Wide = WideConsumer<Tr>;
+  using Storage = DecodeStorage<Tr>;
+  using Wide::Wide;
+
+  SKIM_DEVICE void run() {
+    while (load_work()) {
+    }
+  }
+
+ private:
+  using Wide::p_, Wide::smem_, Wide::thread_, Wide::operands_, Wide::votes_, Wide::items_, Wide::lo_, Wide::hi_;
+  using Wide::work_slot, Wide::frees_q_early;
+
+  // Whether there was an item.
+  SKIM_DEVICE bool load_work() {
+    ptx::mbarrier_wait_parity(&smem_.work_full[work_slot()], items_ / kWorkSlots & 1);
+    const DecodeItem item = read_decode_item(smem_, work_slot());
+    if (!uniform(item.base.valid)) return false;
+    lo_ = uniform(item.lo);
+    hi_ = uniform(item.hi);
+    if (!run_swapped(item)) this->run_item(item);
+    finish_work();
+    return true;
+  }
+
+  // Whether that was the way.
+  SKIM_DEVICE bool run_swapped(const DecodeItem& item) {
+    if constexpr (!Storage::Panels::kConvertsKv) {
+      return false;
+    } else {
+      if (uniform(item.packed_rows(p_) - item.base.row0) > kSwappedRows) return false;
+      // Note: opaque, or what follows from it would be kept in registers while other items are computed.
+      SwappedConsumer<Tr> swapped(p_, smem_, ptx::opaque(thread_), operands_, votes_, work_slot());
+      swapped.run_item(item, lo_, hi_, items_ & 1, frees_q_early());
+      return true;
+    }
+  }
+
+  SKIM_DEVICE void finish_work() {
+    if (!frees_q_early()) {
+      ptx::fence_proxy_async();  // what was merged is overwritten by the next Q
+      operands_.release(&smem_.q_empty);
+    }
+    operands_.release(&smem_.work_empty[work_slot()]);
+    ++items_;
+  }
 };
 
 }  // namespace skimattn::sm90

@@ -1,10 +1,10 @@
 // Where a decode CTA's products find K and V, and what its consumer warpgroup does about them meanwhile.
 //
-// 16-bit tiles are read in the slots that copies fill. 8-bit ones are converted by the consumer, since it has nothing
-// else to do while a product runs: the values of a tile during Q.K of the next one, the keys of the next tile during
-// P.V. One converted tile of each is enough for that. Two barriers a tile order it: before Q.K, all threads have
-// converted the keys, and are done with the values before; after Q.K, all have converted the values, and are done with
-// the keys.
+// 16-bit tiles are read in the slots that copies fill. 8-bit ones of groups of more than 16 rows (swapped_operands.cuh
+// has the others) are converted by the consumer, since it has nothing else to do while a product runs: the values of a
+// tile during Q.K of the next one, the keys of the next tile during P.V. One converted tile of each is enough for that.
+// Two barriers a tile order it: before Q.K, all threads have converted the keys, and are done with the values before;
+// after Q.K, all have converted the values, and are done with the keys.
 #pragma once
 #include <skimattn/sm90/decode/convert.cuh>
 #include <skimattn/sm90/decode/storage.cuh>
@@ -31,8 +31,8 @@ class OperandRings {
     await_v();
     release_v();
   }
-
- protected:
+  SKIM_DEVICE const uint8_t* k_slot() const { return smem_.k[k_.slot]; }
+  SKIM_DEVICE const uint8_t* v_slot() const { return smem_.v[v_.slot]; }
   SKIM_DEVICE void await_k() const { ptx::mbarrier_wait_parity(&smem_.k_full[k_.slot], k_.phase); }
   SKIM_DEVICE void await_v() const { ptx::mbarrier_wait_parity(&smem_.v_full[v_.slot], v_.phase); }
   SKIM_DEVICE void release_k() {
@@ -49,6 +49,7 @@ class OperandRings {
     ptx::bar_sync(kWrittenBarrier, kGroupThreads);
   }
 
+ protected:
   Storage& smem_;
   const int thread_;
   PipelineState<Tr::kStages> k_;   // of the next tile

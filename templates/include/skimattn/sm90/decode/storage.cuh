@@ -42,8 +42,9 @@ struct DecodeStorage : DecodePanels<Tr>::Tiles, DecodePanels<Tr>::Q {
   static constexpr int kQPanelBytes = Panels::kQBytes, kKvPanelBytes = Panels::kKvBytes;
   static constexpr int kKBytes = kPanelsK * kKvPanelBytes, kVBytes = kPanelsV * kKvPanelBytes;  // of one tile
   // Note: a warp that keeps a tile does not wait for the others' votes. It gets as far ahead of them as K's slots let
-  // it, or the barriers around conversions, and may not write in a place that they still read.
-  static constexpr int kVoteSlots = Panels::kConvertsKv ? 2 : Tr::kStages + 1;
+  // it, and may not write in a place that they still read. Over 8-bit caches barriers keep warps together, but lanes of
+  // one that only skips meet no earlier than in the step after: three places would do, and four are counted faster.
+  static constexpr int kVoteSlots = Panels::kConvertsKv ? 4 : Tr::kStages + 1;
 
   static constexpr int kQBytes = kPanelsQ * kQPanelBytes, kMergedBytes = Tr::kGroupRows * Tr::kHeadDimV * 4;
   // Q has been read when the first leaf is merged, where registers hold it or it was converted.
