@@ -55,7 +55,7 @@ struct MlaEpilogue {
   // `load(block, x)`: what the leaves before left.
   template <class Load>
   SKIM_DEVICE static void merge_columns(float (&o)[kOut], int r, const RowMerge& merge, Load load) {
-    constexpr int kAhead = 4;  // loads in flight
+    constexpr int kAhead = 16;  // loads in flight
     const Merge both = {{}, merge.before, merge.now};
 #pragma unroll
     for (int first = 0; first < kBlocks; first += kAhead) {
