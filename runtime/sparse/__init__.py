@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from ..reference.dropped import dropped_mass
     from .calibration.calibrate import Quality, calibrate
     from .calibration.data import retrieval, text_windows, windows
-    from .calibration.fit import Point, fit_shares
+    from .calibration.fit import fit_shares
+    from .calibration.point import Point
     from .calibration.result import Calibration
     from .calibration.runner import ModelRunner, Outcome, Run, Runner
     from .config.config import SkipSoftmaxConfig
+    from .config.fit import Curve, Fit
     from .config.kernels import Kernels
-    from .config.settings import Fit, Setting
+    from .config.settings import Setting
     from .counts import TileCounts
     from .methods import register_method
     from .model import (
@@ -42,13 +44,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Calibration": "calibration.result",
-    "Fit": "config.settings",
+    "Curve": "config.fit",
+    "Fit": "config.fit",
     "Kernels": "config.kernels",
     "LayerPolicy": "policy",
     "ModelRunner": "calibration.runner",
     "Outcome": "calibration.runner",
     "PhaseRule": "policy",
-    "Point": "calibration.fit",
+    "Point": "calibration.point",
     "Quality": "calibration.calibrate",
     "Run": "calibration.runner",
     "Runner": "calibration.runner",
@@ -86,6 +89,7 @@ _HOMES = {
 
 __all__ = [
     "Calibration",
+    "Curve",
     "Fit",
     "Kernels",
     "LayerPolicy",

@@ -77,7 +77,7 @@ class SkipSoftmax:
             if not low <= target <= high:
                 wanted = f"between {low:.3g} and {high:.3g}, where its fit was observed, or extrapolate=True"
                 raise expected(f"{where}target_sparsity.{phase}", wanted, target)
-        return PhaseRule(fit.factor(target), fit.length_power)
+        return PhaseRule(*fit.rule(target))
 
 
 def _one(value: float | tuple[float, ...]) -> float:

@@ -135,8 +135,8 @@ def test_another_method_is_used_by_its_name(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_fits_tell_shares_and_factors() -> None:
     fit = Fit(a=0.12, b=9.85)
-    assert fit.factor(0.9) == pytest.approx(850, rel=0.01)
-    assert fit.share(fit.factor(0.4) / 5000, 5000) == pytest.approx(0.4)
+    assert fit.rule(0.9).factor == pytest.approx(850, rel=0.01)
+    assert fit.share(fit.rule(0.4).factor / 5000, 5000) == pytest.approx(0.4)
     assert fit.share(0.0, 10) == 0 and fit.share(0.99, 10**9) == 1
 
 

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 from skimattn import ArgumentError
-from skimattn.sparse.calibration.fit import Point, fit_shares, share_interval
+from skimattn.sparse import Fit, Point, fit_shares
+from skimattn.sparse.calibration.fit import share_interval
 
 # Published factors of Qwen3-30B-A3B-Instruct-2507 by share: prefill, decode (shared/design/integrations.md).
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -27,7 +28,7 @@ def test_published_factors_are_reproduced(factors: tuple[float, ...], a: float, 
     fit = fit_shares(published(factors, 65536), by_tiles=by_tiles)
     assert (fit.a, fit.b, fit.length_power) == (pytest.approx(a, abs=0.015), pytest.approx(b, abs=0.01), 1)
     for share, factor in zip(SHARES, factors, strict=True):
-        assert fit.factor(share) == pytest.approx(factor, rel=0.03)
+        assert fit.rule(share).factor == pytest.approx(factor, rel=0.03)
     assert fit.residual is not None and fit.residual < 0.002 and fit.sparsity == (0.1, 0.9)
     assert fit.heldout_error is None and fit.intervals == {}, "one sample tells nothing of others"
 
@@ -95,8 +96,7 @@ def test_errors_and_intervals_are_those_of_the_noise() -> None:
         assert fit.heldout_error is not None and noise * 0.4 < fit.heldout_error < noise * 2
         low, high = fit.intervals["b"]
         assert low < fit.b < high
-        threshold = 5.0 * math.exp(9.0 * 0.5) / 4096  # which skips one half of the typical text
-        between = share_interval(points, lambda _, value=threshold: value, 4096, seed=seed)  # type: ignore[misc]
+        between = share_interval(Fit(a=5.0, b=9.0), points, 0.5, 4096, seed=seed)
         assert between is not None
         inside += between[0] < 0.5 < between[1]
     assert inside >= 15, "of 20 intervals of 95 %"
@@ -130,4 +130,5 @@ def test_points_that_make_no_fit(shares: tuple[float, ...], words: str) -> None:
 
 def test_two_samples_make_no_interval() -> None:
     points = plane(5.0, 9.0, 1.0, (4096,), samples=2, noise=0.01)
-    assert fit_shares(points).intervals == {} and share_interval(points, lambda _: 0.1, 4096) is None
+    fit = fit_shares(points)
+    assert fit.intervals == {} and share_interval(fit, points, 0.5, 4096) is None

@@ -12,13 +12,15 @@ import torch
 
 from ...errors import expected
 from ..config.config import SkipSoftmaxConfig
+from ..config.fit import Fit
 from ..config.kernels import Kernels, kernels_here
-from ..config.settings import Fit, by_phase
+from ..config.settings import by_phase
 from ..modules import attention_modules, head_dim_of
 from ..policy import Phase, PhaseRule
 from ..warning import warn
-from .fit import Point, fit_shares
+from .fit import fit_shares
 from .measure import Bench, digest, points_of, trials
+from .point import Point
 from .profile import By, Cost
 from .progress import Progress, shown
 from .quality import Chosen, choose_thresholds
@@ -238,9 +240,9 @@ def _of_phase(bench: Bench, job: _Job, phase: Phase) -> _Done:
     layers = _layer_fits(runs, job, phase) if job.per_layer else {}
     chosen = None
     if job.quality is not None:
-        chosen = choose_thresholds(
-            bench, job.samples, phase, runs, fit.length_power, job.quality, target, job.budgets.get(phase)
-        )
+        power = fit.length_power if target is None else fit.rule(target).length_power
+        budget = job.budgets.get(phase)
+        chosen = choose_thresholds(bench, job.samples, phase, runs, power, job.quality, target, budget)
     return _Done(tuple(points), fit, public, layers, chosen)
 
 

@@ -4,50 +4,28 @@ With g = 1 this is the public form (its factor a * exp(b * S) is BLASST's, arXiv
 ModelOpt calibrates). g is ours: at one factor a short text skips less than a long one.
 
 In the logarithm it is a plane, ``S = (ln threshold + g * ln len_k - ln a) / b``. What is fitted is S, by least squares
-in which a point weighs as many tiles as it visited, since shares are what is asked for and tiles what is saved.
+in which a point weighs as many tiles as it visited, since shares are what is asked for and tiles what is saved. Where
+texts that the fit has not seen come out better for it, curves take the plane's place: see :mod:`.curves`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import expected
-from ..config.settings import Fit
+from ..config.fit import Fit, expected_shares
+from .curves import curves_of, with_curves
+from .point import LEAST, MOST, Point
 
 Floats = NDArray[np.float64]
 
-LEAST, MOST = 0.1, 0.9  # shares that take part: beyond them there is no exponential
 _FOLDS = 5
 _FEWEST = 3  # samples, for intervals
-
-
-@dataclass(frozen=True)
-class Point:
-    """What one sample skipped at one threshold.
-
-    Attributes:
-        sample: names the text; points of one are resampled and held out together.
-        length: its keys.
-        threshold: the final one.
-        visited: tiles.
-        skipped: tiles.
-    """
-
-    sample: str
-    length: int
-    threshold: float
-    visited: int
-    skipped: int
-
-    @property
-    def share(self) -> float:
-        """The skipped share of the visited tiles."""
-        return self.skipped / self.visited if self.visited else 0.0
 
 
 @dataclass(frozen=True)
@@ -75,8 +53,9 @@ def fit_shares(
 
     Args:
         points: of several thresholds, better of several samples and lengths too.
-        length_term: fit the power of the length as well. It stays 1 where texts that the fit has not seen do not come
-            out better for it: where lengths are few or near each other, it would say more of texts than of lengths.
+        length_term: fit the power of the length as well, and curves. The power stays 1, and curves are left out, where
+            texts that the fit has not seen do not come out better for it: where lengths are few or near each other, it
+            would say more of texts than of lengths.
         by_tiles: a point weighs as many tiles as it visited; else all weigh the same.
         resamples: how many fits to resampled samples the intervals are of; 0: none.
         seed: of the resampling.
@@ -98,7 +77,7 @@ def fit_shares(
     a, b, power = plane.values
     typical = _typical_shares(used)
     lengths = [point.length for point in used]
-    return Fit(
+    fit = Fit(
         a=a,
         b=b,
         length_power=max(power, 0.0) if term else 1.0,
@@ -109,6 +88,17 @@ def fit_shares(
         heldout_length_error=_held_out(data, [str(length) for length in lengths], term, len(lengths)),
         intervals=_intervals(data, names, term, resamples, seed),
     )
+    return with_curves(fit, points, lambda some: _plain(some, term)) if length_term else fit
+
+
+def _plain(points: Sequence[Point], term: bool) -> Fit | None:
+    """The formula alone; None if the points do not make one."""
+    used = [point for point in points if point.threshold > 0 and LEAST <= point.share <= MOST]
+    plane = _Data.of(used, by_tiles=True).plane(term) if len({point.threshold for point in used}) > 1 else None
+    if plane is None:
+        return None
+    a, b, power = plane.values
+    return Fit(a=a, b=b, length_power=max(power, 0.0) if term else 1.0)
 
 
 def _does_length_help(data: _Data, names: Sequence[str]) -> bool:
@@ -202,18 +192,24 @@ def _intervals(
 
 
 def share_interval(
-    points: Sequence[Point], threshold: Callable[[int], float], length: int, *, resamples: int = 200, seed: int = 0
+    fit: Fit, points: Sequence[Point], target: float, length: int, *, resamples: int = 200, seed: int = 0
 ) -> tuple[float, float] | None:
-    """What a threshold skips at a length, in 95 % of the fits to resampled samples; None with fewer than 3 samples.
+    """What the fit's threshold for a share skips at a length, in 95 % of the fits to resampled samples.
 
-    a and b vary together, so their own intervals do not tell this.
+    a and b vary together, so their own intervals do not tell this. None with fewer than 3 samples.
     """
-    used = [point for point in points if point.threshold > 0 and LEAST <= point.share <= MOST]
-    data = _Data.of(used, by_tiles=True)
-    term = _does_length_help(data, [point.sample for point in used])
-    planes = _resampled(data, [point.sample for point in used], term, resamples, seed)
-    at = np.log(np.array([[threshold(length), length]]))
-    return _middle([float(plane.shares(at)[0]) for plane in planes]) if planes else None
+    names = sorted({point.sample for point in points})
+    if len(names) < _FEWEST:
+        return None
+    by_name = {name: [point for point in points if point.sample == name] for name in names}
+    random, threshold, found = np.random.default_rng(seed), fit.threshold(target, length), []
+    for _ in range(resamples):
+        drawn = [point for index in random.integers(len(names), size=len(names)) for point in by_name[names[index]]]
+        made = _plain(drawn, fit.length_power != 1.0)
+        if made is not None:
+            made = made.model_copy(update={"curves": curves_of(drawn) if fit.curves else ()})
+            found.append(float(expected_shares(made, [threshold], [length])[0]))
+    return _middle(found) if found else None
 
 
 def _middle(values: Sequence[float]) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..policy import LayerPolicy, Phase, PhaseRule, attach_policy, policy_of
-from .fit import Point
+from .point import Point
 from .progress import Progress
 from .runner import Run, Runner, Sample
 from .state import State

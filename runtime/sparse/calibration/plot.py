@@ -1,4 +1,4 @@
-"""The picture of a calibration: points and fits, a panel for each phase."""
+"""The picture of a calibration: points, and the fit at each length, a panel for each phase."""
 
 from __future__ import annotations
 
@@ -26,13 +26,12 @@ def draw(found: Calibration, path: Path) -> None:
     figure = check()(figsize=(6 * len(phases), 4.5), layout="constrained")
     for phase, axes in zip(phases, figure.subplots(1, len(phases), squeeze=False)[0], strict=True):
         fit = found.config.fit[phase]
+        shares = np.linspace(*(fit.sparsity or (0.1, 0.9)), 50)
         for length in sorted({point.length for point in found.points[phase]}):
             mine = [point for point in found.points[phase] if point.length == length]
-            factors = [point.threshold * float(length) ** fit.length_power for point in mine]
-            axes.plot(factors, [point.share for point in mine], ".", label=f"{length} keys")
-        shares = np.linspace(*(fit.sparsity or (0.1, 0.9)), 50)
-        axes.plot([fit.factor(float(share)) for share in shares], shares, "k-", label=f"a {fit.a:.3g}, b {fit.b:.3g}")
-        power = "" if fit.length_power == 1 else f"^{fit.length_power:.3g}"
-        axes.set(xscale="log", xlabel=f"threshold x length{power}", ylabel="skipped share of the tiles", title=phase)
+            [dots] = axes.plot([point.threshold for point in mine], [point.share for point in mine], ".")
+            expected = [fit.threshold(float(share), length) for share in shares]
+            axes.plot(expected, shares, "-", color=dots.get_color(), label=f"{length} keys")
+        axes.set(xscale="log", xlabel="threshold", ylabel="skipped share of the tiles", title=phase)
         axes.legend()
     figure.savefig(path)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config.config import SkipSoftmaxConfig
-from ..config.settings import Fit
+from ..config.fit import Fit
 from ..policy import Phase
 from ..tables import percent, table
-from .fit import Point, share_interval
+from .fit import share_interval
+from .point import Point
 from .quality import Chosen
 
 
@@ -32,11 +33,11 @@ class Calibration:
     def __str__(self) -> str:
         """Fits, their errors and intervals, and what targets come to."""
         rows = [
-            (phase, name, f"{fit.a:.4g}", f"{fit.b:.4g}", f"{fit.length_power:.3g}", *map(percent, _errors(fit)))
+            (phase, name, *_formula(fit), str(len(fit.curves) or "-"), *map(percent, _errors(fit)))
             for phase in self.points
             for name, fit in (("own", self.config.fit[phase]), ("public", self.config.public_fit[phase]))
         ]
-        lines = table(("phase", "fit", "a", "b", "g", "residual", "held-out texts", "held-out lengths"), rows)
+        lines = table(("phase", "fit", "a", "b", "g", "curves", "residual", "held-out texts", "held-out lengths"), rows)
         for phase, points in self.points.items():
             target, fit = self.config.target_sparsity.get(phase), self.config.fit[phase]
             if isinstance(target, float) and phase not in self.chosen:
@@ -50,7 +51,7 @@ class Calibration:
         return "\n".join(lines)
 
     def plot(self, path: str | Path) -> None:
-        """Draw skipped shares over ``threshold * len_k ** g`` with the fits, as PNG, PDF or SVG by the file's name.
+        """Draw skipped shares over thresholds with the fit of each length, as PNG, PDF or SVG by the file's name.
 
         Raises:
             ModuleNotFoundError: matplotlib is not there; the text says how to get it.
@@ -60,20 +61,20 @@ class Calibration:
         draw(self, Path(path))
 
 
+def _formula(fit: Fit) -> tuple[str, str, str]:
+    return f"{fit.a:.4g}", f"{fit.b:.4g}", f"{fit.length_power:.3g}"
+
+
 def _errors(fit: Fit) -> tuple[float | None, float | None, float | None]:
     return fit.residual, fit.heldout_error, fit.heldout_length_error
 
 
 def _reached(target: float, fit: Fit, points: tuple[Point, ...]) -> str:
     """What a target comes to at the longest text, and where it cannot be had."""
-    length = max(point.length for point in points)
-
-    def threshold(len_k: int) -> float:
-        return fit.threshold(target, len_k)
-
-    text = f"a target of {percent(target)} is a threshold of {threshold(length):.3g} at {length} keys"
-    between = share_interval(points, threshold, length)
+    length, rule = max(point.length for point in points), fit.rule(target)
+    text = f"a target of {percent(target)} is a threshold of {rule.threshold(length):.3g} at {length} keys"
+    between = share_interval(fit, points, target, length)
     if between is not None:
         text += f", which skips {percent(between[0])} to {percent(between[1])} (95 %)"
-    shortest = math.ceil(fit.factor(target) ** (1 / fit.length_power)) if fit.length_power > 0 else 0
+    shortest = math.ceil(rule.factor ** (1 / rule.length_power)) if rule.length_power > 0 else 0
     return f"{text}; below {shortest} keys it would be 1 or more, so they stay dense"

@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 from ...errors import expected
 from ..methods import method_named
 from ..policy import LayerPolicy, Phase
+from .base import Model
 from .kernels import Kernels
 from .patterns import check_pattern, matches
-from .settings import Model, Numbers, Setting
+from .settings import Numbers, Setting
 
 
 class CalibrationPlan(Model):

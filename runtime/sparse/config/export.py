@@ -11,8 +11,9 @@ from ...errors import expected
 from ..policy import PHASES, Phase
 from .config import SkipSoftmaxConfig
 from .dialects import FORMAT, KEY, OWN, is_ours
+from .fit import Fit
 from .foreign import ALGORITHMS, FORMULA, is_skip_group
-from .settings import Fit, Setting
+from .settings import Setting
 
 _GROUP = "group_0"
 
@@ -62,7 +63,7 @@ def _figures(setting: Setting, config: SkipSoftmaxConfig) -> dict[str, Any]:
 def _public(setting: Setting, config: SkipSoftmaxConfig, phase: Phase) -> Fit | None:
     for fits in (setting.public_fit, setting.fit, config.public_fit, config.fit):
         fit = fits.get(phase)
-        if fit is not None and fit.length_power == 1.0:
+        if fit is not None and fit.is_public:
             return fit
     return None
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ...errors import ArgumentError, expected
 from ..methods import method_named
 from ..policy import PHASES, Phase
-from .refuse import refusal
+from .base import Model
+from .fit import Fit
 
 Value = float | tuple[float, ...]
 ByPhase = dict[Phase, Value]
@@ -44,63 +45,6 @@ def _number(key: str, value: object) -> float:
 Numbers = Annotated[ByPhase, BeforeValidator(by_phase)]
 
 
-class Model(BaseModel):
-    """What all parts of a configuration have in common: they do not change, and know all of their keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    def __init__(self, **values: Any) -> None:
-        """Check and keep the values.
-
-        Raises:
-            ArgumentError: one of them cannot be; the text names its key.
-        """
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise refusal(error, type(self).model_fields) from None
-
-
-class Fit(Model):
-    """``threshold = a * exp(b * S) / len_k ** length_power`` skips the share S of the tiles.
-
-    With a ``length_power`` of 1 it is the public form, of which ``a * exp(b * S)`` is the scale factor.
-
-    Attributes:
-        sparsity: the shares between which it was observed.
-        lengths: the lengths (keys) between which it was observed.
-        residual: root mean square of observed less fitted shares.
-        heldout_error: the same on samples that the fit had not seen.
-        heldout_length_error: the same on lengths that the fit had not seen.
-        intervals: bounds of a and b (and length_power) that hold 95 % of the fits to resampled samples.
-    """
-
-    a: float = Field(gt=0)
-    b: float = Field(gt=0)
-    length_power: float = Field(default=1.0, ge=0)
-    sparsity: tuple[float, float] | None = None
-    lengths: tuple[int, int] | None = None
-    residual: float | None = None
-    heldout_error: float | None = None
-    heldout_length_error: float | None = None
-    intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
-
-    def factor(self, target: float) -> float:
-        """``threshold * len_k ** length_power`` for a share."""
-        return self.a * math.exp(self.b * target)
-
-    def threshold(self, target: float, len_k: int) -> float:
-        """The final threshold for a share at a length; 1 or more means that it cannot be had there."""
-        return self.factor(target) / math.pow(len_k, self.length_power)
-
-    def share(self, threshold: float, len_k: int) -> float:
-        """What it expects a threshold to skip, cut at 0 and 1."""
-        if threshold <= 0:
-            return 0.0
-        share = (math.log(threshold) + self.length_power * math.log(len_k) - math.log(self.a)) / self.b
-        return min(max(share, 0.0), 1.0)
-
-
 class Setting(Model):
     """What the modules of one pattern are told. Of each phase at most one of the first three says something.
 
@@ -109,7 +53,7 @@ class Setting(Model):
         scale_factor: ``threshold = scale_factor / len_k ** length_power``.
         target_sparsity: the share of tiles to skip, at least 0 and below 1; needs a ``fit`` of the phase.
         fit: of each phase.
-        public_fit: of each phase with a ``length_power`` of 1, for other libraries, where ``fit`` has another.
+        public_fit: of each phase, a and b alone, for other libraries, where ``fit`` has more.
         length_power: of ``scale_factor``, by phase; default 1.
         extrapolate: whether a target may lie outside what the fit observed.
         method: a name of :func:`skimattn.sparse.methods.register_method`.
@@ -148,6 +92,8 @@ class Setting(Model):
         for phase, fit in self.public_fit.items():
             if fit.length_power != 1.0:
                 raise expected(f"public_fit.{phase}.length_power", "1", fit.length_power)
+            if fit.curves:
+                raise expected(f"public_fit.{phase}.curves", "none: other libraries read a and b", len(fit.curves))
         return self
 
     @property

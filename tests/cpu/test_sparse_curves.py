@@ -1,0 +1,145 @@
+"""Curves of a fit, held against what SmolLM2-135M skipped on texts and lengths that the fit had not seen."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from skimattn import ArgumentError
+from skimattn.sparse import Curve, Fit, Point, SkipSoftmaxConfig, fit_shares
+from skimattn.sparse.calibration.curves import curves_of
+from skimattn.sparse.config.export import section_of
+
+# One H100, 28 Nov 2026, all layers at one threshold (bench models): shares of calibration texts by length, ...
+TRIED = (0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 0.6, 0.9)
+SEEN = {
+    "prefill": {
+        1536: (0.004, 0.024, 0.051, 0.111, 0.193, 0.298, 0.404, 0.502, 0.566),
+        3072: (0.015, 0.076, 0.138, 0.238, 0.345, 0.467, 0.579, 0.672, 0.728),
+        6144: (0.073, 0.181, 0.266, 0.384, 0.499, 0.620, 0.726, 0.800, 0.843),
+    },
+    "decode": {
+        1527: (0.028, 0.127, 0.223, 0.349, 0.459, 0.560, 0.657, 0.751, 0.800),
+        3063: (0.070, 0.224, 0.331, 0.451, 0.548, 0.637, 0.715, 0.792, 0.842),
+        6135: (0.186, 0.355, 0.446, 0.536, 0.608, 0.674, 0.740, 0.806, 0.848),
+    },
+}
+# ... and (threshold, share) of texts that were kept for this.
+HELD = {
+    "prefill": {
+        1024: ((0.0106, 0.064), (0.0495, 0.155), (0.169, 0.244), (0.421, 0.345), (0.887, 0.446)),
+        2048: ((0.00531, 0.115), (0.0148, 0.193), (0.0298, 0.256), (0.101, 0.369), (0.303, 0.479), (0.675, 0.592)),
+        4096: ((0.00265, 0.156), (0.012, 0.285), (0.0361, 0.397), (0.119, 0.521), (0.315, 0.632), (0.895, 0.776)),
+        8192: ((0.00078, 0.214), (0.0058, 0.379), (0.0211, 0.509), (0.0597, 0.612), (0.153, 0.704), (0.542, 0.825)),
+    },
+    "decode": {
+        1015: ((0.00158, 0.108), (0.00739, 0.25), (0.0488, 0.452), (0.079, 0.502), (0.379, 0.689), (0.99, 0.802)),
+        2039: ((0.00065, 0.129), (0.00368, 0.288), (0.0243, 0.482), (0.0326, 0.507), (0.189, 0.654), (0.99, 0.851)),
+        4087: ((0.000264, 0.16), (0.00183, 0.321), (0.0133, 0.505), (0.0942, 0.645), (0.612, 0.787), (0.676, 0.799)),
+        8183: ((0.00011, 0.234), (0.00091, 0.379), (0.00669, 0.518), (0.0441, 0.625), (0.331, 0.745)),
+    },
+}
+TILES = 10**6
+
+
+def points_of(curves: dict[int, tuple[float, ...]], thresholds: tuple[float, ...] = TRIED) -> list[Point]:
+    return [
+        Point(str(length), length, threshold, TILES, round(share * TILES))
+        for length, shares in curves.items()
+        for threshold, share in zip(thresholds, shares, strict=True)
+    ]
+
+
+def errors_of(fit: Fit, phase: str) -> list[float]:
+    """What texts that were kept skip more than was asked for, where that can be had."""
+    found = []
+    for target, (length, held) in itertools.product((0.2, 0.35, 0.5, 0.65), HELD[phase].items()):
+        threshold, (tried, shares) = fit.threshold(target, length), zip(*held, strict=True)
+        if threshold < 1:
+            found.append(float(np.interp(math.log(threshold), np.log(tried), shares)) - target)
+    return found
+
+
+@pytest.mark.parametrize(("phase", "typical", "worst"), [("prefill", 0.02, 0.035), ("decode", 0.025, 0.055)])
+def test_targets_are_met_on_lengths_between_and_beyond(phase: str, typical: float, worst: float) -> None:
+    fit = fit_shares(points_of(SEEN[phase]), length_term=True)
+    assert len(fit.curves) == 3 and not fit.is_public
+    errors = errors_of(fit, phase)
+    assert len(errors) >= 13
+    assert np.sqrt(np.mean(np.square(errors))) < typical and max(map(abs, errors)) < worst, errors
+
+
+def test_the_formula_alone_meets_them_less_well_in_decode() -> None:
+    fit = fit_shares(points_of(SEEN["decode"]), length_term=True).model_copy(update={"curves": ()})
+    assert np.sqrt(np.mean(np.square(errors_of(fit, "decode")))) > 0.03
+
+
+def test_thresholds_of_a_length_that_was_seen_are_read_from_its_curve() -> None:
+    only = Fit(a=1.0, b=1.0, curves=(Curve(length=1000, thresholds=(0.01, 0.1), shares=(0.2, 0.4)),))
+    assert only.threshold(0.2, 1000) == pytest.approx(0.01) and only.threshold(0.4, 1000) == pytest.approx(0.1)
+    assert only.threshold(0.3, 1000) == pytest.approx(math.sqrt(0.001)), "shares go with the logarithm"
+    assert only.threshold(0.3, 2000) == pytest.approx(math.sqrt(0.001) / 2), "one length tells nothing of others"
+    assert only.threshold(0.5, 1000) == pytest.approx(math.exp(0.5) / 1000), "beyond it the formula holds"
+
+
+def test_the_power_is_that_of_the_share() -> None:
+    short = Curve(length=1000, thresholds=(0.01, 0.1, 0.8), shares=(0.1, 0.3, 0.5))
+    long = Curve(length=4000, thresholds=(0.01 / 16, 0.1 / 4, 0.8), shares=(0.1, 0.3, 0.7))
+    fit = Fit(a=1.0, b=1.0, length_power=3.0, curves=(short, long))
+    assert fit.rule(0.1).length_power == pytest.approx(2) and fit.rule(0.3).length_power == pytest.approx(1)
+    for share, length, threshold in ((0.1, 1000, 0.01), (0.1, 4000, 0.01 / 16), (0.3, 2000, 0.05)):
+        assert fit.threshold(share, length) == pytest.approx(threshold)
+        assert fit.share(threshold, length) == pytest.approx(share, abs=0.005)
+    beyond = fit.rule(0.7)
+    assert beyond.length_power == fit.rule(0.5).length_power, "the highest share that both reach"
+    assert beyond.threshold(4000) == pytest.approx(0.8)
+
+
+def test_a_power_does_not_fall_below_0() -> None:
+    curves = [Curve(length=n, thresholds=(t, 2 * t), shares=(0.2, 0.4)) for n, t in ((1000, 0.1), (2000, 0.4))]
+    assert Fit(a=1.0, b=1.0, curves=tuple(curves)).rule(0.3).length_power == 0
+
+
+def test_lengths_near_each_other_make_one_curve() -> None:
+    points = points_of({1000: (0.2, 0.4), 1200: (0.4, 0.6), 1300: (0.5, 0.7)}, (0.01, 0.1))
+    first, second = curves_of(points)
+    assert first.length == pytest.approx(math.sqrt(1000 * 1200)) and first.shares == pytest.approx((0.3, 0.5))
+    assert second.length == pytest.approx(1300) and second.shares == pytest.approx((0.5, 0.7))
+
+
+def test_a_threshold_that_skips_no_more_is_left_out() -> None:
+    [curve] = curves_of(points_of({1000: (0.2, 0.2, 0.1, 0.4)}, (0.01, 0.1, 0.2, 0.3)))
+    assert curve.thresholds == (0.01, 0.3) and curve.shares == pytest.approx((0.2, 0.4))
+    assert curves_of(points_of({1000: (0.2, 0.1)}, (0.01, 0.1))) == ()
+
+
+def test_what_a_formula_says_needs_no_curves() -> None:
+    shares = [[0.1 * (step + 3 * math.log2(n / 1000)) for step in range(1, 6)] for n in (1000, 2000)]
+    seen = dict(zip((1000, 2000), map(tuple, shares), strict=True))
+    assert fit_shares(points_of(seen, (0.001, 0.003, 0.009, 0.027, 0.081)), length_term=True).curves == ()
+
+
+def test_configurations_keep_curves_and_give_others_the_formula() -> None:
+    points = points_of(SEEN["prefill"])
+    own, public = fit_shares(points, length_term=True), fit_shares(points)
+    config = SkipSoftmaxConfig(target_sparsity={"prefill": 0.5}, fit={"prefill": own}, public_fit={"prefill": public})
+    section = section_of(config)
+    assert section["config_groups"]["group_0"]["threshold_scale_factor"]["prefill"] == {"a": public.a, "b": public.b}
+    assert len(section["skimattn"]["fit"]["prefill"]["curves"]) == 3
+    with pytest.raises(ArgumentError, match=r"^public_fit.prefill.curves: expected none: other libraries read a and b"):
+        SkipSoftmaxConfig(public_fit={"prefill": own.model_copy(update={"length_power": 1.0})})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"thresholds": (0.1, 0.1)}, r"curves.thresholds: expected rising, from 0 on \(got \[0.1, 0.1\]\)"),
+        ({"shares": (0.3, 0.2)}, r"curves.shares: expected rising, from 0 on \(got \[0.3, 0.2\]\)"),
+        ({"shares": (0.2, 0.3, 0.4)}, r"curves.shares: expected 2, one for each threshold \(got 3\)"),
+    ],
+)
+def test_curves_that_are_refused(values: dict[str, tuple[float, ...]], words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        Curve(**({"length": 1000, "thresholds": (0.1, 0.2), "shares": (0.2, 0.3)} | values))
