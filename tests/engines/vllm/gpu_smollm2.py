@@ -67,7 +67,7 @@ def smollm2(folder: Path) -> tuple[str, list[int]]:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         str(file.parent), gguf_file=file.name, dtype=torch.bfloat16, **how
     )
-    del model.config.quantization_config
+    vars(model.config).pop("quantization_config", None)  # which transformers 5.19 has not
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     for part in (model, tokenizer):
         part.save_pretrained(folder / "smollm2")
@@ -103,7 +103,8 @@ def shares(tiles: dict[str, list[int]]) -> dict[str, float | None]:
 def with_backend(name: str, model: str, options: dict[str, Any], config: Any = None) -> dict[str, Any]:
     """Arguments of an engine."""
     extra = {} if config is None else {"additional_config": {"skimattn": {"config": config}}}
-    return {"model": model, "attention_config": {"backend": name}, "max_model_len": 8192} | options | extra
+    memory = {"gpu_memory_utilization": 0.4}  # whatever else runs on the GPU
+    return {"model": model, "attention_config": {"backend": name}, "max_model_len": 8192} | memory | options | extra
 
 
 def one_gpu(folder: Path) -> dict[str, Any]:
