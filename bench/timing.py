@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -120,8 +121,14 @@ def graphed(calls: Sequence[Call], count: int) -> Call:
     with cuda.graph(graph):
         for index in range(count):
             calls[index % len(calls)]()
-    replay: Call = graph.replay
-    return replay
+
+    return partial(_replay, graph, tuple(calls))
+
+
+def _replay(graph: Any, calls: Sequence[Call]) -> object:
+    """Note: a graph does not keep the tensors alive that it reads and writes; the calls do."""
+    del calls
+    return graph.replay()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ def planted(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     make = {"dtype": torch.bfloat16, "device": "cuda"}
     q = torch.randn(BATCH, rows, HEADS, 128, **make)  # type: ignore[arg-type]
     k, v = (torch.randn(BATCH, KEYS, HEADS, 128, **make) for _ in "kv")  # type: ignore[arg-type]
+    k.view(BATCH, -1, 2, 128, HEADS, 128)[:, :, 1] *= 0.02  # every second tile lies far below the first one
     return q * 4, k, v
 
 

