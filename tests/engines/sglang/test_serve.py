@@ -15,7 +15,7 @@ from ..serving import post, serving, shown_tiles, visited_by_decode, visited_by_
 from ..smollm2 import CUT
 from .conftest import HERE, ROOT, Models, environment
 
-LENGTH, NEW = 300, 4
+LENGTH, NEW = 800, 4  # three layers skip nothing of 300
 
 
 def guided() -> list[str]:
@@ -32,7 +32,7 @@ def server(models: Models, tmp_path: Path) -> Iterator[str]:
     words += ["--device", "cpu", "--dtype", "bfloat16", "--max-total-tokens", "4096", "--context-length", "1024"]
     words += ["--skip-server-warmup", "--served-model-name", "small"]
     words += ["--disable-overlap-schedule"]  # else a step more may be computed than anyone asked for
-    told = environment(SKIMATTN_SGLANG_CONFIG='{"threshold": 0.95}')  # at which such short prompts skip
+    told = environment(SKIMATTN_SGLANG_CONFIG='{"threshold": 0.95}')  # at which short prompts skip
     with serving(words, told, tmp_path / "server.log") as address:
         yield address
 
