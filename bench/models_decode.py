@@ -58,9 +58,9 @@ class Batches:
         tokens = torch.tensor(list(sample), device=self.model.device).view(-1, self.length)
         with measuring(self.model) if self._dropped else nullcontext() as found:
             steps = self.run(tokens)
-        masses = {} if found is None else found.means(self.model)
+        masses, changed = ({}, {}) if found is None else (found.means(self.model), found.changes(self.model))
         moved = None if self._divergence is None else self._divergence.mean()
-        return Outcome(float(steps.nats.mean()), self.keys, masses, moved)
+        return Outcome(float(steps.nats.mean()), self.keys, masses, moved, changed)
 
     @property
     def keys(self) -> int:

@@ -85,13 +85,15 @@ def plan_for(length: int) -> Plan:
         "length_windows": 4,
         "decode_batch": 8,
     }
-    return replace(plan, **few, needles=10, methods=(UNIFORM, *_BOTH["loss"], "heads by dropped mass"))  # type: ignore[arg-type]
+    names = (UNIFORM, *_BOTH["loss"], "heads by dropped mass", "heads by output")
+    return replace(plan, **few, needles=10, methods=names)  # type: ignore[arg-type]
 
 
 _BOTH = {
     "loss": ("layers by loss", "heads by loss"),
     "divergence": ("layers by divergence", "heads by divergence"),
     "dropped": ("layers by dropped mass", "heads by dropped mass"),
+    "output": ("layers by output", "heads by output"),
 }
 
 

@@ -39,6 +39,13 @@ def dropped_of(model: GapModel) -> Any:
     return forward
 
 
+def changed_of(model: GapModel) -> Any:
+    def forward(sample: Any, phase: Any) -> Outcome:
+        return Outcome(changed=dropped_of(model)(sample, phase).dropped)
+
+    return forward
+
+
 def divergence_of(model: GapModel) -> Any:
     return lambda sample, phase: Outcome(divergence=model(sample, phase)[0] - 2)
 
@@ -102,12 +109,12 @@ def test_chosen_modules_are_those_of_the_configuration() -> None:
     assert policy_of(attention_modules(model)[LAYER(0)]) and not policy_of(attention_modules(model)[LAYER(1)])
 
 
-@pytest.mark.parametrize("cost", ["loss", "divergence", "dropped"])
+@pytest.mark.parametrize("cost", ["loss", "divergence", "dropped", "output"])
 @pytest.mark.parametrize("by", ["layer", "head"])
 def test_thresholds_go_where_tiles_cost_least(cost: Any, by: Any) -> None:
     """S = 1 + ln(t) / width and a cost of w * t: at the best choice w * t * width is the same everywhere."""
     model = GapModel([6.0, 9.0, 12.0])
-    forward = {"loss": loss_of, "divergence": divergence_of, "dropped": dropped_of}[cost](model)
+    forward = {"loss": loss_of, "divergence": divergence_of, "dropped": dropped_of, "output": changed_of}[cost](model)
     trials = list(np.geomspace(1e-4, 0.9, 24))
     found = calibrate(
         model,
@@ -250,6 +257,10 @@ def test_states_of_others_are_refused(tmp_path: Path) -> None:
         (
             {"quality": Quality(cost="dropped")},
             "forward: expected the dropped mass of layers.0.self_attn, or cost=",
+        ),
+        (
+            {"quality": Quality(cost="output")},
+            "forward: expected the changed output of layers.0.self_attn, or cost=",
         ),
         ({"forward": lambda sample, phase: None}, "forward: expected prefill calls of layers.0.self_attn that count"),
         ({"forward": None}, "runner, forward: expected one of them"),

@@ -32,7 +32,7 @@ class TextForward:
         model: of transformers, with ``attn_implementation="skimattn"``.
         new_tokens: how many last tokens decode predicts.
         chunk: tokens of a prompt that are computed at once; None: all.
-        dropped: tell dropped probability too, which computes every call that skips densely as well.
+        dropped: tell dropped probability, and what it changes, which computes every call that skips densely as well.
         divergence: tell how far predictions move, too: of each text what it predicts dense, at up to 1024 places, is
             computed once and kept. Decode compares the steps alone, after the same prompt.
     """
@@ -118,7 +118,8 @@ class TextForward:
 
     def _outcome(self, loss: float, length: int, dropped: Dropped | None) -> Outcome:
         moved = None if self._divergence is None else self._divergence.mean()
-        return Outcome(loss, length, {} if dropped is None else dropped.means(self._model), moved)
+        masses, changed = ({}, {}) if dropped is None else (dropped.means(self._model), dropped.changes(self._model))
+        return Outcome(loss, length, masses, moved, changed)
 
 
 def prompt_length(tokens: int, chunk: int | None) -> int:

@@ -21,7 +21,7 @@ from ..warning import warn
 from .fit import fit_shares
 from .measure import Bench, digest, points_of, trials
 from .point import Point
-from .profile import By, Cost
+from .profile import TOGETHER, By, Cost
 from .progress import Progress, shown
 from .quality import Chosen, choose_thresholds
 from .result import Calibration
@@ -39,9 +39,10 @@ class Quality:
         by: what gets a threshold; in decode the heads of one kv head share theirs.
         cost: what is to be small: the added loss of each alone (as many runs as there are units, thresholds and texts);
             how far its predictions move (the same with fewer texts, since it is not hidden behind what labels happen to
-            be); or the dropped probability (no labels, and no runs beyond those of the fit).
+            be); the dropped probability, or the square of what heads' outputs change by (both without labels, and
+            without runs beyond those of the fit).
         budget: in place of a target share, by phase: nats that may be added to the mean loss (0.003 is 0.3 % of
-            perplexity), or what ``cost="dropped"`` may add up to.
+            perplexity), or what another cost may add up to.
         corrections: how often the choice is run as a whole and moved by what it missed, since units are not
             independent.
         texts: how many of the texts, the first of them, units run alone on; None: all.
@@ -210,7 +211,7 @@ def _expected_runs(job: _Job) -> int:
     runs = texts * tried
     if job.quality is not None:
         runs += texts * job.quality.corrections
-        if job.quality.cost != "dropped":
+        if job.quality.cost not in TOGETHER:
             alone = len(job.samples[: job.quality.texts])
             runs += texts + alone * len(job.modules) * len(job.quality.thresholds or job.thresholds)
     return runs * len(job.phases)

@@ -82,6 +82,7 @@ def _packed(run: Run) -> dict[str, Any]:
         "loss": run.loss,
         "dropped": {name: np.asarray(mass).tolist() for name, mass in run.dropped.items()},
         "divergence": run.divergence,
+        "changed": {name: np.asarray(change).tolist() for name, change in run.changed.items()},
     }
 
 
@@ -91,7 +92,8 @@ def _unpacked(row: Mapping[str, Any]) -> Run:
         {name: np.array(counts, dtype=np.int64) for name, counts in row["counts"].items()},
         row["loss"],
         {name: np.array(mass, dtype=np.float64) for name, mass in row["dropped"].items()},
-        row.get("divergence"),  # files of earlier versions do not tell it
+        row.get("divergence"),  # files of earlier versions tell neither
+        {name: np.array(change, dtype=np.float64) for name, change in row.get("changed", {}).items()},
     )
 
 

@@ -17,7 +17,8 @@ from .runner import Run, Sample
 
 Floats = NDArray[np.float64]
 By = Literal["layer", "head"]
-Cost = Literal["loss", "divergence", "dropped"]
+Cost = Literal["loss", "divergence", "dropped", "output"]
+TOGETHER = ("dropped", "output")  # costs that runs of all layers tell
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Profile:
         thresholds: T of them.
         visited: tiles of a unit, ``[U]``, over all texts.
         skipped: of them, ``[U, T]``.
-        cost: ``[U, T]``; in nats of mean loss or of divergence, or in shares of probability, per text.
+        cost: ``[U, T]``; in nats of mean loss or of divergence, in shares of probability, or as ``Run.changed``, per
+            text.
     """
 
     units: tuple[Unit, ...]
@@ -121,7 +123,7 @@ def profile_alone(
 
 
 def mean_cost(runs: Sequence[Run], dense: Sequence[Run], cost: Cost) -> float:
-    """What texts cost in the mean: nats that were added to the loss, of divergence, or shares of probability.
+    """What texts cost in the mean: nats that were added to the loss, of divergence, or what units tell, in sum.
 
     Args:
         runs: of texts that skip.
@@ -135,7 +137,11 @@ def mean_cost(runs: Sequence[Run], dense: Sequence[Run], cost: Cost) -> float:
         return float(np.mean([_loss(run) - _loss(base) for run, base in zip(runs, dense, strict=True)]))
     if cost == "divergence":
         return float(np.mean([_divergence(run) for run in runs]))
-    return float(np.mean([sum(mass.sum() for mass in run.dropped.values()) for run in runs]))
+    return float(np.mean([sum(one.sum() for one in _told(run, cost).values()) for run in runs]))
+
+
+def _told(run: Run, cost: Cost) -> Mapping[str, Floats]:
+    return run.dropped if cost == "dropped" else run.changed
 
 
 def _divergence(run: Run) -> float:
@@ -150,21 +156,22 @@ def _loss(run: Run) -> float:
     return run.loss
 
 
-def profile_dropped(units: Sequence[Unit], together: Mapping[float, Sequence[Run]]) -> Profile:
-    """What every unit dropped while all of them skipped: no labels and no further runs.
+def profile_together(units: Sequence[Unit], together: Mapping[float, Sequence[Run]], cost: Cost) -> Profile:
+    """What every unit dropped, or changed, while all of them skipped: no labels and no further runs.
 
     Raises:
-        ArgumentError: the runner does not tell what was dropped.
+        ArgumentError: the runner does not tell it.
     """
     thresholds = tuple(together)
     shape = len(units), len(thresholds)
-    visited, skipped, cost = np.zeros(shape[0]), np.zeros(shape), np.zeros(shape)
+    visited, skipped, costs = np.zeros(shape[0]), np.zeros(shape), np.zeros(shape)
     for column, threshold in enumerate(thresholds):
         for row, unit in enumerate(units):
             runs = together[threshold]
-            if any(unit.layer not in run.dropped for run in runs):
-                raise expected("forward", f"the dropped mass of {unit.layer}, or cost='loss'", "none")
+            if any(unit.layer not in _told(run, cost) for run in runs):
+                what = "dropped mass" if cost == "dropped" else "changed output"
+                raise expected("forward", f"the {what} of {unit.layer}, or cost='loss'", "none")
             counts = sum(unit.of(run.counts[unit.layer]) for run in runs)
             visited[row], skipped[row, column] = counts[0], counts[1]  # type: ignore[index]
-            cost[row, column] = float(np.mean([unit.of(run.dropped[unit.layer]) for run in runs]))
-    return Profile(tuple(units), thresholds, visited, skipped, cost)
+            costs[row, column] = float(np.mean([unit.of(_told(run, cost)[unit.layer]) for run in runs]))
+    return Profile(tuple(units), thresholds, visited, skipped, costs)

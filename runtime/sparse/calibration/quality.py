@@ -12,7 +12,7 @@ from ...errors import ArgumentError, expected
 from ..policy import Phase, PhaseRule
 from .choose import Choice, choose
 from .measure import Bench, Maker
-from .profile import Profile, mean_cost, profile_alone, profile_dropped, units_of
+from .profile import TOGETHER, Profile, mean_cost, profile_alone, profile_together, units_of
 from .runner import Run, Sample
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Chosen:
         factors: by layer, one or one for each query head: ``threshold = factor / len_k ** length_power``.
         length_power: of the lengths of the texts, or 1.
         share: of all tiles, skipped as a whole on the texts.
-        cost: of all of it: nats added to the mean loss, of divergence, or shares of probability dropped.
+        cost: of all of it, in the unit of the profile.
         profile: what it was chosen from.
     """
 
@@ -67,8 +67,8 @@ def choose_thresholds(
         return PhaseRule(threshold * scale, length_power)
 
     units = units_of(bench, next(iter(together.values())), phase, quality.by)
-    if quality.cost == "dropped":
-        profile = profile_dropped(units, together)
+    if quality.cost in TOGETHER:
+        profile = profile_together(units, together, quality.cost)
     else:
         alone, thresholds, some = samples[: quality.texts], quality.thresholds or tuple(together), next(iter(together))
         profile = profile_alone(bench, alone, phase, units, thresholds, together[some][0], rule, quality.cost)

@@ -29,6 +29,8 @@ class Run:
         loss: mean negative log-likelihood of the tokens, in nats; None: not known.
         dropped: by layer, of each query head, ``[Hq]``: the mean share of probability that was left out.
         divergence: of what it predicts from what the dense model does, in nats a token; None: not known.
+        changed: by layer, of each query head, ``[Hq]``: the mean square of what its output, projected as the layer
+            projects it, changes by what was left out, in mean squares of the layer's input.
     """
 
     length: int
@@ -36,6 +38,7 @@ class Run:
     loss: float | None = None
     dropped: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     divergence: float | None = None
+    changed: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 class Runner(Protocol):
@@ -58,6 +61,7 @@ class Outcome:
     length: int | None = None
     dropped: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     divergence: float | None = None
+    changed: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
 Forward = Callable[[Sample, Phase], Outcome | float | None]
@@ -95,7 +99,7 @@ class ModelRunner:
         counts = {name: self._counted(name, phase) for name in before}
         outcome = given if isinstance(given, Outcome) else Outcome(given)
         length = len(sample) if outcome.length is None else outcome.length
-        return Run(length, counts, outcome.loss, outcome.dropped, outcome.divergence)
+        return Run(length, counts, outcome.loss, outcome.dropped, outcome.divergence, outcome.changed)
 
     def _collect(self, name: str, collector: object) -> None:
         policy = policy_of(self._modules[name])

@@ -32,11 +32,11 @@ OPTIONS = together(
     ),
     click.option(
         "--cost",
-        type=click.Choice(("loss", "divergence", "dropped")),
+        type=click.Choice(("loss", "divergence", "dropped", "output")),
         default="loss",
         show_default=True,
-        help="What --per makes small: the loss of next tokens; how far predictions move (fewer texts tell); or the "
-        "dropped probability.",
+        help="What --per makes small: the loss of next tokens; how far predictions move (fewer texts tell); the "
+        "dropped probability; or the change of outputs.",
     ),
     click.option(
         "--budget",
@@ -173,7 +173,7 @@ def run(loaded: Loaded, asked: Asked, texts: Texts) -> Found:
         loaded.model,
         new_tokens=texts.new_tokens or 1,
         chunk=texts.chunk,
-        dropped=asked.per != "none" and asked.cost == "dropped",
+        dropped=asked.per != "none" and asked.cost in ("dropped", "output"),
         divergence=asked.per != "none" and asked.cost == "divergence",
     )
     phases = asked.phases(texts)

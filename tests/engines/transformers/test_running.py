@@ -134,6 +134,58 @@ def test_dropped_mass_is_what_the_map_says(loaded: Loaded, phase: Any, monkeypat
         assert torch.allclose(torch.from_numpy(dropped[layer]), wanted, atol=2e-6) and wanted.max() > 1e-4
 
 
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_changed_outputs_are_what_projections_make_of_them(loaded: Loaded, phase: Any) -> None:
+    """Of the first layer, whose input is the same dense: what comes into its projection, both ways, head by head."""
+    layer = loaded.model.model.layers[0]
+    sample, seen, inputs = text(LONG), list[torch.Tensor](), list[torch.Tensor]()
+    rules = {phase: SKIPS[phase]}
+
+    def run(*, dropped: bool) -> Any:
+        with policies(loaded.model, rules):
+            return TextForward(loaded.model, new_tokens=2, dropped=dropped)(sample, phase)
+
+    hooks = [
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda module, given: seen.append(given[0].float())),
+        layer.register_forward_pre_hook(lambda module, given: inputs.append(given[0].float())),
+    ]
+    try:
+        run(dropped=False)
+        sparse, entered = (torch.cat(found, 1)[0] for found in (seen, inputs))
+        seen.clear()
+        rules.clear()
+        run(dropped=False)
+        dense = torch.cat(seen, 1)[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    rows = slice(-2, None) if phase == "decode" else slice(None)  # a prompt of decode is dense
+    rules[phase] = SKIPS[phase]
+    changed = run(dropped=True).changed["model.layers.0.self_attn"]
+    heads = len(changed)
+    change = (sparse - dense)[rows].unflatten(-1, (heads, -1))
+    weight = layer.self_attn.o_proj.weight.float().unflatten(-1, (heads, -1))
+    for head in range(heads):
+        squares = (change[:, head] @ weight[:, head].T).square().sum(-1).mean()
+        wanted = float(squares / entered[rows].square().sum(-1).mean())
+        assert changed[head] == pytest.approx(wanted, rel=0.02, abs=1e-9)
+    assert changed.max() > 1e-5
+
+
+def test_without_a_projection_or_an_input_squares_stand_alone() -> None:
+    module, model = torch.nn.Module(), torch.nn.Module()
+    model.attn = module
+    measured = _dropped.Dropped()
+    measured.add(module, torch.tensor([[0.5, 0.0]]), torch.tensor([[[3.0, 4.0], [0.0, 1.0]]]))
+    assert measured.changes(model)["attn"].tolist() == [25.0, 1.0]
+    module.o_proj = torch.nn.Linear(4, 1, bias=False)
+    module.o_proj.weight.data = torch.tensor([[2.0, 0.0, 1.0, 1.0]])
+    measured.see_input(module, torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
+    again = _dropped.Dropped(inputs=measured.inputs)
+    again.add(module, torch.tensor([[0.5, 0.0]]), torch.tensor([[[3.0, 4.0], [0.0, 1.0]]]))
+    assert again.changes(model)["attn"].tolist() == [12.0, pytest.approx(1 / 3)], "squares of inputs are 3 in the mean"
+
+
 def with_map(call: Params) -> torch.Tensor:
     """What a call drops by head ``[Hq]``, from the tiles that it skips, in the mean over its rows."""
     heads, device, chosen = call.q.shape[2], call.q.device, explain(call)
