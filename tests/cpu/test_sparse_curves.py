@@ -121,6 +121,13 @@ def test_what_a_formula_says_needs_no_curves() -> None:
     assert fit_shares(points_of(seen, (0.001, 0.003, 0.009, 0.027, 0.081)), length_term=True).curves == ()
 
 
+def test_points_that_hardly_rise_leave_no_formula_behind() -> None:
+    """Some of the points alone make an a of 0 (e^-1000 and less), which is no fit, and no reason to fail."""
+    flat = {1000: (0.5, 0.5004, 0.5006), 2000: (0.5, 0.5003, 0.5005), 4000: (0.4, 0.6, 0.8)}
+    fit = fit_shares(points_of(flat, (0.01, 0.03, 0.1)), length_term=True)
+    assert fit.a > 0 and fit.heldout_error is not None
+
+
 def test_configurations_keep_curves_and_give_others_the_formula() -> None:
     points = points_of(SEEN["prefill"])
     own, public = fit_shares(points, length_term=True), fit_shares(points)

@@ -40,7 +40,8 @@ class _Plane:
     def values(self) -> tuple[float, float, float]:
         """a, b and the power of the length."""
         b = 1.0 / self.of_threshold
-        return math.exp(-self.constant * b), b, self.of_length * b
+        with np.errstate(over="ignore"):
+            return float(np.exp(-self.constant * b)), b, self.of_length * b
 
     def shares(self, columns: Floats) -> Floats:
         return self.constant + columns[:, 0] * self.of_threshold + columns[:, 1] * self.of_length
@@ -98,6 +99,8 @@ def _plain(points: Sequence[Point], term: bool) -> Fit | None:
     if plane is None:
         return None
     a, b, power = plane.values
+    if not 0 < a < math.inf:  # of points that hardly rise
+        return None
     return Fit(a=a, b=b, length_power=max(power, 0.0) if term else 1.0)
 
 
