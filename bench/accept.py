@@ -1,7 +1,7 @@
 """``python -m bench accept FILE...``: result files beside what must be reached. Needs no GPU; exit status 1 on a miss.
 
 Give one file each of ``bench prefill``, ``rows``, ``decode`` and ``statlog`` (figures of a table belong to one run),
-and those of ``bench ragged``, ``host``, ``skip`` and ``build``.
+and those of ``bench ragged``, ``host``, ``skip``, ``models`` and ``build``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import decode_work, prefill_work, results, statlog_work
+from . import accept_models, decode_work, prefill_work, results, statlog_work
 from .command import Row as Work
 from .names import DENSE, RAGGED, REPEATED, SKIP_NOTHING, THRESHOLD, UNIFORM, skip_name, stat_name
 from .table import columns
@@ -175,7 +175,7 @@ def rows_of(documents: Sequence[Document], partial: bool = False) -> list[Row]:
     """All rows. Without ``partial``, those of a kind of file that was not given count as not measured.
 
     Raises:
-        ValueError: more than one file of a kind other than build and skip, or a run that did not finish.
+        ValueError: more than one file of a kind other than build, skip and models, or a run that did not finish.
     """
     kinds: dict[str, list[Document]] = {kind: [] for kind in results.KINDS}
     for document in documents:
@@ -196,6 +196,9 @@ def rows_of(documents: Sequence[Document], partial: bool = False) -> list[Row]:
             rows += goal_rows(kind, works, next(iter(kinds[kind]), {"cases": []}))
     if kinds["skip"] or not partial:
         rows += skip_rows(kinds["skip"])
+    if kinds["models"] or not partial:
+        found = accept_models.figures(kinds["models"])
+        rows += [Row(name, bar, value, False, note) for name, bar, value, note in found]
     if kinds["ragged"] or not partial:
         rows += ragged_rows(next(iter(kinds["ragged"]), {"cases": []}))
     if kinds["host"] or not partial:
