@@ -275,6 +275,25 @@ def test_refusals(changes: dict[str, Any], words: str) -> None:
         calibrate(model, data, targets, **job)
 
 
+@pytest.mark.parametrize("by", ["layer", "head"])
+def test_a_target_below_what_the_smallest_threshold_skips_is_met(by: Any) -> None:
+    """S = 1 + ln(t) / width: at 0.02 layers skip 35 and 67 %, and a fifth of all lies below both."""
+    model = GapModel([6.0, 12.0])
+    found = calibrate(
+        model,
+        texts(1000),
+        {"prefill": 0.2},
+        forward=dropped_of(model),
+        progress=False,
+        thresholds=[0.02, 0.1, 0.5],
+        quality=Quality(by=by, cost="dropped"),
+        extrapolate=True,
+    )
+    assert found.chosen["prefill"].share == pytest.approx(0.2, abs=0.01)
+    factors = np.hstack(list(found.chosen["prefill"].factors.values()))
+    assert factors[factors > 0].min() / 1000 < 0.02 / 2
+
+
 def test_a_runner_without_a_loss_makes_no_profile_of_losses() -> None:
     model = GapModel([8.0])
     with pytest.raises(ArgumentError, match=r"^forward: expected a loss for each text, or cost='dropped'"):

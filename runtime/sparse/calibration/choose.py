@@ -7,7 +7,7 @@ of the same cost skips more). What is left between two prices is filled unit by 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from ...errors import expected
 from .profile import Floats, Profile
 
 _STEPS = 8  # thresholds between two that were tried
+_BELOW = 3  # times as many below the smallest one, each the step of the first two lower
 _HALVINGS = 200
 _PRICES = (1e-9, 1e12)
 
@@ -79,6 +80,7 @@ class _Offers:
 
     @staticmethod
     def of(profile: Profile) -> _Offers:
+        profile = _with_smaller(profile)
         tried = np.log(np.asarray(profile.thresholds))
         between = np.linspace(0, len(tried) - 1, (len(tried) - 1) * _STEPS + 1)
         grid = np.interp(between, np.arange(len(tried)), tried)
@@ -101,6 +103,26 @@ class _Offers:
 
     def choice(self, picked: NDArray[np.int64]) -> Choice:
         return Choice(tuple(float(one) for one in self.thresholds[picked]), self.share(picked), self.cost(picked))
+
+
+def _with_smaller(profile: Profile) -> Profile:
+    """With thresholds below those that were tried: else units that skip much at the smallest had to skip it or nothing.
+
+    Shares go on in the line of the first two, to 0 at least; costs fall with the threshold, as what is dropped does.
+    """
+    if len(profile.thresholds) < 2:
+        return profile
+    step = profile.thresholds[1] / profile.thresholds[0]
+    smaller = [profile.thresholds[0] / step**count for count in range(_BELOW, 0, -1)]
+    slope = np.maximum(profile.skipped[:, 1] - profile.skipped[:, 0], 0.0)
+    skipped = [np.maximum(profile.skipped[:, 0] - count * slope, 0.0) for count in range(_BELOW, 0, -1)]
+    costs = [profile.cost[:, 0] / step**count for count in range(_BELOW, 0, -1)]
+    return replace(
+        profile,
+        thresholds=(*smaller, *profile.thresholds),
+        skipped=np.column_stack([*skipped, profile.skipped]),
+        cost=np.column_stack([*costs, profile.cost]),
+    )
 
 
 def _power_laws(grid: Floats, tried: Floats, costs: Floats) -> Floats:
