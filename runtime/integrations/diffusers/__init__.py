@@ -27,6 +27,8 @@ scheduler's units) has to be told which step comes: by :func:`denoising`, or in 
 ``skimattn.sparse.set_step(transformer, step, timestep)`` before each step. Where nobody says it a forward is refused.
 Steps count through the whole run, also where a second transformer takes over.
 
+**Calibration.** :func:`calibrate` runs requests at trial thresholds, and returns configurations by component.
+
 All else is refused by name with an ``ArgumentError``: other transformers and processors (IP-Adapters, attention that
 was changed), masks with holes, context parallelism, and what kernels do not take, float32 among it. Sparsify before
 ``torch.compile``; ``transformer.compile()`` and ``compile_repeated_blocks()`` work on what was sparsified.
@@ -34,7 +36,8 @@ was changed), masks with holes, context parallelism, and what kernels do not tak
 
 from __future__ import annotations
 
+from ._calibrate import calibrate
 from ._denoising import OnStepEnd, denoising
 from ._models import restore, sparsify
 
-__all__ = ["OnStepEnd", "denoising", "restore", "sparsify"]
+__all__ = ["OnStepEnd", "calibrate", "denoising", "restore", "sparsify"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,20 @@ from ...errors import expected
 from ...params import Params
 from ...sparse.call import skip_arguments
 from ...sparse.policy import LayerPolicy, policy_of
+
+_watched: list[int] | None = None
+
+
+@contextmanager
+def watching_keys() -> Iterator[list[int]]:
+    """The most keys of a request, in every call of this context that may skip; waits for the device in each."""
+    global _watched
+    seen: list[int] = []
+    _watched = seen
+    try:
+        yield seen
+    finally:
+        _watched = None
 
 
 def attend(
@@ -39,6 +55,8 @@ def attend(
     if policy is not None:
         keys = k.shape[1] if lengths is None else lengths
         arguments |= _skipping(policy, keys, q)
+        if _watched is not None:
+            _watched.append(keys if isinstance(keys, int) else int(keys.max()))
     out = launch(Params(**arguments))
     assert isinstance(out, torch.Tensor)  # no log-sum-exp was asked for
     return out

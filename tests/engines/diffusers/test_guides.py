@@ -23,7 +23,7 @@ def test_code_and_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     before = [model.attn_processors for model in models]
     text = torch.zeros(1, 7, 32).to(DEVICE, torch.bfloat16)
     request: dict[str, Any] = {"prompt_embeds": text, "negative_prompt_embeds": text, "output_type": "latent"}
-    request |= {"height": 128, "width": 128, "num_frames": 5, "num_inference_steps": 4}
+    request |= {"height": 256, "width": 256, "num_frames": 5, "num_inference_steps": 4}
     run_guide(ROOT / "docs" / "diffusers.md", {"pipe": pipe, "request": request})
     steps = read_statistics(tmp_path / "stats.jsonl").tiles["prefill"][..., 0].sum(1)
     assert [bool(step) for step in steps] == [False, False, True, True]
