@@ -13,7 +13,8 @@ import torch
 from skimattn import ArgumentError
 from skimattn.sparse import SparseWarning, TileCounts, attention_modules, policy_of, sparsify, summary
 from skimattn.sparse.calibration.calibrate import Quality, calibrate
-from skimattn.sparse.calibration.choose import choose, rising
+from skimattn.sparse.calibration.choose import choose
+from skimattn.sparse.calibration.isotonic import rising
 from skimattn.sparse.calibration.profile import Profile, Unit
 from skimattn.sparse.calibration.runner import ModelRunner, Outcome, Run
 from skimattn.sparse.config.export import section_of
@@ -289,9 +290,17 @@ def test_a_target_below_what_the_smallest_threshold_skips_is_met(by: Any) -> Non
         quality=Quality(by=by, cost="dropped"),
         extrapolate=True,
     )
-    assert found.chosen["prefill"].share == pytest.approx(0.2, abs=0.01)
+    assert found.chosen["prefill"].share == pytest.approx(0.2, abs=0.015)
     factors = np.hstack(list(found.chosen["prefill"].factors.values()))
     assert factors[factors > 0].min() / 1000 < 0.02 / 2
+
+
+def test_what_skips_as_much_at_any_threshold_is_no_bargain_below_those_that_were_tried() -> None:
+    skipped = np.array([[40.0, 40, 40, 42], [5.0, 10, 20, 40]])
+    cost = np.array([[1e-3, 1e-3, 1e-3, 2e-3], [1e-5, 1e-4, 1e-3, 1e-2]])
+    thresholds, visited = (1e-4, 1e-3, 1e-2, 1e-1), np.array([100.0, 100])
+    made = choose(Profile((Unit("flat"), Unit("rising")), thresholds, visited, skipped, cost), share=0.2)
+    assert made.cost > 2e-4, "40 of 100 tiles cost 1e-3 at the smallest threshold, and less skips fewer"
 
 
 def test_a_runner_without_a_loss_makes_no_profile_of_losses() -> None:

@@ -19,14 +19,14 @@ _watched: list[int] | None = None
 
 @contextmanager
 def watching_keys() -> Iterator[list[int]]:
-    """The most keys of a request, in every call of this context that may skip; waits for the device in each."""
+    """The most keys of a request, in every call of this context that skips; waits for the device in each."""
     global _watched
-    seen: list[int] = []
+    before, seen = _watched, list[int]()
     _watched = seen
     try:
         yield seen
     finally:
-        _watched = None
+        _watched = before
 
 
 def attend(
@@ -55,7 +55,7 @@ def attend(
     if policy is not None:
         keys = k.shape[1] if lengths is None else lengths
         arguments |= _skipping(policy, keys, q)
-        if _watched is not None:
+        if _watched is not None and arguments.get("skip_softmax_threshold") is not None:
             _watched.append(keys if isinstance(keys, int) else int(keys.max()))
     out = launch(Params(**arguments))
     assert isinstance(out, torch.Tensor)  # no log-sum-exp was asked for

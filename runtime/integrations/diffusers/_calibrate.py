@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from ._families import family_of
 from ._models import _ATTRIBUTE, restore, sparsify, transformers_of
 
 _SEED = 0  # of a request without a generator
+_ANY = 0.5  # a threshold: trials put theirs in its place
 
 
 def calibrate(
@@ -45,13 +47,13 @@ def calibrate(
         pipe: a pipeline that is not sparsified.
         requests: what is handed to it, ``pipe(**request)``: pictures of the sizes that thresholds have to hold for, of
             several if they have to hold for several. Latents come out unless ``output_type`` is in it. A ``generator``
-            begins each run in the state that it has now; without one the runs are seeded.
+            begins each run in the state that it has now, and is in it at the end; without one the runs are seeded.
         target: the share of the visited tiles that is skipped, in steps that are not dense.
-        initial_disabled_steps: first steps that are dense, and do not count.
+        initial_disabled_steps: first steps that are dense, and do not count; some have to be left.
         thresholds: as :func:`skimattn.sparse.calibrate` takes them, as all that follows.
         per_layer: likewise.
         extrapolate: likewise.
-        state: likewise, a folder, with a file for each transformer.
+        state: likewise, a folder, with a file for each transformer; that of other requests is refused.
         progress: likewise.
 
     Returns:
@@ -67,7 +69,7 @@ def calibrate(
     runs = _Runs(pipe, requests, initial_disabled_steps)
     found = {}
     for name, transformer in transformers.items():
-        sparsify(pipe, {"threshold": thresholds[0]})
+        sparsify(pipe, {"threshold": _ANY})
         try:
             with _alone(transformers, transformer):
                 found[name] = calibrate_model(
@@ -80,7 +82,7 @@ def calibrate(
                     per_layer=per_layer,
                     extrapolate=extrapolate,
                     state=None if state is None else Path(state) / f"{name}.jsonl",
-                    about={"component": name, "initial_disabled_steps": initial_disabled_steps},
+                    about={"component": name, "initial_disabled_steps": initial_disabled_steps, **runs.about},
                     progress=progress,
                 )
         finally:
@@ -106,20 +108,26 @@ class _Runs:
         for index, request in enumerate(requests):
             if not isinstance(request, Mapping):
                 raise expected(f"requests[{index}]", "what pipe(**request) takes, a mapping", type(request).__name__)
+        if dense < 0:
+            raise expected("initial_disabled_steps", "0 or more", dense)
         self._pipe, self._dense = pipe, dense
         self._requests = [{"output_type": "latent", **request} for request in requests]
         self._states = [_states(request.get("generator")) for request in self._requests]
+        pairs = zip(self._requests, self._states, strict=True)
+        self.about = {"requests": [_digest(pair) for pair in pairs]}
 
     def __call__(self, sample: Sample, phase: Phase) -> Outcome:
         """The request whose number the sample is."""
         del phase
         request = dict(self._requests[sample[0]])
-        if "generator" not in request:
+        if request.get("generator") is None:
             request["generator"] = torch.Generator().manual_seed(_SEED + sample[0])
-        for generator, state in zip(_generators(request["generator"]), self._states[sample[0]], strict=False):
-            generator.set_state(state)
-        with watching_keys() as keys, torch.no_grad(), self._dense_steps(request):
-            self._pipe(**request)
+        try:
+            with watching_keys() as keys, torch.no_grad(), self._dense_steps(request):
+                self._pipe(**request)
+        finally:
+            for generator, state in zip(_generators(request["generator"]), self._states[sample[0]], strict=False):
+                generator.set_state(state)
         return Outcome(length=max(keys, default=None))
 
     @contextmanager
@@ -152,3 +160,32 @@ def _generators(given: Any) -> list[torch.Generator]:
 
 def _states(given: Any) -> list[torch.Tensor]:
     return [one.get_state() for one in _generators(given)]
+
+
+def _digest(value: Any) -> str:
+    """Names what a run depends on; of functions only their name is known."""
+    found = hashlib.sha256()
+    for part in _parts(value):
+        found.update(part)
+    return found.hexdigest()[:16]
+
+
+def _parts(value: Any) -> Iterator[bytes]:
+    if isinstance(value, torch.Tensor):
+        plain = value.detach().cpu().contiguous()
+        yield f"{plain.dtype} {list(plain.shape)}".encode()
+        yield plain.flatten().view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, Mapping):
+        for name in sorted(value):
+            yield str(name).encode()
+            yield from _parts(value[name])
+    elif isinstance(value, list | tuple):
+        yield f"{len(value)}".encode()
+        for one in value:
+            yield from _parts(one)
+    elif isinstance(value, torch.Generator):
+        yield b"generator"  # its state is told apart
+    elif value is None or isinstance(value, str | int | float | bool):
+        yield repr(value).encode()
+    else:
+        yield f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}".encode()

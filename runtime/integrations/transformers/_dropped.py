@@ -21,33 +21,40 @@ from ._register import computed_by
 _NAME = "skimattn_dropped"
 _NOTHING = 1e-6  # what LSEs resolve
 _PROJECTIONS = ("o_proj", "out_proj", "dense")  # of heads' outputs to the layer's
+_READABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass
 class Dropped:
     """Sums over rows, by attention module: the share of probability that heads lost, and what that changes.
 
-    ``inputs`` are squares of what comes into the layer, before its norm, and how many rows that were.
+    ``ratios`` are ``squares`` over the square of the row that comes into the layer, before its norm: each row by its
+    own, since a few tokens of many models are a thousand times as large as all others.
     """
 
     sums: dict[torch.nn.Module, torch.Tensor] = field(default_factory=dict)
     squares: dict[torch.nn.Module, torch.Tensor] = field(default_factory=dict)
+    ratios: dict[torch.nn.Module, torch.Tensor] = field(default_factory=dict)
     rows: dict[torch.nn.Module, int] = field(default_factory=dict)
-    inputs: dict[torch.nn.Module, tuple[torch.Tensor, int]] = field(default_factory=dict)
+    _inputs: dict[torch.nn.Module, torch.Tensor] = field(default_factory=dict)
+    _grams: dict[torch.nn.Module, torch.Tensor | None] = field(default_factory=dict)
 
     def add(self, module: torch.nn.Module, lost: torch.Tensor, change: torch.Tensor) -> None:
         """Add the rows of a call: ``lost [..., Hq]``, and ``change [..., Hq, Dv]`` of the heads' outputs."""
-        by_head = lost.double().flatten(0, -2)
-        squares = projected_squares(module, change.flatten(0, -3))
-        self.sums[module] = self.sums.get(module, 0) + by_head.sum(0)
-        self.squares[module] = self.squares.get(module, 0) + squares.double().sum(0)
+        by_head, flat = lost.double().flatten(0, -2), change.float().flatten(0, -3)
+        if module not in self._grams:
+            self._grams[module] = gram_of(module, *flat.shape[-2:])
+        squares = squares_of(flat, self._grams[module])
+        self._sum(self.sums, module, by_head)
+        self._sum(self.squares, module, squares)
         self.rows[module] = self.rows.get(module, 0) + len(by_head)
+        inputs = self._inputs.pop(module, None)
+        if inputs is not None and len(inputs) == len(squares):
+            self._sum(self.ratios, module, squares / inputs.clamp(min=1e-30)[:, None])
 
     def see_input(self, module: torch.nn.Module, hidden: torch.Tensor) -> None:
-        """Add what comes into the module's layer, ``[..., columns]``."""
-        before, rows = self.inputs.get(module, (0.0, 0))
-        total = before + hidden.detach().float().square().sum(dtype=torch.float64)
-        self.inputs[module] = total, rows + hidden.shape[:-1].numel()
+        """What comes into the module's layer next, ``[..., columns]``."""
+        self._inputs[module] = hidden.detach().float().square().sum(-1).flatten()
 
     def means(self, model: torch.nn.Module) -> dict[str, NDArray[np.float64]]:
         """By the name of the layer, of each query head, float64 ``[Hq]``; waits for the device."""
@@ -56,40 +63,46 @@ class Dropped:
     def changes(self, model: torch.nn.Module) -> dict[str, NDArray[np.float64]]:
         """Likewise the mean square of what a head's output changes, over that of the layer's input.
 
-        Where the inputs of some layer are not known, as it has none that is a tensor: the mean square alone, of all.
+        Where the inputs of some layer are not known, as it has none that is a tensor: the square alone, of all layers.
         """
-        known = all(module in self.inputs for module in self.squares)
-        scale = {module: float(total) / rows for module, (total, rows) in self.inputs.items()} if known else {}
-        found = self._by_name(model, self.squares)
-        names = {name: module for name, module in model.named_modules() if name in found}
-        return {name: values / max(scale.get(names[name], 1.0), 1e-30) for name, values in found.items()}
+        known = all(module in self.ratios for module in self.squares)
+        return self._by_name(model, self.ratios if known else self.squares)
+
+    @staticmethod
+    def _sum(sums: dict[torch.nn.Module, torch.Tensor], module: torch.nn.Module, values: torch.Tensor) -> None:
+        sums[module] = sums.get(module, 0) + values.double().sum(0)
 
     def _by_name(
         self, model: torch.nn.Module, sums: dict[torch.nn.Module, torch.Tensor]
     ) -> dict[str, NDArray[np.float64]]:
         return {
-            name: (sums[module] / self.rows[module]).cpu().numpy()
+            name: (sums[module] / max(self.rows[module], 1)).cpu().numpy()
             for name, module in model.named_modules()
             if module in sums
         }
 
 
-def projected_squares(module: torch.nn.Module, change: torch.Tensor) -> torch.Tensor:
-    """Squares ``[rows, Hq]`` of changes ``[rows, Hq, Dv]``, each by the columns of its head in the layer's projection.
+def gram_of(module: torch.nn.Module, heads: int, columns: int) -> torch.Tensor | None:
+    """``W^T W`` of each head's part W of the layer's projection, float32 ``[Hq, Dv, Dv]``: ``|W x|^2 = x (W^T W) x``.
 
-    A head's part W of the projection makes ``|W x|^2 = x (W^T W) x``, which needs no more memory than x. Where the
-    module has no such projection: ``|x|^2``.
+    None where the module has no projection whose weights can be read: packed and 8-bit ones have scales elsewhere.
     """
-    change = change.float()
-    heads, columns = change.shape[-2:]
     for name in _PROJECTIONS:
         projection = getattr(module, name, None)
         weight = getattr(projection, "weight", None)
-        if isinstance(projection, torch.nn.Linear) and weight is not None and weight.shape[1] == heads * columns:
+        if not isinstance(projection, torch.nn.Linear) or weight is None or weight.dtype not in _READABLE:
+            continue
+        if weight.dim() == 2 and weight.shape[1] == heads * columns:
             by_head = weight.detach().float().view(-1, heads, columns)
-            gram = torch.einsum("ohc,ohd->hcd", by_head, by_head)
-            return torch.einsum("rhc,hcd,rhd->rh", change, gram, change)
-    return change.square().sum(-1)
+            return torch.einsum("ohc,ohd->hcd", by_head, by_head)
+    return None
+
+
+def squares_of(change: torch.Tensor, gram: torch.Tensor | None) -> torch.Tensor:
+    """Squares ``[rows, Hq]`` of changes ``[rows, Hq, Dv]``, projected if there is a gram matrix."""
+    if gram is None:
+        return change.square().sum(-1)
+    return torch.einsum("rhc,hcd,rhd->rh", change, gram, change)
 
 
 _measured = Dropped()
@@ -113,7 +126,7 @@ def _seen_by(found: Dropped, module: torch.nn.Module) -> Any:
     def see(layer: torch.nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         del layer
         hidden = arguments[0] if arguments else named.get("hidden_states")
-        if isinstance(hidden, torch.Tensor):
+        if isinstance(hidden, torch.Tensor) and hidden.is_floating_point():
             found.see_input(module, hidden)
 
     return see

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import expected
+from .isotonic import rising
 from .profile import Floats, Profile
 
 _STEPS = 8  # thresholds between two that were tried
-_BELOW = 3  # times as many below the smallest one, each the step of the first two lower
+_BELOW, _STEP = 3, 10.0  # times as many below the smallest one, each the step of the first two lower, or a tenth
 _HALVINGS = 200
 _PRICES = (1e-9, 1e12)
 
@@ -108,13 +109,14 @@ class _Offers:
 def _with_smaller(profile: Profile) -> Profile:
     """With thresholds below those that were tried: else units that skip much at the smallest had to skip it or nothing.
 
-    Shares go on in the line of the first two, to 0 at least; costs fall with the threshold, as what is dropped does.
+    Shares go on in the line of the first two, and are 0 at the last one at the latest, or what skips as much at any
+    threshold would seem to cost nothing. Costs fall with the threshold, as what is dropped does.
     """
     if len(profile.thresholds) < 2:
         return profile
-    step = profile.thresholds[1] / profile.thresholds[0]
+    step = min(profile.thresholds[1] / profile.thresholds[0], _STEP)
     smaller = [profile.thresholds[0] / step**count for count in range(_BELOW, 0, -1)]
-    slope = np.maximum(profile.skipped[:, 1] - profile.skipped[:, 0], 0.0)
+    slope = np.maximum(profile.skipped[:, 1] - profile.skipped[:, 0], profile.skipped[:, 0] / _BELOW)
     skipped = [np.maximum(profile.skipped[:, 0] - count * slope, 0.0) for count in range(_BELOW, 0, -1)]
     costs = [profile.cost[:, 0] / step**count for count in range(_BELOW, 0, -1)]
     return replace(
@@ -162,18 +164,3 @@ def _just_enough(offers: _Offers, picked: NDArray[np.int64], unit: int, most: in
     while moved[unit] < most and offers.share(moved) < share:
         moved[unit] += 1
     return moved
-
-
-def rising(values: Floats) -> Floats:
-    """The nearest values (least squares) that never fall: neighbours that do are replaced by their mean.
-
-    Measured losses are noisy, and a larger threshold that seems to cost less would be taken for a bargain.
-    """
-    blocks: list[list[float]] = []  # mean, how many
-    for value in values:
-        blocks.append([float(value), 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            mean, count = blocks.pop()
-            before, many = blocks.pop()
-            blocks.append([(mean * count + before * many) / (count + many), count + many])
-    return np.concatenate([np.full(int(count), mean) for mean, count in blocks])

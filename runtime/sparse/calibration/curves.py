@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..config.fit import Curve, Fit, expected_shares
+from .isotonic import rising
 from .point import LEAST, MOST, Point
 
 _BIN = 1.25  # lengths of one curve differ by less
@@ -28,13 +29,12 @@ def curves_of(points: Sequence[Point]) -> tuple[Curve, ...]:
         for point in near:
             visited, skipped = tiles.get(point.threshold, (0, 0))
             tiles[point.threshold] = visited + point.visited, skipped + point.skipped
-        rising: list[tuple[float, float]] = []
-        for threshold in sorted(one for one in tiles if one > 0 and tiles[one][0]):
-            share = tiles[threshold][1] / tiles[threshold][0]
-            if share >= 0 if not rising else share > rising[-1][1]:
-                rising.append((threshold, share))
-        if len(rising) > 1:
-            thresholds, shares = zip(*rising, strict=True)
+        tried = sorted(one for one in tiles if one > 0 and tiles[one][0])
+        never_falling = rising([min(max(tiles[one][1] / tiles[one][0], 0.0), 1.0) for one in tried])
+        # Of thresholds that skip the same the last one: up to there more of them skips nothing more.
+        last = {float(share): threshold for threshold, share in zip(tried, never_falling, strict=True)}
+        if len(last) > 1:
+            shares, thresholds = tuple(last), tuple(last.values())
             weights = [point.visited for point in near]
             length = math.exp(np.average([math.log(point.length) for point in near], weights=weights))
             made.append(Curve(length=length, thresholds=thresholds, shares=shares))

@@ -57,7 +57,7 @@ def fit_shares(
         length_term: fit the power of the length as well, and curves. The power stays 1, and curves are left out, where
             texts that the fit has not seen do not come out better for it: where lengths are few or near each other, it
             would say more of texts than of lengths.
-        by_tiles: a point weighs as many tiles as it visited; else all weigh the same.
+        by_tiles: a point weighs as many tiles as it visited; else all weigh the same, and there are no curves.
         resamples: how many fits to resampled samples the intervals are of; 0: none.
         seed: of the resampling.
 
@@ -76,6 +76,8 @@ def fit_shares(
     if plane is None:
         raise expected("points", "shares that rise with the threshold", "shares that do not")
     a, b, power = plane.values
+    if not 0 < a < math.inf:
+        raise expected("points", "shares that rise clearly with the threshold", "shares that hardly do")
     typical = _typical_shares(used)
     lengths = [point.length for point in used]
     fit = Fit(
@@ -89,7 +91,7 @@ def fit_shares(
         heldout_length_error=_held_out(data, [str(length) for length in lengths], term, len(lengths)),
         intervals=_intervals(data, names, term, resamples, seed),
     )
-    return with_curves(fit, points, lambda some: _plain(some, term)) if length_term else fit
+    return with_curves(fit, points, lambda some: _plain(some, term)) if length_term and by_tiles else fit
 
 
 def _plain(points: Sequence[Point], term: bool) -> Fit | None:

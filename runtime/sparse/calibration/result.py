@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,10 +70,9 @@ def _errors(fit: Fit) -> tuple[float | None, float | None, float | None]:
 
 def _reached(target: float, fit: Fit, points: tuple[Point, ...]) -> str:
     """What a target comes to at the longest text, and where it cannot be had."""
-    length, rule = max(point.length for point in points), fit.rule(target)
-    text = f"a target of {percent(target)} is a threshold of {rule.threshold(length):.3g} at {length} keys"
+    length, shortest = max(point.length for point in points), fit.shortest(target)
+    text = f"a target of {percent(target)} is a threshold of {fit.threshold(target, length):.3g} at {length} keys"
     between = share_interval(fit, points, target, length)
     if between is not None:
         text += f", which skips {percent(between[0])} to {percent(between[1])} (95 %)"
-    shortest = math.ceil(rule.factor ** (1 / rule.length_power)) if rule.length_power > 0 else 0
-    return f"{text}; below {shortest} keys it would be 1 or more, so they stay dense"
+    return f"{text}; below {shortest} keys it would be 1 or more, so they stay dense" if shortest > 1 else text

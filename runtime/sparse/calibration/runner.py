@@ -30,7 +30,8 @@ class Run:
         dropped: by layer, of each query head, ``[Hq]``: the mean share of probability that was left out.
         divergence: of what it predicts from what the dense model does, in nats a token; None: not known.
         changed: by layer, of each query head, ``[Hq]``: the mean square of what its output, projected as the layer
-            projects it, changes by what was left out, in mean squares of the layer's input.
+            projects it, changes by what was left out, in squares of each row's input to the layer. (Weights that cannot
+            be read, such as packed ones, are taken for the identity.)
     """
 
     length: int

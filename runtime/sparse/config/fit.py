@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple, Self
@@ -14,7 +15,8 @@ from pydantic import Field, model_validator
 from ...errors import expected
 from .base import Model
 
-_STEPS = 200  # of shares, between which what is expected is read
+_STEPS = 100  # of shares, between which what is expected is read
+_LARGEST = 700.0  # of which floats have the exponential
 Floats = NDArray[np.float64]
 
 
@@ -23,10 +25,6 @@ class Rule(NamedTuple):
 
     factor: float
     length_power: float
-
-    def threshold(self, len_k: float) -> float:
-        """The final one at a length; 1 or more means that the share cannot be had there."""
-        return self.factor / math.pow(len_k, self.length_power)
 
 
 class Curve(Model):
@@ -46,28 +44,28 @@ class Curve(Model):
     def _rises(self) -> Self:
         if len(self.thresholds) != len(self.shares):
             raise expected("curves.shares", f"{len(self.thresholds)}, one for each threshold", len(self.shares))
-        for name in ("thresholds", "shares"):
+        for name, least in (("thresholds", "above 0"), ("shares", "from 0 on")):
             values = getattr(self, name)
-            if values[0] < 0 or any(low >= high for low, high in pairwise(values)):
-                raise expected(f"curves.{name}", "rising, from 0 on", list(values))
+            first_is_fine = values[0] > 0 if name == "thresholds" else values[0] >= 0
+            if not first_is_fine or values[-1] > 1 or any(low >= high for low, high in pairwise(values)):
+                raise expected(f"curves.{name}", f"rising, {least} and at most 1", list(values))
         return self
 
-    def reaches(self, share: float) -> bool:
-        """Whether a share lies between those that were seen."""
-        return self.shares[0] <= share <= self.shares[-1]
-
-    def threshold(self, share: float) -> float:
-        """That skips a share which it reaches: shares go with the logarithm of the threshold."""
-        return math.exp(float(np.interp(share, self.shares, np.log(self.thresholds))))
+    def log_threshold(self, share: float) -> float:
+        """Of the threshold that skips a share: shares go with the logarithm; beyond the ends as in the parts there."""
+        shares, logs = self.shares, [math.log(one) for one in self.thresholds]
+        at = min(max(bisect_right(shares, share), 1), len(shares) - 1)
+        slope = (logs[at] - logs[at - 1]) / (shares[at] - shares[at - 1])
+        return logs[at - 1] + slope * (share - shares[at - 1])
 
 
 class Fit(Model):
     """``threshold = a * exp(b * S) / len_k ** length_power`` skips the share S of the tiles.
 
     With a ``length_power`` of 1 it is the public form, of which ``a * exp(b * S)`` is the scale factor. With ``curves``
-    the formula is for shares that none of them reaches: elsewhere the threshold of each length is read from its curve,
-    and the power is the slope of these over the lengths, so it is another for each share. (Measured on SmolLM2, on
-    texts and lengths that no fit had seen: bench/NOTES.md, "models".)
+    the formula is for others: the threshold of a share is on the line, in the logarithms of threshold and length, that
+    is nearest to what the curves say, so the power is another for each share. With one curve it is the formula's.
+    (Measured on SmolLM2, on texts and lengths that no fit had seen: bench/NOTES.md, "Language models on an H100".)
 
     Attributes:
         curves: what was skipped, at each of a few lengths.
@@ -97,28 +95,31 @@ class Fit(Model):
 
     def rule(self, target: float) -> Rule:
         """Of a share."""
-        reaching = [curve for curve in self.curves if curve.reaches(target)]
-        if not reaching:
-            return Rule(self.a * math.exp(self.b * target), self.length_power)
-        power = self._power(target)
-        logs = [math.log(curve.threshold(target)) + power * math.log(curve.length) for curve in reaching]
-        return Rule(math.exp(math.fsum(logs) / len(logs)), power)
+        log_factor, power = self.log_rule(target)
+        return Rule(math.exp(min(log_factor, _LARGEST)), power)
 
-    def _power(self, target: float) -> float:
-        """How thresholds of a share fall with the length; of the nearest share that two curves reach."""
-        if len({curve.length for curve in self.curves}) < 2:
-            return self.length_power
-        highest = sorted(curve.shares[-1] for curve in self.curves)[-2]
-        lowest = sorted(curve.shares[0] for curve in self.curves)[1]
-        near = max(min(target, highest), lowest)
-        reaching = [curve for curve in self.curves if curve.reaches(near)]
-        if len({curve.length for curve in reaching}) < 2:
-            return self.length_power
-        return max(-_slope([(curve.length, curve.threshold(near)) for curve in reaching]), 0.0)
+    def log_rule(self, target: float) -> tuple[float, float]:
+        """The logarithm of the factor, which may be too large for a float, and the power."""
+        if not self.curves:
+            return math.log(self.a) + self.b * target, self.length_power
+        x = np.log([curve.length for curve in self.curves])
+        y = np.array([curve.log_threshold(target) for curve in self.curves])
+        spread = ((x - x.mean()) ** 2).sum()
+        slope = ((x - x.mean()) * (y - y.mean())).sum() / spread if spread > 0 else -self.length_power
+        power = max(-float(slope), 0.0)
+        return float(y.mean() + power * x.mean()), power
 
-    def threshold(self, target: float, len_k: int) -> float:
+    def threshold(self, target: float, len_k: float) -> float:
         """The final threshold for a share at a length; 1 or more means that it cannot be had there."""
-        return self.rule(target).threshold(len_k)
+        log_factor, power = self.log_rule(target)
+        return math.exp(min(log_factor - power * math.log(len_k), _LARGEST))
+
+    def shortest(self, target: float) -> int:
+        """Keys from which on a share can be had, as far as the rule tells; 0: at any length."""
+        log_factor, power = self.log_rule(target)
+        if power <= 0 or log_factor < 0:
+            return 0
+        return math.ceil(math.exp(min(log_factor / power, _LARGEST)))
 
     def share(self, threshold: float, len_k: float) -> float:
         """What it expects a threshold to skip, cut at 0 and 1."""
@@ -128,17 +129,9 @@ class Fit(Model):
 def expected_shares(fit: Fit, thresholds: Sequence[float], lengths: Sequence[float]) -> Floats:
     """What a fit expects each of ``thresholds [n]`` to skip at ``lengths [n]``, cut at 0 and 1."""
     shares = np.linspace(0.0, 1.0, _STEPS + 1)
-    rules = np.array([fit.rule(float(share)) for share in shares])
+    rules = np.array([fit.log_rule(float(share)) for share in shares])
     made = []
     for threshold, length in zip(thresholds, lengths, strict=True):
-        # Where a curve ends, those that go on may tell a lower threshold for a higher share.
-        logs = np.maximum.accumulate(np.log(rules[:, 0]) - rules[:, 1] * math.log(length))
+        logs = np.maximum.accumulate(rules[:, 0] - rules[:, 1] * math.log(length))
         made.append(np.interp(math.log(threshold), logs, shares) if threshold > 0 else 0.0)
     return np.array(made)
-
-
-def _slope(points: Sequence[tuple[float, float]]) -> float:
-    """Of the line through the logarithms, by least squares."""
-    x, y = (np.log(np.asarray(values, dtype=np.float64)) for values in zip(*points, strict=True))
-    centred = x - x.mean()
-    return float((centred * (y - y.mean())).sum() / (centred**2).sum())

@@ -64,6 +64,10 @@ def test_points_are_of_the_keys_that_were_there(tmp_path: Path) -> None:
         12 * 6 * 2 * LAYERS * FORWARDS * STEPS,
     }
     assert [file.name for file in tmp_path.iterdir()] == ["transformer.jsonl"]
+    assert found_of(pipe, requests=several, state=tmp_path)["transformer"].points == found.points
+    for others in ([request(), request(width=384)], [request(), request(height=384, generator=torch.Generator())]):
+        with pytest.raises(ArgumentError, match=r"^state: expected the file of this calibration"):
+            found_of(pipe, requests=others, state=tmp_path)
 
 
 def test_dense_steps_do_not_count(tmp_path: Path) -> None:
@@ -88,12 +92,17 @@ def test_runs_do_not_depend_on_each_other() -> None:
         generator.manual_seed(seed)
         fewer = found_of(pipe, requests=[request(generator=generator)], thresholds=TRIALS[2:])["transformer_2"]
         assert (fewer.points["prefill"] == all_of_them[2:]) is same
+    assert generator.get_state().equal(torch.Generator().manual_seed(6).get_state())
 
 
 def test_refusals() -> None:
     pipe = wan_pipeline()
     with pytest.raises(ArgumentError, match=r"^requests\[1\]: expected what pipe\(\*\*request\) takes, a mapping"):
         found_of(pipe, requests=[request(), "a cat"])
+    with pytest.raises(ArgumentError, match=r"^initial_disabled_steps: expected 0 or more .got -1"):
+        found_of(pipe, initial_disabled_steps=-1)
+    with pytest.raises(ArgumentError, match=r"^thresholds: expected at least two, rising"):
+        found_of(pipe, thresholds=())
     with pytest.raises(ArgumentError, match=r"^forward: expected prefill calls of blocks.0.attn1 that count"):
         found_of(wan_pipeline(boundary_ratio=0.0))
     sparsify(pipe, {"threshold": 0.1})

@@ -166,8 +166,8 @@ def test_changed_outputs_are_what_projections_make_of_them(loaded: Loaded, phase
     change = (sparse - dense)[rows].unflatten(-1, (heads, -1))
     weight = layer.self_attn.o_proj.weight.float().unflatten(-1, (heads, -1))
     for head in range(heads):
-        squares = (change[:, head] @ weight[:, head].T).square().sum(-1).mean()
-        wanted = float(squares / entered[rows].square().sum(-1).mean())
+        squares = (change[:, head] @ weight[:, head].T).square().sum(-1)
+        wanted = float((squares / entered[rows].square().sum(-1)).mean())
         assert changed[head] == pytest.approx(wanted, rel=0.02, abs=1e-9)
     assert changed.max() > 1e-5
 
@@ -175,15 +175,28 @@ def test_changed_outputs_are_what_projections_make_of_them(loaded: Loaded, phase
 def test_without_a_projection_or_an_input_squares_stand_alone() -> None:
     module, model = torch.nn.Module(), torch.nn.Module()
     model.attn = module
+    lost, change = torch.tensor([[0.5, 0.0]]), torch.tensor([[[3.0, 4.0], [0.0, 1.0]]])
     measured = _dropped.Dropped()
-    measured.add(module, torch.tensor([[0.5, 0.0]]), torch.tensor([[[3.0, 4.0], [0.0, 1.0]]]))
+    measured.add(module, lost, change)
     assert measured.changes(model)["attn"].tolist() == [25.0, 1.0]
     module.o_proj = torch.nn.Linear(4, 1, bias=False)
     module.o_proj.weight.data = torch.tensor([[2.0, 0.0, 1.0, 1.0]])
-    measured.see_input(module, torch.tensor([[1.0, 1.0], [0.0, 2.0]]))
-    again = _dropped.Dropped(inputs=measured.inputs)
-    again.add(module, torch.tensor([[0.5, 0.0]]), torch.tensor([[[3.0, 4.0], [0.0, 1.0]]]))
-    assert again.changes(model)["attn"].tolist() == [12.0, pytest.approx(1 / 3)], "squares of inputs are 3 in the mean"
+    measured = _dropped.Dropped()
+    for hidden in ([1.0, 1.0], [1000.0, 0.0]):  # a token that is huge counts no more than others
+        measured.see_input(module, torch.tensor([hidden]))
+        measured.add(module, lost, change)
+    wanted = [(36 / 2 + 36e-6) / 2, (1 / 2 + 1e-6) / 2]
+    assert measured.changes(model)["attn"].tolist() == pytest.approx(wanted)
+    assert measured.means(model)["attn"].tolist() == [0.5, 0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
+def test_weights_that_cannot_be_read_are_not_taken(dtype: torch.dtype) -> None:
+    module = torch.nn.Module()
+    module.o_proj = torch.nn.Linear(4, 1, bias=False)
+    assert _dropped.gram_of(module, 2, 2) is not None and _dropped.gram_of(module, 2, 4) is None
+    module.o_proj.weight = torch.nn.Parameter(torch.ones(1, 4).to(dtype), requires_grad=False)
+    assert _dropped.gram_of(module, 2, 2) is None
 
 
 def with_map(call: Params) -> torch.Tensor:
