@@ -23,7 +23,7 @@ from .recording import policies
 LENGTH = 512
 SMALL = "--windows 2 --calibration 1 --alone 1 --heads-alone 1 --steps 3 --steps-calibrated 2 --decode-batch 2"
 SMALL += (
-    " --needles 2 --length-windows 1 --lengths 256 512 --fit-lengths 384 1024 --targets 0.04 0.3 --length-targets 0.3"
+    " --needles 2 --length-windows 1 --lengths 256 512 --fit-lengths 384 1024 --targets 0.1 0.3 --length-targets 0.3"
 )
 SMALL += " --thresholds 0.3 0.5 0.7 0.9 --tried-alone 0.1 0.6"
 
