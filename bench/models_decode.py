@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from skimattn.integrations.transformers import phase
 from skimattn.integrations.transformers._divergence import Divergence
-from skimattn.integrations.transformers._dropped import measuring
+from skimattn.integrations.transformers._dropped import Dropped, measuring
 from skimattn.integrations.transformers.session import cache_argument
 from skimattn.sparse import Outcome
 from skimattn.sparse.policy import Phase, computed_dense
@@ -58,7 +58,7 @@ class Batches:
         tokens = torch.tensor(list(sample), device=self.model.device).view(-1, self.length)
         with measuring(self.model) if self._dropped else nullcontext() as found:
             steps = self.run(tokens)
-        masses, changed = ({}, {}) if found is None else (found.means(self.model), found.changes(self.model))
+        masses, changed = Dropped.told(found, self.model)
         moved = None if self._divergence is None else self._divergence.mean()
         return Outcome(float(steps.nats.mean()), self.keys, masses, moved, changed)
 

@@ -121,7 +121,6 @@ def graphed(calls: Sequence[Call], count: int) -> Call:
     with cuda.graph(graph):
         for index in range(count):
             calls[index % len(calls)]()
-
     return partial(_replay, graph, tuple(calls))
 
 

@@ -18,6 +18,7 @@ from ...sparse.stats import dropped_from_lse
 from ._attention import as_transformers_has_it, params_of
 from ._register import computed_by
 
+Floats = NDArray[np.float64]
 _NAME = "skimattn_dropped"
 _NOTHING = 1e-6  # what LSEs resolve
 _PROJECTIONS = ("o_proj", "out_proj", "dense")  # of heads' outputs to the layer's
@@ -56,11 +57,16 @@ class Dropped:
         """What comes into the module's layer next, ``[..., columns]``."""
         self._inputs[module] = hidden.detach().float().square().sum(-1).flatten()
 
-    def means(self, model: torch.nn.Module) -> dict[str, NDArray[np.float64]]:
+    @staticmethod
+    def told(found: Dropped | None, model: torch.nn.Module) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """:meth:`means` and :meth:`changes`; nothing where nothing was measured."""
+        return ({}, {}) if found is None else (found.means(model), found.changes(model))
+
+    def means(self, model: torch.nn.Module) -> dict[str, Floats]:
         """By the name of the layer, of each query head, float64 ``[Hq]``; waits for the device."""
         return self._by_name(model, self.sums)
 
-    def changes(self, model: torch.nn.Module) -> dict[str, NDArray[np.float64]]:
+    def changes(self, model: torch.nn.Module) -> dict[str, Floats]:
         """Likewise the mean square of what a head's output changes, over that of the layer's input.
 
         Where the inputs of some layer are not known, as it has none that is a tensor: the square alone, of all layers.
@@ -72,9 +78,7 @@ class Dropped:
     def _sum(sums: dict[torch.nn.Module, torch.Tensor], module: torch.nn.Module, values: torch.Tensor) -> None:
         sums[module] = sums.get(module, 0) + values.double().sum(0)
 
-    def _by_name(
-        self, model: torch.nn.Module, sums: dict[torch.nn.Module, torch.Tensor]
-    ) -> dict[str, NDArray[np.float64]]:
+    def _by_name(self, model: torch.nn.Module, sums: dict[torch.nn.Module, torch.Tensor]) -> dict[str, Floats]:
         return {
             name: (sums[module] / max(self.rows[module], 1)).cpu().numpy()
             for name, module in model.named_modules()

@@ -118,7 +118,7 @@ class TextForward:
 
     def _outcome(self, loss: float, length: int, dropped: Dropped | None) -> Outcome:
         moved = None if self._divergence is None else self._divergence.mean()
-        masses, changed = ({}, {}) if dropped is None else (dropped.means(self._model), dropped.changes(self._model))
+        masses, changed = Dropped.told(dropped, self._model)
         return Outcome(loss, length, masses, moved, changed)
 
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..config.fit import Curve, Fit, expected_shares
+from .folds import folds_of
 from .isotonic import rising
-from .point import LEAST, MOST, Point
+from .point import Point
 
 _BIN = 1.25  # lengths of one curve differ by less
 _FOLDS, _LENGTH_FOLDS = 5, 8
@@ -64,10 +65,10 @@ def with_curves(fit: Fit, points: Sequence[Point], refit: Refit) -> Fit:
         return None if base is None else base.model_copy(update={"curves": curves_of(some)})
 
     curved = fit.model_copy(update={"curves": curves_of(points)})
-    held_out = _held_out(points, [point.sample for point in points], made, _FOLDS)
-    if held_out is None or fit.heldout_error is None or not curved.curves:
+    if not curved.curves or fit.heldout_error is None or fit.heldout_error <= _NEGLIGIBLE:
         return fit
-    if fit.heldout_error <= _NEGLIGIBLE or held_out > _BETTER * fit.heldout_error:
+    held_out = _held_out(points, [point.sample for point in points], made, _FOLDS)
+    if held_out is None or held_out > _BETTER * fit.heldout_error:
         return fit
     lengths = [str(point.length) for point in points]
     errors: dict[str, float | None] = {"residual": _error(curved, points), "heldout_error": held_out}
@@ -77,7 +78,7 @@ def with_curves(fit: Fit, points: Sequence[Point], refit: Refit) -> Fit:
 
 def _error(fit: Fit, points: Sequence[Point]) -> float:
     """Root mean square, weighted by tiles, of observed less expected shares."""
-    used = [point for point in points if point.threshold > 0 and LEAST <= point.share <= MOST]
+    used = [point for point in points if point.takes_part]
     if not used:
         return 0.0
     expected = expected_shares(fit, [point.threshold for point in used], [point.length for point in used])
@@ -87,16 +88,11 @@ def _error(fit: Fit, points: Sequence[Point]) -> float:
 
 def _held_out(points: Sequence[Point], labels: Sequence[str], made: Refit, most_folds: int) -> float | None:
     """The error on points whose label the fit had not seen; None if the other labels do not make a fit."""
-    names = sorted(set(labels))
-    folds, place = min(most_folds, len(names)), {name: index for index, name in enumerate(names)}
-    if folds < 2:
-        return None
     squares = weights = 0.0
-    for one in range(folds):
-        held = [point for point, label in zip(points, labels, strict=True) if place[label] % folds == one]
-        fit = made([point for point, label in zip(points, labels, strict=True) if place[label] % folds != one])
+    for seen, held_out in folds_of(labels, most_folds):
+        held, fit = [points[at] for at in held_out], made([points[at] for at in seen])
         if fit is None:
             return None
-        total = sum(point.visited for point in held if point.threshold > 0 and LEAST <= point.share <= MOST)
+        total = sum(point.visited for point in held if point.takes_part)
         squares, weights = squares + _error(fit, held) ** 2 * total, weights + total
     return math.sqrt(squares / weights) if weights else None

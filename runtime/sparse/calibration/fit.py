@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ...errors import expected
 from ..config.fit import Fit, expected_shares
 from .curves import curves_of, with_curves
+from .folds import folds_of
 from .point import LEAST, MOST, Point
 
 Floats = NDArray[np.float64]
@@ -64,7 +65,7 @@ def fit_shares(
     Raises:
         ArgumentError: no two thresholds skip between 10 and 90 %, or more is skipped at lower ones.
     """
-    used = [point for point in points if point.threshold > 0 and LEAST <= point.share <= MOST]
+    used = [point for point in points if point.takes_part]
     if len({point.threshold for point in used}) < 2:
         shares = ", ".join(f"{point.share:.2f} at {point.threshold:g}" for point in list(points)[:8])
         wanted = f"at least two thresholds that skip {LEAST:.0%} to {MOST:.0%}"
@@ -75,15 +76,15 @@ def fit_shares(
     plane = data.plane(term)
     if plane is None:
         raise expected("points", "shares that rise with the threshold", "shares that do not")
-    a, b, power = plane.values
-    if not 0 < a < math.inf:
+    formula = _formula(plane, term)
+    if formula is None:
         raise expected("points", "shares that rise clearly with the threshold", "shares that hardly do")
     typical = _typical_shares(used)
     lengths = [point.length for point in used]
     fit = Fit(
-        a=a,
-        b=b,
-        length_power=max(power, 0.0) if term else 1.0,
+        a=formula.a,
+        b=formula.b,
+        length_power=formula.length_power,
         sparsity=(min(typical), max(typical)),
         lengths=(min(lengths), max(lengths)),
         residual=data.error(plane),
@@ -96,12 +97,15 @@ def fit_shares(
 
 def _plain(points: Sequence[Point], term: bool) -> Fit | None:
     """The formula alone; None if the points do not make one."""
-    used = [point for point in points if point.threshold > 0 and LEAST <= point.share <= MOST]
+    used = [point for point in points if point.takes_part]
     plane = _Data.of(used, by_tiles=True).plane(term) if len({point.threshold for point in used}) > 1 else None
-    if plane is None:
-        return None
+    return None if plane is None else _formula(plane, term)
+
+
+def _formula(plane: _Plane, term: bool) -> Fit | None:
+    """What a plane says; None where its a is no float, as of points that hardly rise."""
     a, b, power = plane.values
-    if not 0 < a < math.inf:  # of points that hardly rise
+    if not 0 < a < math.inf:
         return None
     return Fit(a=a, b=b, length_power=max(power, 0.0) if term else 1.0)
 
@@ -156,20 +160,14 @@ class _Data:
 
 def _held_out(data: _Data, labels: Sequence[str], term: bool, most_folds: int) -> float | None:
     """The error on points whose label the fit had not seen; None if the other labels do not make a fit."""
-    names = sorted(set(labels))
-    folds, place = min(most_folds, len(names)), {name: index for index, name in enumerate(names)}
-    if folds < 2:
-        return None
-    fold = np.array([place[label] % folds for label in labels])
     squares = weights = 0.0
-    for one in range(folds):
-        seen, held = data.take(np.flatnonzero(fold != one)), data.take(np.flatnonzero(fold == one))
-        plane = seen.plane(term)
+    for at_seen, at_held in folds_of(labels, most_folds):
+        held, plane = data.take(at_held), data.take(at_seen).plane(term)
         if plane is None:
             return None
         total = float(held.weights.sum())
         squares, weights = squares + held.error(plane) ** 2 * total, weights + total
-    return math.sqrt(squares / weights)
+    return math.sqrt(squares / weights) if weights else None
 
 
 def _resampled(data: _Data, labels: Sequence[str], term: bool, resamples: int, seed: int) -> list[_Plane]:

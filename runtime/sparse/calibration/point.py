@@ -29,3 +29,8 @@ class Point:
     def share(self) -> float:
         """The skipped share of the visited tiles."""
         return self.skipped / self.visited if self.visited else 0.0
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether fits are of it."""
+        return self.threshold > 0 and LEAST <= self.share <= MOST

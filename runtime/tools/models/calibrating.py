@@ -167,13 +167,14 @@ def run(loaded: Loaded, asked: Asked, texts: Texts) -> Found:
     """
     from ...integrations.transformers import TextForward
     from ...sparse.calibration.calibrate import TRIALS, Quality, calibrate
+    from ...sparse.calibration.profile import TOGETHER
 
     used, held = asked.split(texts.read(loaded))
     forward = TextForward(
         loaded.model,
         new_tokens=texts.new_tokens or 1,
         chunk=texts.chunk,
-        dropped=asked.per != "none" and asked.cost in ("dropped", "output"),
+        dropped=asked.per != "none" and asked.cost in TOGETHER,
         divergence=asked.per != "none" and asked.cost == "divergence",
     )
     phases = asked.phases(texts)
