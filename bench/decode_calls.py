@@ -172,11 +172,12 @@ def _flashmla(operators: Any, work: Work, cache: Cache) -> list[Rotation]:
         raise MissingError("takes latent caches only")
     q = cache.q.view(work.batch, work.rows[0], *cache.q.shape[1:])
     out = empty_output(work, cache)
+    packed = out.view(work.batch, work.heads_kv, -1, work.head_dim_v)  # rows of all tokens, as it wants its output
     plan: list[Any] = [None, None]
 
     def call(table: torch.Tensor) -> torch.Tensor:
         arguments = (q, cache.k, work.head_dim_v, cache.lens, table, work.head_dim**-0.5, True, *plan)
-        result = operators.dense_decode_fwd(*arguments, out.view(*q.shape[:-1], work.head_dim_v))
+        result = operators.dense_decode_fwd(*arguments, packed)
         plan[:] = result[2:4]
         return first(result).view(out.shape)
 

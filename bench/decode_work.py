@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .goal import Goal
 from .names import BEST, DENSE, PAGES_OF_64, READ, SKIP_NOTHING, THRESHOLD, skip_name, stat_name
@@ -12,6 +13,7 @@ from .planted_row import PlantedRow
 FLASH_ATTENTION_3 = "fa3"  # whichever of its variants is the fastest
 _ZERO, _NOTHING = SKIP_NOTHING
 _LATENT, _LATENT_V = 576, 512
+_MLA: dict[str, Any] = {"heads_q": 128, "heads_kv": 1, "head_dim": _LATENT, "layout": "latent"}
 
 
 @dataclass(frozen=True)
@@ -144,15 +146,17 @@ def _eight_bit() -> Iterator[Work]:
 
 
 def _latent() -> Iterator[Work]:
-    shape = {"heads_q": 128, "heads_kv": 1, "head_dim": _LATENT, "layout": "latent"}
     for rows, bar in ((1, 1.1), (2, 1.6)):
         label = f"MLA b32 8k, {rows} token{'s' * (rows > 1)}"
-        yield _work(label, 32, _8, Goal(DENSE, "flashmla", 1.0), rows=rows, **shape)
+        yield _work(label, 32, _8, Goal(DENSE, "flashmla", 1.0), rows=rows, **_MLA)
         goal = Goal(skip_name(THRESHOLD), DENSE, bar)
-        yield _work(f"{label}, planted 90%", 32, _8, goal, rows=rows, planted=0.9, skipping=True, **shape)
+        yield _work(f"{label}, planted 90%", 32, _8, goal, rows=rows, planted=0.9, skipping=True, **_MLA)
 
 
 def _others() -> Iterator[Work]:
+    for label, batch, length in (("b1 32k", 1, 2 * _16), ("b4 16k", 4, _16), ("b64 8k", 64, _8)):
+        yield _work(f"MLA {label}", batch, length, Goal(DENSE, "flashmla", 0.95), **_MLA)
+    yield _work("MLA b32 8k q16", 32, _8, Goal(DENSE, "flashmla", 0.95), **{**_MLA, "heads_q": 16})
     yield _work("b2 16k q32/kv8", 2, _16, _NOT_WORSE, heads_q=32, heads_kv=8)
     yield _work("b256 1k", 256, 1024, _NOT_WORSE)
     lens = tuple(int(1024 * 2 ** (5 * index / 31)) for index in range(32))

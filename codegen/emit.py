@@ -18,7 +18,7 @@ TEMPLATES_VARIABLE = "SKIMATTN_TEMPLATES"  # a folder to use instead, for work o
 HEADERS = ("params.cuh", "features.cuh", "wgmma.cuh", "tcgen05.cuh")
 # Widths that are needed: n of a wgmma (some tile_n or head_dim_v, or the rows of swapped operands), registers of a
 # tcgen05.ld or .st.
-_WIDTHS = {"wgmma.cuh": (16, 64, 96, 128, 256), "tcgen05.cuh": (8, 16, 32)}
+_WIDTHS = {"wgmma.cuh": (16, 64, 80, 96, 128, 192, 256), "tcgen05.cuh": (8, 16, 32)}
 
 
 def templates_root() -> Path:

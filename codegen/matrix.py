@@ -12,16 +12,16 @@ from . import places
 from .features import BY_NAME, FEATURES, Feature, Value
 from .spec import KernelSpec
 
-# (head_dim, head_dim_v) of the kernels of each phase; not all of them have 96 columns, see dims_of
+# (head_dim, head_dim_v) of the kernels of each phase; not all architectures and types have all of them, see dims_of
 HEAD_DIMS: Mapping[str, tuple[tuple[int, int], ...]] = {
-    "prefill": ((64, 64), (96, 96), (128, 128), (192, 128), (256, 256)),
+    "prefill": ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)),
     "decode": ((64, 64), (128, 128), (256, 256)),
     "combine": ((64, 64), (128, 128), (256, 256), (512, 512)),
     "mla": ((576, 512),),
     "transpose": ((64, 64), (128, 128), (256, 256)),
 }
 _MLA_DIMS = HEAD_DIMS["mla"][0]
-DIMS_96 = (96, 96)  # of SM90's prefill of 16 bits alone
+HOPPER_DIMS = ((80, 80), (96, 96), (192, 192))  # of SM90's prefill of 16 bits alone
 FP8 = ("e4m3",)  # dtypes of 8 bits, whose output is 16-bit
 SETS = ("smoke", "default", "full")
 HELPERS = ("combine", "transpose")  # phases whose kernels attend to nothing, but make ready or finish for others
@@ -47,8 +47,8 @@ _HEAD_DIMS = Rule(
 @cache
 def dims_of(arch: str, phase: str, dtype: str) -> tuple[tuple[int, int], ...]:
     """(head_dim, head_dim_v) of the phase's kernels on an architecture, for queries of a type."""
-    lacks_96 = arch != "sm90" or dtype in FP8
-    return tuple(dims for dims in HEAD_DIMS[phase] if not (lacks_96 and dims == DIMS_96))
+    lacks_some = arch != "sm90" or dtype in FP8
+    return tuple(dims for dims in HEAD_DIMS[phase] if not (lacks_some and dims in HOPPER_DIMS))
 
 
 def _has_option(spec: KernelSpec) -> bool:
@@ -118,9 +118,11 @@ RULES = (
     ),
     _HEAD_DIMS,
     Rule(
-        "head-dims-96",
+        "head-dims-hopper",
         lambda spec: (spec.head_dim, spec.head_dim_v) not in dims_of(spec.arch, spec.phase, spec.dtype),
-        "only SM90's prefill of 16 bits has kernels of 96 columns; elsewhere calls of 65 to 96 run on those of 128",
+        "only SM90's prefill of 16 bits has kernels of "
+        + ", ".join(map(str, HOPPER_DIMS))
+        + "; elsewhere such calls run on the next larger kernel",
     ),
 )
 
@@ -180,7 +182,7 @@ def complete(values: Mapping[str, object]) -> dict[str, object]:
         **values,
     }
     full.setdefault("out_dtype", "bf16" if is_fp8 else full["dtype"])
-    of_its_own: dict[object, int] = dict(HEAD_DIMS["prefill"] + HEAD_DIMS["mla"])
+    of_its_own: dict[object, int] = dict(reversed(HEAD_DIMS["prefill"] + HEAD_DIMS["mla"]))  # the smaller v first
     full.setdefault("head_dim_v", of_its_own.get(full["head_dim"], full["head_dim"]))
     return full
 
@@ -304,7 +306,9 @@ def in_default(spec: KernelSpec) -> bool:
 
     No softcap, no alibi, paged caches only with causal kinds of masks (but MLA's with all), bf16 output of 8-bit input,
     bf16 queries over 8-bit caches. Of 8-bit queries on SM90 no decode, which converts them too, and of prefill three
-    masks without counts, paged causal alone. Of 96 columns bf16, full and causal, without counts, paged causal alone.
+    masks without counts, paged causal alone. Of
+    80 and 96 columns bf16, full and causal, without counts, paged (96, as language models have them) causal alone; of
+    192 for v too none.
     """
     paged_with = ("causal", "window", "chunked")
     has_8_bits = spec.keys_dtype in FP8
@@ -312,8 +316,9 @@ def in_default(spec: KernelSpec) -> bool:
     if spec.dtype in FP8 and spec.arch == "sm90":
         of_prefill = is_common and _is_frequent(spec, ("full", "causal", "window"))
         return of_prefill if spec.phase == "prefill" else spec.phase == "transpose"
-    if spec.head_dim == DIMS_96[0]:
-        return is_common and spec.dtype == "bf16" and _is_frequent(spec, ("full", "causal"))
+    if (spec.head_dim, spec.head_dim_v) in HOPPER_DIMS:
+        is_common &= spec.dtype == "bf16" and spec.head_dim_v != 192 and (spec.head_dim == 96 or not spec.paged)
+        return is_common and _is_frequent(spec, ("full", "causal"))
     return is_common and (not spec.paged or spec.mask in paged_with or spec.phase == "mla")
 
 
@@ -332,8 +337,9 @@ SMOKE = (
     replace(_BASE, skip="skip"),
     replace(_BASE, skip="stat"),
     replace(_BASE, dtype="fp16", out_dtype="fp16", head_dim=64, head_dim_v=64, mask="full", skip="skip"),
+    replace(_BASE, head_dim=80, head_dim_v=80, skip="skip"),
     replace(_BASE, head_dim=96, head_dim_v=96, paged=True, skip="skip"),
-    replace(_BASE, head_dim=192, mask="chunked"),
+    replace(_BASE, head_dim=192, mask="chunked", paged=True, skip="stat"),
     _BYTES,
     replace(_BYTES, phase="transpose", mask="full", skip="dense"),
     replace(_BASE, head_dim=256, head_dim_v=256, mask="window", paged=True, skip="stat"),

@@ -28,7 +28,7 @@ def table() -> str:
         "merges what `decode` left of requests that several CTAs computed: one kernel for each type and head_dim of v. "
         + _caches(specs)
         + _prefill_of_bytes(specs)
-        + _prefill_of_96(specs)
+        + _prefill_of_hopper(specs)
         + " `mla` is decode in latent form: masks `full` and `causal`, batched, ragged, paged, with softcap, no alibi.",
         "",
     ]
@@ -82,16 +82,18 @@ def _prefill_of_bytes(specs: Iterable[KernelSpec]) -> str:
     )
 
 
-def _prefill_of_96(specs: Iterable[KernelSpec]) -> str:
-    """What of the kernels of 96 columns is in ``default``."""
-    mine = [spec for spec in specs if spec.head_dim == matrix.DIMS_96[0] and matrix.in_default(spec)]
-    plain, paged = (
-        ", ".join(_values((spec for spec in mine if spec.paged is those), "mask")) for those in (False, True)
-    )
-    return (
-        f" Of head_dim {matrix.DIMS_96[0]} it has {', '.join(_values(mine, 'dtype'))} with masks {plain} and, paged, "
-        f"{paged}, as {', '.join(_values(mine, 'skip'))}."
-    )
+def _prefill_of_hopper(specs: Iterable[KernelSpec]) -> str:
+    """What of the kernels whose dims only SM90's prefill of 16 bits has is in ``default``."""
+    words = []
+    for dims in matrix.HOPPER_DIMS:
+        mine = [spec for spec in specs if (spec.head_dim, spec.head_dim_v) == dims and matrix.in_default(spec)]
+        plain, paged = (
+            ", ".join(_values((spec for spec in mine if spec.paged is those), "mask")) for those in (False, True)
+        )
+        masks = f"masks {plain} and, paged, {paged}" if paged else f"masks {plain}"
+        kinds = ", ".join((*_values(mine, "dtype"), *_values(mine, "skip")))
+        words.append(f"{dims[0]}, {dims[1]} {f'{kinds} with {masks}' if mine else 'none'}")
+    return f" Of head dims {'; '.join(words)}."
 
 
 def _outputs(specs: Iterable[KernelSpec]) -> str:
@@ -122,8 +124,8 @@ _COLUMNS: Mapping[str, Callable[[KernelSpec], bool]] = {
 def _mask_table(specs: Iterable[KernelSpec]) -> list[str]:
     """Masks against layouts and score options: the sets that hold the kernels."""
     lines = ["| mask | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|"]
-    # In which set those of 8 bits and of 96 columns are, other words say.
-    in_words = (matrix.DIMS_96, *matrix.HEAD_DIMS["mla"])
+    # In which set those of 8 bits, and of dims that not all have, are, other words say.
+    in_words = (*matrix.HOPPER_DIMS, *matrix.HEAD_DIMS["mla"])
     common = [
         spec for spec in specs if spec.keys_dtype not in matrix.FP8 and (spec.head_dim, spec.head_dim_v) not in in_words
     ]

@@ -66,11 +66,14 @@ class Sm90PrefillTile(Tile):
 _TILES = {
     2: {
         (64, 64): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
-        # In the memory of 128 columns, a quarter of which is empty: rows lie in whole panels.
+        # In the memory of 128 columns, part of which is empty: rows lie in whole panels.
+        (80, 80): Sm90PrefillTile(tile_m=128, tile_n=96, stages=3, stages_v=3, separate_o=True),
         (96, 96): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
         (128, 128): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
         # 48 KB of Q: O has to share its buffer.
         (192, 128): Sm90PrefillTile(tile_m=128, tile_n=128, stages=2, stages_v=2, separate_o=False),
+        # 112 keys are as fast, and fit pages of 64 less well.
+        (192, 192): Sm90PrefillTile(tile_m=128, tile_n=96, stages=2, stages_v=2, separate_o=False),
         (256, 256): Sm90PrefillTile(tile_m=128, tile_n=64, stages=2, stages_v=2, separate_o=False),
     },
     1: {
@@ -81,11 +84,17 @@ _TILES = {
         (256, 256): Sm90PrefillTile(tile_m=128, tile_n=64, stages=4, stages_v=4, separate_o=True),
     },
 }
-# With 64 columns exponentials take as long as products, and three groups hide more of either (measured: 10 to 20 %).
-# They leave the loaders 32 registers.
-_THREE_GROUPS = Sm90PrefillTile(
-    tile_m=192, tile_n=128, stages=3, stages_v=2, separate_o=True, consumer_regs=160, producer_regs=32
-)
+# With 64 columns exponentials take as long as products, and three groups hide more of either (measured: 10 to 20 %;
+# with 80 columns 4 to 13 %). With 128 keys they leave the loaders 32 registers, and of 80 columns have too few
+# themselves; 96 keys leave enough to both.
+_THREE_GROUPS = {
+    64: Sm90PrefillTile(
+        tile_m=192, tile_n=128, stages=3, stages_v=2, separate_o=True, consumer_regs=160, producer_regs=32
+    ),
+    80: Sm90PrefillTile(
+        tile_m=192, tile_n=96, stages=3, stages_v=2, separate_o=True, consumer_regs=152, producer_regs=56
+    ),
+}
 
 
 def transposed_keys(head_dim_v: int) -> int:
@@ -98,17 +107,20 @@ def tile_of(spec: KernelSpec) -> Sm90PrefillTile:
     """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
     element_bytes = ELEMENT_BYTES[spec.dtype]
     found = _TILES[element_bytes][spec.head_dim, spec.head_dim_v]
-    if (spec.head_dim, element_bytes) == (64, 2) and not _loads_need_registers(spec):
-        return replace(_THREE_GROUPS, stages=_THREE_GROUPS.stages if spec.skip == "dense" else 2)
+    three = _THREE_GROUPS.get(spec.head_dim) if element_bytes > 1 else None
+    if three is not None and (three.producer_regs > 40 or not _loads_need_registers(spec)):
+        return three if spec.skip == "dense" else replace(three, stages=2)
     if spec.skip != "dense" and spec.head_dim <= 128:
         # Skipped tiles leave little to hide the next rows' arrival behind; bench/NOTES.md has the measurements.
         stages = 2 if element_bytes > 1 else found.stages
         found = replace(found, stages=stages, stages_q=2, q_register_steps=2 if element_bytes > 1 else 0)
     # Where scores, output, P and a tile's P.V take 208 registers, the consumers cannot spare any; nor can they with 256
     # columns of 16 bits.
-    has_spare = spec.head_dim_v <= 128 if element_bytes > 1 else spec.head_dim_v != 128
+    has_spare = spec.head_dim_v <= 192 if element_bytes > 1 else spec.head_dim_v != 128
     if (_loads_need_registers(spec) or spec.head_dim == 192) and has_spare:
-        found = replace(found, producer_regs=56, consumer_regs=224)
+        follows_counts = spec.head_dim == 192 and spec.paged and spec.skip == "stat"  # spills 12 bytes with 56
+        spared = (72, 216) if follows_counts else (56, 224)
+        found = replace(found, producer_regs=spared[0], consumer_regs=spared[1])
     return found
 
 

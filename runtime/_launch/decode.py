@@ -95,6 +95,7 @@ class Cutter:
         self._most_rows = MLA_MOST_ROWS if problem.latent else _MOST_ROWS
         # MLA merges leaves in the workspace, where a part has one place.
         self._part_leaves = [of for of in PART_LEAVES if of <= TWIG_LEAVES] if problem.latent else PART_LEAVES
+        self._busy = 1.0 if problem.latent else _BUSY  # products take MLA's time, and every CTA has its own
         self._all_rows = -(-self._most_rows // self._per_kv)  # query rows, of which more make no difference
         self._tile_n, self._leaf_keys = kernel.tile_n, MIN_LEAF_KEYS[kernel.head_dim]
         self._leaf_tiles, self._least_of_long = self._leaf_keys // kernel.tile_n, self._leaf_keys * MAX_LEAVES
@@ -137,10 +138,10 @@ class Cutter:
             its_parts = self._parts(leaves, its_leaves)
             waves, items = divmod(batch * pairs * its_parts, most_ctas)
             last = items / most_ctas
-            busy = waves + (last if last > _BUSY or not last else _BUSY)
+            busy = waves + (last if last > self._busy or not last else self._busy)
             cost = busy * self._parts(leaves, 1) / its_parts
             # Requests that start anywhere are cut unevenly: some part is full, and its CTA has what it can use at most.
-            full = _BUSY * (its_leaves if its_leaves < leaves else leaves)
+            full = self._busy * (its_leaves if its_leaves < leaves else leaves)
             cost = full if full > cost else cost
             cost += (waves + last) * (results + _ITEM if its_parts > 1 else _ITEM)
             if cost < least:

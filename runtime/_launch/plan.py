@@ -79,8 +79,9 @@ def work_items(problem: Problem, kernel: Kernel) -> int:
 
 
 def page_box_rows(page_size: int, tile_n: int) -> int:
-    """Rows of one copy from a page: the largest power of two that divides the page, at most a tile."""
-    return min(page_size & -page_size, tile_n)
+    """Rows of one copy from a page: the largest power of two that divides the page and the tile."""
+    either = page_size | tile_n
+    return either & -either
 
 
 def kv_box_rows(len_k: int, tile_n: int) -> int:

@@ -63,7 +63,8 @@ def operators() -> Iterator[Any]:
         told["plans"].append(plan[0] is not None)
         for request, length in enumerate(lens.tolist()):
             pages = table[request, : -(-length // k.shape[1])]
-            out[request] = attend(q[request], k, k[..., :dim], pages, length, scale, -1).to(out.dtype)
+            # As the library demands: [batch, heads_kv, rows x heads, columns].
+            out[request, 0] = attend(q[request], k, k[..., :dim], pages, length, scale, -1).flatten(0, 1).to(out.dtype)
         return out, torch.empty(0), torch.zeros(1), torch.zeros(1)
 
     for schema, function in ((FWD, fwd), (_METADATA, metadata), (_LATENT, latent)):

@@ -59,7 +59,7 @@ def test_a_flag_without_values_is_refused(given: str) -> None:
         ("--only dtype", "--only: expected FIELD=VALUE (got 'dtype')"),
         ("--only dtype=", "--only: expected FIELD=VALUE (got 'dtype=')"),
         ("--only dtype=fp8", "--only: dtype: expected one of bf16, fp16, e4m3 (got 'fp8')"),
-        ("--only head_dim=80", "--only: head_dim: expected one of 64, 128, 192, 256, 512, 576, 96 (got '80')"),
+        ("--only head_dim=88", "--only: head_dim: expected one of 64, 128, 192, 256, 512, 576, 96, 80 (got '88')"),
         ("--only softcap=true", "nothing in --set default matches --only softcap=true: --set full has"),
         ("--only head_dim=64 head_dim_v=128", "no kernel of the matrix does, see --explain"),
         ("--set some", "Invalid value for '--set'"),
@@ -137,7 +137,7 @@ def test_list_as_a_table(tmp_path: Path) -> None:
     tried = lines[len(smoke) + 1 : -1]
     assert tried == [
         "sm90: run on an H200 and an H100",
-        "sm90 d96: run on an H100: what the benchmark's rows compute, not all test cases",
+        "sm90 d80, d96, d192: run on an H100: what the benchmark's rows compute, not all test cases",
         "sm90 e4m3: run on an H100: what the benchmark's rows compute, not all test cases",
         "sm90 decode: run on an H100",
         "sm90 mla: run on an H100: what the benchmark's rows compute, not all test cases",
@@ -185,7 +185,7 @@ def test_explain_rejected() -> None:
     result = invoke("--explain", "dtype=bf16", "out_dtype=fp16")
     assert result.exit_code == 1
     assert result.output.startswith("rejected by rule out-dtype: 16-bit kernels write the type they read")
-    assert run("--explain", "head_dim=80").returncode == 1
+    assert run("--explain", "head_dim=88").returncode == 1
 
 
 def test_a_damaged_metadata_file_is_named(tmp_path: Path) -> None:

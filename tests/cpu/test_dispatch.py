@@ -50,18 +50,19 @@ def smallest(kernels: Iterable[tuple[int, int]], dim: int, dim_v: int) -> tuple[
 def test_every_head_dim_has_the_smallest_kernel_that_holds_it(arch: str, dtype: str) -> None:
     kernels = [(64, 64), (128, 128), (192, 128), (256, 256)]
     if arch == "sm90" and dtype != "e4m3":
-        kernels.append((96, 96))
+        kernels += [(80, 80), (96, 96), (192, 192)]
     for dim, dim_v in itertools.product(range(8, 257, 8), repeat=2):
         assert head_dims(arch, "prefill", dtype, dim, dim_v) == smallest(kernels, dim, dim_v), (dim, dim_v)
     assert head_dims(arch, "prefill", dtype, 192, 128) == (192, 128)
-    assert head_dims(arch, "prefill", dtype, 192, 136) == (256, 256)
+    assert head_dims(arch, "prefill", dtype, 200, 136) == (256, 256)
     decoded = [head_dims(arch, "decode", dtype, dim, dim) for dim in (64, 72, 80, 96, 112, 160)]
     assert decoded == [(64, 64)] + [(128, 128)] * 4 + [(256, 256)]
 
 
-def test_calls_of_65_to_96_columns_run_on_what_their_architecture_and_type_have() -> None:
-    assert [spec(dim).head_dim for dim in (64, 72, 80, 88, 96, 104)] == [64, 96, 96, 96, 96, 128]
-    for dim, dim_v, wanted in ((72, 96, 96), (96, 8, 96), (64, 72, 96), (8, 96, 96), (96, 104, 128), (104, 96, 128)):
+def test_calls_between_run_on_what_their_architecture_and_type_have() -> None:
+    assert [spec(dim).head_dim for dim in (64, 72, 80, 88, 96, 104)] == [64, 80, 80, 96, 96, 128]
+    assert [spec(dim).head_dim_v for dim in (136, 160, 192, 200)] == [192, 192, 192, 256]
+    for dim, dim_v, wanted in ((72, 96, 96), (96, 8, 96), (64, 72, 80), (8, 80, 80), (96, 104, 128), (104, 96, 128)):
         chosen = spec(dim, dim_v, torch.float16)
         assert (chosen.head_dim, chosen.head_dim_v) == (wanted, wanted), (dim, dim_v)
     for other in (spec(96, arch="sm100"), spec(96, dtype=torch.float8_e4m3fn), spec(80, dtype=torch.float8_e4m3fn)):
@@ -74,7 +75,7 @@ def test_calls_of_65_to_96_columns_run_on_what_their_architecture_and_type_have(
 
 
 def test_head_dims_beyond_the_largest_kernel() -> None:
-    for arch, known in (("sm90", r"\(64, 64\), \(96, 96\), \(128"), ("sm100", r"\(64, 64\), \(128")):
+    for arch, known in (("sm90", r"\(64, 64\), \(80, 80\), \(96, 96\), \(128"), ("sm100", r"\(64, 64\), \(128")):
         with pytest.raises(NoKernelError, match=rf"^head_dim: expected at most one of \[{known}.* \(got \(264, 8\)\)"):
             head_dims(arch, "prefill", "bf16", 264, 8)
 

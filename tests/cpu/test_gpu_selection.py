@@ -80,3 +80,8 @@ def test_all_tests_refuse_a_gpu_without_kernels(
     assert run_all.main() == 2
     assert f"(got {capability[0]}.{capability[1]})" in capsys.readouterr().err
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_all_files_of_gpu_tests_run(run_all: Any) -> None:
+    files = [file for _, file, _ in (*run_all.PHASES, run_all.ANCHOR)]
+    assert sorted(files) == sorted(path.name for path in (ROOT / "tests" / "gpu").glob("test_*.py"))

@@ -51,7 +51,7 @@ PHASES = ("prefill", "decode")  # that attend; what decode leaves is combined be
 HEAD_DIMS = {
     "prefill": ((64, 64), (128, 128), (192, 128), (256, 256)),
     "decode": ((64, 64), (128, 128), (256, 256)),
-}  # everywhere; and besides 96, see narrow()
+}  # everywhere; and besides those of hopper()
 LAYOUTS = {mask: (False, True) for mask in BY_NAME["mask"].values}  # paged or not
 
 
@@ -88,12 +88,16 @@ def latent(flags: Collection[bool]) -> set[KernelSpec]:
     }
 
 
-def narrow(
-    dtypes: Collection[str], layouts: Mapping[Value, Collection[bool]], skips: Collection[str], flags: Collection[bool]
+def hopper(
+    dim: int,
+    dtypes: Collection[str],
+    layouts: Mapping[Value, Collection[bool]],
+    skips: Collection[str],
+    flags: Collection[bool],
 ) -> set[KernelSpec]:
-    """Those of 96 columns: prefill of SM90 in 16 bits."""
+    """Those of 80, 96 or 192 columns, which only SM90's prefill of 16 bits has."""
     return {
-        KernelSpec("sm90", "prefill", dtype, dtype, 96, 96, str(mask), paged, skip, softcap, alibi)
+        KernelSpec("sm90", "prefill", dtype, dtype, dim, dim, str(mask), paged, skip, softcap, alibi)
         for dtype, mask, skip, softcap, alibi in product(dtypes, layouts, skips, flags, flags)
         for paged in layouts[mask]
     }
@@ -109,7 +113,8 @@ def transposing() -> set[KernelSpec]:
 
 def test_the_full_set_is_a_product() -> None:
     wanted = products(TYPES, LAYOUTS, (False, True), BYTES) | latent((False, True)) | transposing()
-    wanted |= narrow(("bf16", "fp16"), LAYOUTS, ("dense", "skip", "stat"), (False, True))
+    for dim in (80, 96, 192):
+        wanted |= hopper(dim, ("bf16", "fp16"), LAYOUTS, ("dense", "skip", "stat"), (False, True))
     assert set(all_specs()) == wanted
     assert len(all_specs()) == len(set(all_specs()))
 
@@ -125,7 +130,8 @@ def test_the_default_set_is_a_product() -> None:
     }
     caches = [("bf16", "bf16", "e4m3")]
     wanted = products(common, layouts, (False,), caches) | latent((False,)) | in_bytes | transposing()
-    wanted |= narrow(("bf16",), {"full": (False,), "causal": (False, True)}, ("dense", "skip"), (False,))
+    for dim, of_causal in ((80, (False,)), (96, (False, True))):
+        wanted |= hopper(dim, ("bf16",), {"full": (False,), "causal": of_causal}, ("dense", "skip"), (False,))
     assert set(specs("default")) == wanted
     assert len(specs("default")) < 1000
 
@@ -145,7 +151,7 @@ def test_smoke_meets_every_value_of_the_main_features() -> None:
         assert {getattr(spec, name) for spec in specs("smoke")} == set(BY_NAME[name].values), name
     for arch in ARCHS:
         found = {spec.head_dim for spec in specs("smoke", archs=[arch])}
-        assert found == set(BY_NAME["head_dim"].values) - ({96, 512, 576} if arch == "sm100" else set()), arch
+        assert found == set(BY_NAME["head_dim"].values) - ({80, 96, 512, 576} if arch == "sm100" else set()), arch
 
 
 def test_every_architecture_of_the_table_is_described() -> None:
@@ -164,14 +170,16 @@ def test_what_smoke_decodes_it_combines() -> None:
 
 
 def test_architectures_have_the_same_kernels() -> None:
-    """But for caches of 8 bits, MLA, and what each needs besides, and 96 columns; and in the default set for 8 bits."""
+    """But for caches of 8 bits, MLA, what each needs besides, dims of SM90; and in the default set for 8 bits."""
 
     def without_arch(spec: KernelSpec) -> KernelSpec:
         return replace(spec, arch="sm90")
 
     attending = {"phase": ["prefill", "decode", "combine"], "kv_dtype": ["same"]}
     for name, dtypes in (("default", ("bf16", "fp16")), ("full", ("bf16", "fp16", "e4m3"))):
-        own = [spec for spec in specs(name, {**attending, "dtype": dtypes}) if spec.head_dim_v not in (96, 512)]
+        own = [
+            spec for spec in specs(name, {**attending, "dtype": dtypes}) if spec.head_dim_v not in (80, 96, 192, 512)
+        ]
         hopper, blackwell = ([spec for spec in own if spec.arch == arch] for arch in ARCHS)
         assert {without_arch(spec) for spec in blackwell} == set(hopper)
     attending = {"phase": ["prefill", "decode"]}
@@ -255,12 +263,12 @@ def test_the_values_of_every_kernel_are_accepted() -> None:
         ({"out_dtype": "fp16"}, "out-dtype", "convert the output"),
         ({"head_dim": 64, "head_dim_v": 128}, "head-dims", "(192, 128)"),
         ({"head_dim": 72}, "head_dim-values", "next larger kernel"),
-        ({"head_dim": 96, "head_dim_v": 128}, "head-dims", "(64, 64), (96, 96), (128, 128)"),
+        ({"head_dim": 96, "head_dim_v": 128}, "head-dims", "(64, 64), (80, 80), (96, 96), (128, 128)"),
         ({"head_dim": 96, "phase": "decode"}, "head-dims", "(64, 64), (128, 128), (256, 256) of decode;"),
-        ({"head_dim": 96, "arch": "sm100"}, "head-dims-96", "calls of 65 to 96 run on those of 128"),
-        ({"head_dim": 96, "dtype": "e4m3"}, "head-dims-96", "only SM90's prefill of 16 bits"),
-        ({"head_dim": 96, "dtype": "e4m3", "arch": "sm100"}, "head-dims-96", "only SM90's prefill of 16 bits"),
-        ({"head_dim_v": 80}, "head_dim_v-values", "next larger kernel"),
+        ({"head_dim": 96, "arch": "sm100"}, "head-dims-hopper", "kernels of (80, 80), (96, 96), (192, 192); elsewhere"),
+        ({"head_dim": 96, "dtype": "e4m3"}, "head-dims-hopper", "only SM90's prefill of 16 bits"),
+        ({"head_dim": 96, "dtype": "e4m3", "arch": "sm100"}, "head-dims-hopper", "only SM90's prefill of 16 bits"),
+        ({"head_dim_v": 88}, "head_dim_v-values", "next larger kernel"),
         (
             {"phase": "append"},
             "phase-values",

@@ -243,6 +243,7 @@ def test_pages_of_one_key(layout: str) -> None:
 def test_rows_of_one_copy_from_a_page(page_size: int, rows: int) -> None:
     assert page_box_rows(page_size, 128) == rows
     assert page_box_rows(page_size, 64) == min(rows, 64)
+    assert page_box_rows(page_size, 96) == min(rows, 32), "a tile of 96 keys may begin inside a page"
 
 
 def test_dimensions_of_size_one_get_a_legal_stride() -> None:

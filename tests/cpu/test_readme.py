@@ -104,7 +104,7 @@ def test_fresh_machine_commands_are_one_line_each() -> None:
 def test_build_commands_are_valid(words: list[str], tmp_path: Path) -> None:
     arguments, is_rejected = words[2:], False
     if "--explain" in arguments:
-        is_rejected = "head_dim=80" in arguments
+        is_rejected = "head_dim=88" in arguments
     else:
         arguments += ["--out", str(tmp_path / "out"), *([] if "--list" in arguments else ["--dry-run"])]
     if "--model" in arguments:

@@ -1,14 +1,15 @@
-"""Deliberate mistakes that kernels of 96 columns alone show: they end in half a panel, and smaller ones in less."""
+"""Deliberate mistakes that kernels of 80 and 96 columns alone show: they end in part of a panel."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from .mutation import CONSUMER, DENSE, EPILOGUE, RESULT, Mutation
+from .mutation import CONSUMER, DENSE, EPILOGUE, RESULT, SOFTMAX, Mutation
 
 D96 = replace(DENSE, name="mutation-d96", head_dim=96, head_dim_v=96)
 # The other head's output lies behind each row's, and rows that fill no tile are written without a tensor map.
 D72 = replace(D96, name="mutation-d72", head_dim=72, head_dim_v=72)
+D80 = replace(DENSE, name="mutation-d80", head_dim=80, head_dim_v=80)
 
 MUTATIONS_D96: tuple[Mutation, ...] = (
     Mutation(
@@ -50,5 +51,13 @@ MUTATIONS_D96: tuple[Mutation, ...] = (
         "",
         D72,
         (RESULT, "out-of-bounds", "race"),
+    ),
+    Mutation(
+        "columns that no step of the exponentials scales",
+        SOFTMAX,
+        "kChunk = ceil_div(kOut, kSteps);",
+        "kChunk = kOut / kSteps;",
+        D80,
+        (RESULT,),
     ),
 )

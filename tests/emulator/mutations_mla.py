@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.helpers.cases import Case
+from tests.helpers.run import DEFAULT_SMS
 
 from .mutation import RESULT, Mutation
 
@@ -27,7 +28,8 @@ DENSE = Case(
     kv_layout="nhd",
 )
 STAT = replace(DENSE, name="mutation-mla-stat", heads_q=8, skip="stat", pattern="alternating", lens=((1, 700),))
-LEAVES = replace(DENSE, name="mutation-mla-leaves", heads_q=4, lens=((1, 2300),))
+# As many requests as multiprocessors, so that each has a CTA for all its leaves.
+LEAVES = replace(DENSE, name="mutation-mla-leaves", heads_q=4, lens=((1, 2300),) * DEFAULT_SMS)
 ITEMS = replace(DENSE, name="mutation-mla-items", heads_q=4, lens=((1, 130),) * 8)
 
 MUTATIONS_MLA: tuple[Mutation, ...] = (

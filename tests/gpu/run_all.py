@@ -2,8 +2,9 @@
 
     python tests/gpu/run_all.py --summary FILE [--no-sanitizer] [--no-build] [-k EXPRESSION]
 
-Builds the kernels, runs the cases (several processes), then the runtime tests (alone, for their timings), with
-compute-sanitizer beside the cases. FILE gets JSON if it ends in .json, else text; both are also printed as text.
+Builds the kernels, runs the cases with compute-sanitizer beside them, then the others: in several processes, but for
+those that measure time, or start processes of their own. FILE gets JSON if it ends in .json, else text; both are also
+printed as text.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 PHASES = (
     ("cases", "test_gpu_cases.py", True),
-    ("decode", "test_gpu_decode.py", False),
+    ("decode", "test_gpu_decode.py", True),
+    ("flash_attn", "test_gpu_flash_attn.py", True),
+    ("torch_ops", "test_gpu_torch_ops.py", True),
     ("large", "test_gpu_large.py", False),
+    ("new_shapes", "test_gpu_new_shapes.py", False),
+    ("statlog", "test_gpu_statlog.py", False),
     ("runtime", "test_gpu_runtime.py", False),
 )
 ANCHOR = ("anchor", "test_gpu_anchor.py", False)  # of the emulator's shared memory; through wgmma, which only SM90 has

@@ -21,16 +21,18 @@ from .patterns import DEALT
 MASKS = tuple(map(str, BY_NAME["mask"].values))
 WINDOWS = ((150, 0), (-1, 0), (40, 70), (0, 0), (-1, 30), (200, -1), (0, 150))
 CHUNKS = (48, 100, 128, 192)
-# Smaller head dims that run on each kernel, by TMA zero fill. The sets deal up to 96 columns as some of those of 128:
-# calls are the same on all architectures, and where kernels of 96 exist, these take them.
+# Smaller head dims that run on each kernel, by TMA zero fill. The sets deal what only SM90 has kernels for as some of
+# those of 128 and 256: calls are the same on all architectures, and where kernels of their own exist, these take them.
 DIMS: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {
     (64, 64): ((64, 64), (40, 40), (8, 64), (64, 24)),
-    (96, 96): ((96, 96), (72, 72), (80, 80), (88, 88), (96, 40), (72, 96)),
+    (80, 80): ((80, 80), (72, 72), (80, 40), (72, 80)),
+    (96, 96): ((96, 96), (88, 88), (96, 40), (72, 96)),
     (128, 128): ((128, 128), (72, 72), (80, 80), (96, 96), (112, 112), (64, 128)),
     (192, 128): ((192, 128), (136, 128), (192, 64), (160, 96)),
+    (192, 192): ((192, 192), (160, 160), (136, 192)),
     (256, 256): ((256, 256), (160, 160), (200, 136), (256, 64), (136, 248)),
 }
-_DEALT_DIMS = tuple(dims for dims in DIMS if dims != DIMS_OF_SM90_16_BIT)
+_DEALT_DIMS = tuple(dims for dims in DIMS if dims not in DIMS_OF_SM90_16_BIT)
 LENS: dict[str, tuple[tuple[int, int], ...]] = {
     "uniform": ((100, 300), (100, 300)),
     "one_row": ((1, 257), (1, 257)),
@@ -151,7 +153,9 @@ def feature_covering(cases: tuple[Case, ...]) -> tuple[Case, ...]:
 
 def _feature_pairs(case: Case) -> set[tuple[Any, ...]]:
     """Pairs of (feature, value) of the case's kernel; features of one value only say nothing."""
-    named = [(name, value) for name, value in case.spec.values.items() if name not in ("arch", "phase", "head_dim_v")]
+    spec, apart = case.spec, ("arch", "phase", "head_dim", "head_dim_v")
+    named: list[tuple[str, Any]] = [("dims", (spec.head_dim, spec.head_dim_v))]
+    named += [(name, value) for name, value in spec.values.items() if name not in apart]
     return set(combinations(named, 2))
 
 

@@ -66,7 +66,8 @@ def threshold_zero_is_dense(target: Target) -> None:
     kinds_agree(target.of(BASE), target)
     kinds_agree(target.of(FULL), target)
     kinds_agree(target.of(replace(BASE, head_dim=64, head_dim_v=64, **narrow)), target)  # type: ignore[arg-type]
-    kinds_agree(target.of(replace(BASE, head_dim=96, head_dim_v=96)), target)
+    for dim in (80, 96, 192):
+        kinds_agree(target.of(replace(BASE, head_dim=dim, head_dim_v=dim)), target)
     kinds_agree(target.of(replace(BASE, head_dim=192)), target)
     kinds_agree(target.of(replace(BASE, head_dim=256, head_dim_v=256)), target)
 

@@ -111,8 +111,7 @@ template <class Element, int kOut, OldSums kOldSums = OldSums::kLast, int kAhead
 SKIM_DEVICE void exp_and_pack_with(const float (&s)[kScores], const Ahead<kAhead>& ahead, const RowMaxUpdate& update,
                                    float scale_log2, RowState& rows, uint32_t (&p)[kOperands<Element, kScores>][4],
                                    UpdateOutput update_output) {
-  constexpr int kSteps = kScores / 8, kChunk = kOut / kSteps;
-  static_assert(kOut % kSteps == 0);
+  constexpr int kSteps = kScores / 8, kChunk = ceil_div(kOut, kSteps);
   float sum[2 * kThreadRows] = {}, base[kThreadRows];
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r) {
@@ -130,7 +129,7 @@ SKIM_DEVICE void exp_and_pack_with(const float (&s)[kScores], const Ahead<kAhead
     }
     pack_step<Element>(e, step, p);
 #pragma unroll
-    for (int i = step * kChunk; i < (step + 1) * kChunk; ++i) update_output(i);
+    for (int i = step * kChunk; i < imin((step + 1) * kChunk, kOut); ++i) update_output(i);
   }
 #pragma unroll
   for (int r = 0; r < kThreadRows; ++r) {
