@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,12 +13,9 @@ import torch
 from skimattn import ArgumentError
 from skimattn.integrations.serving import channel
 from skimattn.integrations.serving.layers import names_of, of_rank, policies_of
-from skimattn.integrations.serving.skipping import Skipping
-from skimattn.integrations.serving.statistics import Statistics
-from skimattn.integrations.serving.thresholds import LayerRules
 from skimattn.integrations.vllm._refusals import refuse_deployment, refuse_layer
 from skimattn.integrations.vllm._settings import Settings, read_settings
-from skimattn.sparse import LayerPolicy, PhaseRule, SkipSoftmaxConfig, StatLog, attach_policy, read_statistics
+from skimattn.sparse import LayerPolicy, PhaseRule, SkipSoftmaxConfig
 
 LAYERS = [f"model.layers.{number}.self_attn.attn" for number in range(3)]
 SECTION = {"config_groups": {"group_0": {"algorithm": "skip_softmax", "threshold": {"prefill": 0.125}}}}
@@ -204,69 +198,3 @@ def test_a_channel_is_made_once_and_removed_by_its_owner(monkeypatch: pytest.Mon
     assert folder.is_dir(), "a child leaves it alone"
     channel._remove(str(folder), os.getpid())
     assert not folder.exists()
-
-
-def test_steps_end_where_the_next_begins(tmp_path: Path) -> None:
-    """Two kinds of layers, whose batches make one step; a captured graph's counts are dropped."""
-    modules = {name: torch.nn.Module() for name in LAYERS}
-    rule = {"prefill": PhaseRule(0.5, 0.0), "decode": PhaseRule(0.5, 0.0)}
-    for module in modules.values():
-        attach_policy(module, LayerPolicy(dict(rule)))
-    kinds = [
-        Skipping({name: LayerRules(rule) for name in names}, 2, 4, torch.device("cpu"), count=True)
-        for names in (LAYERS[1:], LAYERS[:1])
-    ]
-    path = tmp_path / "log.jsonl"
-    with refused(r"^path: expected a file, or a configuration with a stat_log_path \(got None\)"):
-        StatLog(None, modules)
-    statistics = Statistics(modules, torch.device("cpu"), path, partial(channel.write_tiles, tmp_path, 0, 0))
-
-    def batch(decodes: list[bool], visited: int, *, real: bool = True) -> None:
-        lengths = torch.full((len(decodes),), 64, dtype=torch.int32)
-        for kind in kinds:
-            statistics.begin(kind, {"decode": sum(decodes)}, {"decode": 7}, real=real)
-            arguments = kind.prepare(torch.tensor(decodes), lengths, whole=True)
-            for index, name in enumerate(kind.names):
-                arguments[name]["stats"].add_(torch.tensor([visited, index]))
-
-    batch([True, False], 1000, real=False)
-    batch([True, False], 10)
-    batch([False, False, True], 100)
-    statistics.publish()
-    assert channel.read_tiles(tmp_path) == {"prefill": (3 * 10 + 6 * 100, 3), "decode": (330, 2)}
-    batch([True], 1)
-    statistics.close()
-    statistics.close()
-    assert channel.read_tiles(tmp_path)["decode"] == (333, 3)
-    found = read_statistics(path)
-    assert found.layers == tuple(LAYERS) and len(found.steps) == 3
-    assert found.tiles["prefill"].tolist()[:2] == [[[10, 0], [10, 0], [10, 1]], [[200, 0], [200, 0], [200, 2]]]
-    assert found.tiles["decode"].tolist()[2] == [[1, 0], [1, 0], [1, 1]]
-    assert found.requests["decode"].tolist() == [1, 1, 1] and found.tokens["decode"].tolist() == [7, 7, 7]
-
-
-def test_the_last_step_is_written_when_the_process_ends(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    code = f"""
-import torch
-from pathlib import Path
-from functools import partial
-from skimattn.integrations.serving.channel import write_tiles
-from skimattn.integrations.serving.skipping import Skipping
-from skimattn.integrations.serving.statistics import Statistics
-from skimattn.integrations.serving.thresholds import LayerRules
-from skimattn.sparse import LayerPolicy, PhaseRule, attach_policy
-show = partial(write_tiles, Path({str(tmp_path)!r}), 0, 0)
-module, rules = torch.nn.Module(), {{"decode": PhaseRule(0.5)}}
-attach_policy(module, LayerPolicy(rules))
-kind = Skipping({{"layer": LayerRules(rules)}}, 2, 4, torch.device("cpu"), count=True)
-statistics = Statistics({{"layer": module}}, torch.device("cpu"), Path({str(path)!r}), show)
-for visited in (5, 6):
-    statistics.begin(kind, {{"decode": 1}}, {{"decode": 1}})
-    arguments = kind.prepare(torch.tensor([True]), torch.tensor([64]), whole=True)
-    arguments["layer"]["stats"] += torch.tensor([visited, 1])
-"""
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-    assert made.returncode == 0 and not made.stderr, made.stderr
-    assert read_statistics(path).tiles["decode"].tolist() == [[[5, 1]], [[6, 1]]]
-    assert channel.read_tiles(tmp_path)["decode"] == (11, 2)

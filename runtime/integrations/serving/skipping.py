@@ -42,13 +42,19 @@ class Skipping:
 
     def _allocate(self, requests: int) -> None:
         self._decodes = torch.zeros(requests, dtype=torch.bool, device=self._device)
+        self._last: torch.Tensor | None = None  # what is in it, of the batch before, on the host
         self._thresholds = self._table.empty(requests)
         shape = (len(self.names), requests, 2)
         self._counts = torch.zeros(shape, dtype=torch.int64, device=self._device) if self._count else None
         self._views: dict[int, dict[str, dict[str, torch.Tensor]]] = {}
 
+    def same_phases(self, decodes: torch.Tensor) -> bool:
+        """Whether the batch before had as many requests, in the same phases: bool ``[B]`` on the host."""
+        return self._last is not None and torch.equal(self._last, decodes)
+
     def prepare(self, decodes: torch.Tensor, lengths: torch.Tensor, *, whole: bool) -> Arguments:
-        """Set the thresholds of a batch; nothing waits for the device. What was counted before must be collected.
+        """Set the thresholds of a batch; nothing waits for the device. What was counted before must be collected, or
+        belong to the same phases. Where they are the same and no threshold depends on lengths, nothing is launched.
 
         Args:
             decodes: bool ``[B]`` on the host, which requests are in the phase decode.
@@ -60,9 +66,12 @@ class Skipping:
         """
         batch = len(decodes)
         self.reserve(batch)
-        here = self._decodes[:batch]
-        here.copy_(decodes, non_blocking=True)
-        self._table.write(self._thresholds, here, lengths)
+        here, same = self._decodes[:batch], self.same_phases(decodes)
+        if not same:
+            here.copy_(decodes, non_blocking=True)
+            self._last = decodes.clone()
+        if not same or self._table.by_length:
+            self._table.write(self._thresholds, here, lengths)
         found = self._views.get(batch)
         if found is None:
             found = self._views[batch] = {name: self._view(index, batch) for index, name in enumerate(self.names)}

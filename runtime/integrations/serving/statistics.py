@@ -14,14 +14,15 @@ import torch
 from ...sparse import StatLog
 from ...sparse.policy import Phase
 from ...sparse.statlog.counters import Counters, Slot
-from .skipping import Skipping
+from .skipping import Skipping, numbers_by_phase
 
 _SECONDS = 0.5  # between two looks at what was counted
 ByPhase = Mapping[Phase, int]
 
 
 class Statistics:
-    """Adds up what the layers of a worker count. A step begins with a batch and ends where the next one begins.
+    """Adds up what the layers of a worker count. A step begins with a batch and ends where the next one begins; without
+    a log, where one of other phases begins, so that steps that only generate launch nothing and copy nothing.
 
     Not every engine says when a step has ended, least of all where graphs are replayed. What metrics show is collected
     by a thread, so it needs no next step; the last step of a log is written when it is said, or the process ends.
@@ -47,7 +48,8 @@ class Statistics:
         self._counters.allocate(device)
         self._device, self._show = device, show
         self._lock = threading.Lock()
-        self._open: dict[Skipping, torch.Tensor] = {}
+        self._open: set[Skipping] = set()
+        self._places: dict[Skipping, torch.Tensor] = {}
         self._captured: set[Skipping] = set()
         self._numbers: tuple[ByPhase, ByPhase] = {}, {}
         self._stream: Any = None
@@ -58,16 +60,18 @@ class Statistics:
         atexit.register(self.close)
         Finalize(self, self.close, exitpriority=10)
 
-    def begin(self, skipping: Skipping, requests: ByPhase, tokens: ByPhase, *, real: bool = True) -> None:
+    def begin(self, skipping: Skipping, decodes: torch.Tensor, starts: torch.Tensor, *, real: bool = True) -> None:
         """A batch begins, before its thresholds are set: what came before it is collected.
 
         Args:
             skipping: the layers that will compute it.
-            requests: of each phase.
-            tokens: of each phase.
+            decodes: bool ``[B]`` on the host, which requests are in the phase decode.
+            starts: integers ``[B + 1]`` on the host, where each request begins.
             real: False: a graph is about to be captured, and what that counts is dropped.
         """
         with self._lock:
+            if real and self._goes_on(skipping, decodes):
+                return
             if skipping in self._open:
                 self._end_step()
             if skipping in self._captured:
@@ -76,9 +80,13 @@ class Statistics:
             if not real:
                 self._captured.add(skipping)
                 return
-            if not self._open:
-                self._numbers = requests, tokens
-            self._open[skipping] = torch.tensor([self._place[name] for name in skipping.names], device=self._device)
+            if not self._open and self._log is not None:
+                self._numbers = numbers_by_phase(decodes, starts)
+            if skipping not in self._places:
+                # Note: once, since such a copy waits for the device.
+                places = [self._place[name] for name in skipping.names]
+                self._places[skipping] = torch.tensor(places, device=self._device)
+            self._open.add(skipping)
             if self._device.type == "cuda":
                 self._stream = torch.cuda.current_stream(self._device)
         if self._thread is None and self._show is not None:
@@ -86,10 +94,16 @@ class Statistics:
             self._thread = threading.Thread(target=self._run, name="skimattn-tiles", daemon=True)
             self._thread.start()
 
+    def _goes_on(self, skipping: Skipping, decodes: torch.Tensor) -> bool:
+        """Whether what the batch counts may be added to what the one before it has counted."""
+        if self._log is not None or skipping not in self._open or skipping in self._captured:
+            return False
+        return skipping.same_phases(decodes)
+
     def end(self) -> None:
         """The batch has been launched whole, for engines that say so: its step need not wait for the next one."""
         with self._lock:
-            if self._open:
+            if self._open and self._log is not None:
                 self._end_step()
 
     def close(self) -> None:
@@ -129,8 +143,8 @@ class Statistics:
     def _collect(self) -> None:
         """What was launched so far, onto the sums; the step goes on."""
         total = self._counters.by_device[self._device]
-        for skipping, places in self._open.items():
-            total.index_add_(0, places, skipping.collect())
+        for skipping in self._open:
+            total.index_add_(0, self._places[skipping], skipping.collect())
 
     def _run(self) -> None:
         while not self._closed.wait(_SECONDS):

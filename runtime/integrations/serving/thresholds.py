@@ -40,6 +40,7 @@ class ThresholdTable:
         factors = [[_factors(rule, self.columns) for rule in row] for row in rules]
         powers = [[0.0 if rule is None else rule.length_power for rule in row] for row in rules]
         most = [float("inf") if layer.most_keys is None else float(layer.most_keys) for layer in layers]
+        self.by_length = any(power for row in powers for power in row)  # whether any threshold depends on lengths
         self._factors = torch.tensor(factors, dtype=torch.float32, device=device)
         self._powers = torch.tensor(powers, dtype=torch.float32, device=device)
         self._most = torch.tensor(most, dtype=torch.float32, device=device)[:, None]

@@ -20,7 +20,7 @@ from ...sparse.config.dialects import KEY
 from ..serving.call import LayerOptions, Pages, params_of
 from ..serving.channel import open_channel
 from ..serving.refusals import refuse_log_of_stages
-from ..serving.skipping import Arguments, numbers_by_phase
+from ..serving.skipping import Arguments
 from ..serving.worker import Layer, Share, Worker
 from . import _scheduled
 from ._batch import Pair, Requests, Static, Tables, of_requests, phases, starts_of
@@ -129,7 +129,7 @@ class SkimAttentionBackend(AttentionBackend):
         skips: dict[str, Any] = {}
         for skipping in self._skipping:
             if self._statistics is not None:
-                self._statistics.begin(skipping, *numbers_by_phase(decodes, starts_of(rows)), real=real)
+                self._statistics.begin(skipping, decodes, starts_of(rows), real=real)
             skips |= skipping.prepare(decodes, lengths, whole=whole)
         return skips
 

@@ -16,7 +16,7 @@ from ...sparse.config.dialects import KEY
 from ..serving import worker
 from ..serving.call import Batch
 from ..serving.channel import open_channel, write_tiles
-from ..serving.skipping import numbers_by_phase, which_decode
+from ..serving.skipping import which_decode
 from ..serving.worker import Layer, Share
 from ._refusals import refuse_deployment
 from ._settings import Settings, read_settings
@@ -60,7 +60,7 @@ class Builder(AttentionMetadataBuilder[Batch]):
             starts = common.query_start_loc_cpu
             decodes = which_decode(common.is_prefilling, starts, self._decode_rows)
             if self._statistics is not None:
-                self._statistics.begin(self._skipping, *numbers_by_phase(decodes, starts), real=not captured)
+                self._statistics.begin(self._skipping, decodes, starts, real=not captured)
             skips = self._skipping.prepare(decodes, common.seq_lens, whole=captured)
         return Batch(
             tokens=common.num_actual_tokens,
