@@ -1,4 +1,4 @@
-"""Steps of serving engines: where they begin and end, what they count, and that those that only generate cost nothing."""
+"""Steps of serving engines: where they begin and end, what they count, what those that only generate cost."""
 
 from __future__ import annotations
 
