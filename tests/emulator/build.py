@@ -25,7 +25,7 @@ CACHE_VARIABLE = "SKIMATTN_EMULATOR_CACHE"
 _COMMON = ("-std=c++20", "-march=native", "-fno-math-errno", "-U_FORTIFY_SOURCE", "-fPIC", "-shared", "-w")
 _RUNTIME_OPTIONS = (*_COMMON, "-O3", "-ffp-contract=fast", "-fno-semantic-interposition")
 # Kernels say fmaf where they mean it; the compiler must not contract on its own. Most are run but a few times: they
-# compile in a fifth of a second, where optimising them and reading C++'s own headers would take one. They throw nothing.
+# compile in a fifth of a second, where optimising them and reading C++'s own headers would take one. None throws.
 _KERNEL_OPTIONS = (
     *(*_COMMON, "-O0", "-nostdinc++", "-fno-exceptions", "-fno-asynchronous-unwind-tables"),
     *("-ffp-contract=off", "-fno-strict-aliasing", "-DSKIM_HOST"),
