@@ -105,9 +105,14 @@ def runtime_library() -> Path:
 
     def build(folder: Path, output: Path) -> None:
         objects = [folder / f"{source.stem}.o" for source in sources]
+        state = HERE / "src/state.h"
+        options = [*_RUNTIME_OPTIONS, f"-I{HERE / 'include'}"]
+        # Every source reads it, and most of C++'s headers through it.
+        _run([*options, "-x", "c++-header", str(state), "-o", str(folder / f"{state.name}.gch")])
 
         def compile_one(source: Path, made: Path) -> None:
-            _run([*_RUNTIME_OPTIONS, f"-I{HERE / 'include'}", "-c", str(source), "-o", str(made)])
+            found_first = ["-include", state.name, f"-I{folder}", f"-I{state.parent}"]
+            _run([*options, *found_first, "-c", str(source), "-o", str(made)])
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # whoever else needs it waits meanwhile
             list(pool.map(compile_one, sources, objects))
