@@ -27,7 +27,7 @@ _RUNTIME_OPTIONS = (*_COMMON, "-O3", "-ffp-contract=fast", "-fno-semantic-interp
 # Kernels say fmaf where they mean it; the compiler must not contract on its own. Most are run but a few times: they
 # compile in a fifth of a second, where optimising them and reading C++'s own headers would take one. None throws.
 _KERNEL_OPTIONS = (
-    *(*_COMMON, "-O0", "-nostdinc++", "-fno-exceptions", "-fno-asynchronous-unwind-tables"),
+    *(*_COMMON, "-O0", "-nostdinc++", "-fno-exceptions", "-fno-asynchronous-unwind-tables", "-fvisibility=hidden"),
     *("-ffp-contract=off", "-fno-strict-aliasing", "-DSKIM_HOST"),
 )
 # They use no C++ library and nothing at their start: the linker need not look at those.
@@ -36,7 +36,7 @@ _LINKED = ("-nostdlib", "-lm")
 # put into a kernel cannot lie in it.
 _PRELUDE = "skimattn_host/prelude.h"
 _ENTRY = """{source}
-extern "C" void skim_emulator_entry(const void* block) {{
+extern "C" __attribute__((visibility("default"))) void skim_emulator_entry(const void* block) {{
   {name}(*static_cast<const skimattn::Params*>(block));
 }}
 """
