@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Generator
 from functools import cache
 from pathlib import Path
 
@@ -39,6 +41,17 @@ def _without_kernels() -> str:
     wanted = (names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, names.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
     major, minor = (driver.cuDeviceGetAttribute(name, 0)[1] for name in wanted)
     return "" if (major, minor) in BY_CAPABILITY else f"no kernels for compute capability {major}.{minor}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for no garbage in what is collected: it is kept to the end, and a search goes through all of it."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

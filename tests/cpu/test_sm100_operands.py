@@ -28,8 +28,8 @@ HEADERS = ("skimattn/sm100/prefill/mma_warp.cuh", "skimattn/sm100/decode/mma_war
 NOTE = f"""
 namespace skimattn::sm100::noted {{
 extern "C" {{
-uint64_t skim_noted[{MOST}][5];
-int skim_noted_count = 0;
+__attribute__((visibility("default"))) uint64_t skim_noted[{MOST}][5];
+__attribute__((visibility("default"))) int skim_noted_count = 0;
 }}
 inline void note(bool ts, uint32_t d, uint64_t a, uint64_t b, uint32_t instruction) {{
   const uint64_t start = ptx::smem_address(ptx::dynamic_smem()) >> 4;

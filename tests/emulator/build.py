@@ -25,10 +25,18 @@ CACHE_VARIABLE = "SKIMATTN_EMULATOR_CACHE"
 _COMMON = ("-std=c++20", "-march=native", "-fno-math-errno", "-U_FORTIFY_SOURCE", "-fPIC", "-shared", "-w")
 _RUNTIME_OPTIONS = (*_COMMON, "-O3", "-ffp-contract=fast", "-fno-semantic-interposition")
 # Kernels say fmaf where they mean it; the compiler must not contract on its own. Most are run but a few times: they
-# compile in a quarter of a second, where optimising them and reading C++'s own headers would take one.
-_KERNEL_OPTIONS = (*_COMMON, "-O0", "-nostdinc++", "-ffp-contract=off", "-fno-strict-aliasing", "-DSKIM_HOST")
+# compile in a fifth of a second, where optimising them and reading C++'s own headers would take one. None throws.
+_KERNEL_OPTIONS = (
+    *(*_COMMON, "-O0", "-nostdinc++", "-fno-exceptions", "-fno-asynchronous-unwind-tables", "-fvisibility=hidden"),
+    *("-ffp-contract=off", "-fno-strict-aliasing", "-DSKIM_HOST"),
+)
+# They use no C++ library and nothing at their start: the linker need not look at those.
+_LINKED = ("-nostdlib", "-lm")
+# What every kernel includes first, read once for all of them. None of it comes from the templates, so a mistake that is
+# put into a kernel cannot lie in it.
+_PRELUDE = "skimattn_host/prelude.h"
 _ENTRY = """{source}
-extern "C" void skim_emulator_entry(const void* block) {{
+extern "C" __attribute__((visibility("default"))) void skim_emulator_entry(const void* block) {{
   {name}(*static_cast<const skimattn::Params*>(block));
 }}
 """
@@ -50,10 +58,8 @@ def compile_kernel(spec: KernelSpec, *, source_override: HeaderPatch | None = No
 def compile_source(name: str, source: str, *, source_override: HeaderPatch | None = None) -> EmulatedKernel:
     """A kernel from its ``.cu`` text, whose entry ``name`` takes ``skimattn::Params`` by value."""
     headers = _closure(source, source_override)
-    host = (HERE / "include/skimattn_host/platform.h", HERE / "include/skimattn_host/machine.h")
-    parts = [source, *_KERNEL_OPTIONS, _machine(), *(f"{key}\n{text}" for key, text in headers.items())]
-    digest = _digest([*parts, *(path.read_text() for path in host)])
-    target = _cache_folder() / f"{name}-{digest}.so"
+    parts = [source, *_LINKED, _prelude_digest(), *(f"{key}\n{text}" for key, text in headers.items())]
+    target = _cache_folder() / f"{name}-{_digest(parts)}.so"
 
     def build(folder: Path, output: Path) -> None:
         for include, text in headers.items():
@@ -61,10 +67,32 @@ def compile_source(name: str, source: str, *, source_override: HeaderPatch | Non
             (folder / include).write_text(text)
         unit = folder / f"{name}.cu"
         unit.write_text(_ENTRY.format(source=source, name=name))
-        _run(["-x", "c++", *_KERNEL_OPTIONS, f"-I{folder}", f"-I{HERE / 'include'}", str(unit), "-o", str(output)])
+        options = [*_KERNEL_OPTIONS, "-include", _PRELUDE, f"-I{_prelude()}", f"-I{folder}", f"-I{HERE / 'include'}"]
+        _run(["-x", "c++", *options, str(unit), *_LINKED, "-o", str(output)])
 
     _build_once(target, build)
     return EmulatedKernel(name, runtime_library(), target)
+
+
+@cache
+def _prelude_digest() -> str:
+    texts = [path.read_text() for path in sorted((HERE / "include/skimattn_host").glob("*.h"))]
+    return _digest([*_KERNEL_OPTIONS, _machine(), *texts])
+
+
+@cache
+def _prelude() -> Path:
+    """The folder with the precompiled prelude. A compiler that does not look for one finds the header itself."""
+    folder = _cache_folder() / f"prelude-{_prelude_digest()}"
+    target = folder / f"{_PRELUDE}.gch"
+    target.parent.mkdir(parents=True, exist_ok=True)
+
+    def build(_: Path, output: Path) -> None:
+        header = HERE / "include" / _PRELUDE
+        _run(["-x", "c++-header", *_KERNEL_OPTIONS, f"-I{HERE / 'include'}", str(header), "-o", str(output)])
+
+    _build_once(target, build)
+    return folder
 
 
 @cache
@@ -77,9 +105,14 @@ def runtime_library() -> Path:
 
     def build(folder: Path, output: Path) -> None:
         objects = [folder / f"{source.stem}.o" for source in sources]
+        state = HERE / "src/state.h"
+        options = [*_RUNTIME_OPTIONS, f"-I{HERE / 'include'}"]
+        # Every source reads it, and most of C++'s headers through it.
+        _run([*options, "-x", "c++-header", str(state), "-o", str(folder / f"{state.name}.gch")])
 
         def compile_one(source: Path, made: Path) -> None:
-            _run([*_RUNTIME_OPTIONS, f"-I{HERE / 'include'}", "-c", str(source), "-o", str(made)])
+            found_first = ["-include", state.name, f"-I{folder}", f"-I{state.parent}"]
+            _run([*options, *found_first, "-c", str(source), "-o", str(made)])
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # whoever else needs it waits meanwhile
             list(pool.map(compile_one, sources, objects))

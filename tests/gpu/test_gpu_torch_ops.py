@@ -11,8 +11,6 @@ import torch
 from skimattn import ArgumentError, Params, attention, launch
 from skimattn._op import ops
 from skimattn.integrations import torch_ops
-from torch._dynamo.testing import CompileCounterWithBackend
-from torch._dynamo.utils import counters as compiler_counters
 
 from tests.helpers.planted import HEADS, ROWS, THRESHOLD, B, Call, counters, outputs, same, tensors
 
@@ -24,7 +22,7 @@ EXPECTED_LAUNCHES = 2  # of a graph: once to warm up, once to record it; replays
 @pytest.fixture(autouse=True)
 def _nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
-    compiler_counters.clear()
+    torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
 
@@ -79,7 +77,7 @@ def step_through(step: Any, eager: Layer, layer: Layer) -> None:
 def test_graph_trees_replay_and_count_exactly(given: bool, launches: list[torch.Size]) -> None:
     layer, eager = Layer(given).cuda(), Layer(given).cuda()
     step_through(compiled(layer, mode="reduce-overhead"), eager, layer)
-    assert compiler_counters["inductor"]["cudagraph_skips"] == 0
+    assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0
     assert len(launches) == EXPECTED_LAUNCHES
     visited, skipped = (layer.stats - counters("cuda")["stats"]).unbind(-1)
     each = visited // REPLAYS
@@ -99,7 +97,7 @@ def test_counts_that_move_are_counted_without_replays(launches: list[torch.Size]
         here, there = counters("cuda")["stats"], counters("cuda")["stats"]
         assert torch.equal(replayed(arguments, here), step(arguments, there))
         assert torch.equal(here, there) and bool((here[..., 1] > 5).all())
-    assert compiler_counters["inductor"]["cudagraph_skips"] > 0 and len(launches) == REPLAYS
+    assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] > 0 and len(launches) == REPLAYS
 
 
 def test_graph_trees_record_every_length_once(launches: list[torch.Size]) -> None:
@@ -118,6 +116,8 @@ def test_ragged_lengths_change_without_compiling_anew() -> None:
     def step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, offsets: torch.Tensor, longest: int) -> torch.Tensor:
         lengths = {"cu_seqlens_q": offsets, "cu_seqlens_k": offsets, "max_seqlen_q": longest, "max_seqlen_k": longest}
         return attention(q * 2, k, v, causal=True, skip_softmax_threshold=0.01, **lengths)
+
+    from torch._dynamo.testing import CompileCounterWithBackend  # a second's import, which collecting does without
 
     backend = CompileCounterWithBackend("inductor")
     compiled_step = compiled(step, backend=backend)

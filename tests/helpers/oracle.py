@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,12 @@ class Request:
     v: F64
     threshold: F64 | None = None
     custom: Bits | None = None  # [Hq, len_q, len_k or Rules.custom_keys]
+
+    @cached_property
+    def sizes(self) -> tuple[F64, F64]:
+        """Magnitudes of q and k; what is not finite counts for nothing."""
+        size_q, size_k = (np.abs(np.where(np.isfinite(x), x, 0.0)) for x in (self.q, self.k))
+        return size_q, size_k
 
 
 @dataclass
@@ -229,30 +236,35 @@ def softmax_rows(s: F64, kept: Bits, v: F64, sink: float) -> tuple[F64, F64, F64
         weights = p / (total + np.exp(sink - top))[:, None]
         lse = np.where(blind, -np.inf, np.log(total) + top)
         reach = kept / (total + np.exp(sink - top))[:, None]
-        pairs = ((weights, v), (weights, np.abs(v)), (reach, np.abs(v)))
-        parts = [weigh(matrix, kept, values) for matrix, values in pairs]
+        parts = weigh((weights, weights, reach), kept, v)
     out, spread, reached = (np.where(blind[:, None], 0.0, part) for part in parts)
     return out, lse, spread, reached
 
 
-def weigh(weights: F64, kept: Bits, v: F64) -> F64:
-    """weights @ v where the keys that a row does not see count for nothing, even if their values are NaN or Inf."""
+def weigh(weights: tuple[F64, F64, F64], kept: Bits, v: F64) -> list[F64]:
+    """The first weights @ v, the others @ abs(v), where keys that a row does not see count for nothing.
+
+    Even if their values are NaN or Inf.
+    """
     odd = np.flatnonzero(~np.isfinite(v).all(axis=1))
     plain = v.copy()
     plain[odd] = 0.0
-    out = weights @ plain
+    sizes = np.abs(plain)
+    parts = [matrix @ values for matrix, values in zip(weights, (plain, sizes, sizes), strict=True)]
     for key in odd:
-        out += np.where(kept[:, key, None], weights[:, key, None] * v[key], 0.0)
-    return np.asarray(out)
+        for part, matrix, value in zip(parts, weights, (v[key], np.abs(v[key]), np.abs(v[key])), strict=True):
+            part += np.where(kept[:, key, None], matrix[:, key, None] * value, 0.0)
+    return parts
 
 
 def attend(rules: Rules, request: Request) -> Answer:
     """The answer for one request of prefill."""
     answer = empty_answer(rules, request, groups=-(-len(request.q) // rules.group_rows))
     for head in range(request.q.shape[1]):
-        _decide_head(rules, request, head, answer)
-        settle(rules, request, head, answer)
-        _round_head(rules, request, head, answer)
+        s, seen = head_scores(rules, request, head)
+        _decide_head(rules, request, head, (s, seen), answer)
+        settle(rules, request, head, s, answer)
+        _round_head(rules, request, head, s, answer)
     return answer
 
 
@@ -290,9 +302,9 @@ def _kv_head(request: Request, head: int) -> int:
     return head * request.k.shape[1] // request.q.shape[1]
 
 
-def _decide_head(rules: Rules, request: Request, head: int, answer: Answer) -> None:
+def _decide_head(rules: Rules, request: Request, head: int, scored: tuple[F64, Bits], answer: Answer) -> None:
     """The map and the kept keys of one head."""
-    s, seen = head_scores(rules, request, head)
+    s, seen = scored
     limit = -math.inf if request.threshold is None else log2_threshold(float(request.threshold[head]))
     maxima, sees = tile_maxima(rules, np.where(seen, s, -np.inf), seen)
     for group in range(answer.skip_map.shape[1]):
@@ -306,23 +318,22 @@ def _decide_head(rules: Rules, request: Request, head: int, answer: Answer) -> N
                 answer.kept_keys[head, rows, keys] = seen[rows, keys]
 
 
-def settle(rules: Rules, request: Request, head: int, answer: Answer) -> None:
-    """What one head gives by the keys that it keeps."""
-    q, k, v = request.q[:, head], *(x[:, _kv_head(request, head)] for x in (request.k, request.v))
-    s = head_scores(rules, request, head)[0]
+def settle(rules: Rules, request: Request, head: int, s: F64, answer: Answer) -> None:
+    """What one head, whose scores before masking are ``s``, gives by the keys that it keeps."""
+    kv_head = _kv_head(request, head)
     sink = -math.inf if rules.sinks is None else float(rules.sinks[head])
-    parts = softmax_rows(s, answer.kept_keys[head], v, sink)
+    parts = softmax_rows(s, answer.kept_keys[head], request.v[:, kv_head], sink)
     answer.out[:, head], answer.lse[:, head], answer.spread[:, head], answer.reach[:, head] = parts
-    if len(k) and len(q):
-        sizes = [np.abs(np.where(np.isfinite(x), x, 0.0)) for x in (q, k)]
-        answer.score_size[:, head] = (sizes[0] @ sizes[1].T).max(axis=1) * rules.scale
+    if s.size:
+        size_q, size_k = request.sizes
+        answer.score_size[:, head] = (size_q[:, head] @ size_k[:, kv_head].T).max(axis=1) * rules.scale
 
 
-def _round_head(rules: Rules, request: Request, head: int, answer: Answer) -> None:
+def _round_head(rules: Rules, request: Request, head: int, s: F64, answer: Answer) -> None:
     """What one head gives with 8-bit probabilities."""
     if answer.rounded is None or answer.flips is None:
         return
-    s, v = head_scores(rules, request, head)[0], request.v[:, _kv_head(request, head)]
+    v = request.v[:, _kv_head(request, head)]
     sink = -math.inf if rules.sinks is None else float(rules.sinks[head])
     for group, marks in enumerate(answer.skip_map[head]):
         rows = slice(group * rules.group_rows, (group + 1) * rules.group_rows)

@@ -76,7 +76,7 @@ def attend_decoded(rules: Rules, leaves: Leaves, request: Request) -> Answer:
     for walk in walks:
         walk.decide_all()
     for head in range(heads):
-        settle(rules, request, head, answer)
+        settle(rules, request, head, walks[head // per_kv].scores[head % per_kv], answer)
     for walk in walks if rules.p_dtype else ():
         walk.round_all()
     return answer
@@ -92,8 +92,9 @@ class _Walk:
         len_q, len_k = len(request.q), len(request.k)
         self.packed = len_q * self.per_kv
         parts = [head_scores(rules, request, self.first_head + i) for i in range(self.per_kv)]
+        self.scores = [s for s, _ in parts]
         self.seen = np.stack([seen for _, seen in parts], axis=1).reshape(self.packed, len_k)
-        scores = np.stack([s for s, _ in parts], axis=1).reshape(self.packed, len_k)
+        scores = np.stack(self.scores, axis=1).reshape(self.packed, len_k)
         self.masked, self.v = np.where(self.seen, scores, -np.inf), request.v[:, kv_head]
         self.maxima, self.sees = tile_maxima(rules, self.masked, self.seen)
         given = request.threshold
