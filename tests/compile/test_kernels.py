@@ -34,10 +34,24 @@ CHOSEN = [
             "alibi": [True],
         },
     ),
+    # What needs the most registers, of every head_dim: loaders that follow pages, two edges of a mask, and counts.
+    *matrix.specs(
+        "full",
+        {
+            "phase": ["prefill"],
+            "mask": ["chunked"],
+            "dtype": ["bf16"],
+            "skip": ["stat"],
+            "paged": [True],
+            "softcap": [False],
+            "alibi": [False],
+        },
+        ["sm90"],
+    ),
 ]
 
 
-@pytest.mark.parametrize("spec", CHOSEN, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", dict.fromkeys(CHOSEN), ids=lambda spec: spec.name)
 def test_kernels_compile_without_findings(spec: matrix.KernelSpec) -> None:
     cubin, report = compile_kernel(Sources().unit(spec), find_toolchain("nvrtc"), ptxas.allowed(spec))
     assert cubin[:4] == b"\x7fELF"
