@@ -155,6 +155,24 @@ def test_a_window_is_not_left_to_one_cta_in_three() -> None:
     assert (found.part_leaves, found.parts) == (4, 4)
 
 
+@pytest.mark.parametrize(
+    ("batch", "heads", "len_k", "part_leaves"),
+    [
+        (32, 16, 8192, 1),  # two waves of a leaf, not one of four leaves on 64 of 132 multiprocessors
+        (32, 128, 8192, 4),  # a wave of four leaves, as long as four waves of one, of which more is merged
+        (1, 128, 32768, 1),
+        (4, 128, 16384, 1),
+    ],
+)
+def test_mla_is_cut_into_whole_waves(batch: int, heads: int, len_k: int, part_leaves: int) -> None:
+    """Products take its time, so a CTA without work is lost; bench/NOTES.md has the measurement."""
+    one = torch.zeros(1, 1, 1, 576, dtype=torch.bfloat16)
+    cache = one.expand(batch, len_k, 1, 576)
+    problem = validate(Params(one.expand(batch, 1, heads, 576), cache, cache[..., :512]))
+    found = cut(problem)
+    assert (found.part_leaves, found.parts) == (part_leaves, len_k // 1024 // part_leaves)
+
+
 def test_the_workspace_is_bounded() -> None:
     """By rounds, whose requests share it one after the other."""
     choose, seen = random.Random(1), set()
