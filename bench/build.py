@@ -15,7 +15,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from skimattn.codegen import matrix, output, pipeline, places
+from skimattn.codegen import output, pipeline, places, sets
 from skimattn.codegen.spec import KernelSpec
 from skimattn.codegen.toolchain import find_toolchain
 
@@ -38,7 +38,7 @@ def summarise(kernels: dict[str, dict[str, float]], wanted: Sequence[KernelSpec]
     slowest = sorted(chosen, key=lambda name: -chosen[name]["seconds"])[:_SLOWEST]
     return {
         "kernels": len(chosen),
-        "set_size": len(matrix.specs("default", archs=(ARCH,))),
+        "set_size": len(sets.specs("default", archs=(ARCH,))),
         "median_seconds": round(statistics.median(seconds), 3),
         "max_seconds": max(seconds),
         "sum_seconds": round(sum(seconds), 1),
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=results.RESULTS, help="folder of the JSON file")
     options = parser.parse_args(arguments)
     document = results.new_document("build", arguments)
-    chosen = matrix.specs("default", archs=(ARCH,))
+    chosen = sets.specs("default", archs=(ARCH,))
     wall, cores = None, None
     try:
         if options.compile:

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from . import matrix, model, output, pipeline, places
+from . import matrix, model, output, pipeline, places, sets
 from .errors import ArgumentError, BuildError
 from .features import BY_NAME, Value
 from .local_gpu import local_archs
@@ -113,7 +113,7 @@ def select(
             wanted[name] = [matrix.parse_value(BY_NAME[name], value) for value in values]
         except ValueError as error:
             raise click.UsageError(f"--only: {error}") from error
-    chosen = matrix.specs(set_name if need is None else "full", wanted, archs)
+    chosen = sets.specs(set_name if need is None else "full", wanted, archs)
     if need is not None:
         chosen = tuple(spec for spec in chosen if spec in need.specs)
     if not chosen:
@@ -126,9 +126,9 @@ def select(
 
 def _where_else(wanted: Mapping[str, Sequence[Value]], archs: Sequence[str]) -> str:
     """Where kernels like those wanted are: in the full set, or of other architectures."""
-    if more := len(matrix.specs("full", wanted, archs)):
+    if more := len(sets.specs("full", wanted, archs)):
         return f"--set full has {more} such kernels"
-    others = dict.fromkeys(spec.arch for spec in matrix.specs("full", wanted))
+    others = dict.fromkeys(spec.arch for spec in sets.specs("full", wanted))
     return f"kernels of {', '.join(others)} do" if others else "no kernel of the matrix does, see --explain"
 
 
@@ -143,9 +143,9 @@ def show_explanation(items: Sequence[str]) -> int:
         click.echo(f"rejected by rule {verdict.rule}: {verdict.reason}")
         return 1
     spec = verdict.spec
-    sets = [name for name in matrix.SETS if spec in matrix.specs(name)]
-    click.echo(f"accepted: {spec.name}\nin sets: {', '.join(sets)}\nverified: {trial_of(spec).result}")
-    click.echo(f"build it: {matrix.build_command(spec)}")
+    holding = [name for name in sets.SETS if spec in sets.specs(name)]
+    click.echo(f"accepted: {spec.name}\nin sets: {', '.join(holding)}\nverified: {trial_of(spec).result}")
+    click.echo(f"build it: {sets.build_command(spec)}")
     return 0
 
 
@@ -232,7 +232,7 @@ _OUT_HELP = f"Default: {places.VARIABLE}, or generated/ of the checkout, where c
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--sm", multiple=True, metavar="ARCH ...", help="Architectures. Default: all; for --model the GPUs here.")
-@click.option("--set", "set_name", type=click.Choice(matrix.SETS), default="default", show_default=True)
+@click.option("--set", "set_name", type=click.Choice(sets.SETS), default="default", show_default=True)
 @click.option("--only", multiple=True, metavar="FIELD=VALUE[,VALUE] ...", help="Keep these kernels of the set.")
 @click.option("--model", "model_path", type=click.Path(exists=True, path_type=Path), help=_MODEL_HELP)
 @click.option("--compiler", type=click.Choice(COMPILERS), default="nvrtc", show_default=True)

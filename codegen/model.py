@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import matrix
+from . import matrix, sets
 from .arch import ARCHS
 from .errors import ArgumentError, expected
 from .spec import KernelSpec
@@ -96,7 +96,7 @@ def needed(config: Config) -> Need:
     dims, of_dims = _head_dims(part)
     masks, of_masks = _masks(part)
     softcap, alibi = _number(part, "attn_logit_softcapping") > 0, _has_alibi(part)
-    specs = matrix.with_helpers(
+    specs = sets.with_helpers(
         spec
         for spec in matrix.all_specs()
         if spec.dtype in dtypes

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from . import matrix
+from . import matrix, sets
 from .arch import ARCHS
 from .features import BY_NAME
 from .spec import KernelSpec
@@ -21,7 +21,7 @@ END = "<!-- end of support matrix -->"
 def table() -> str:
     """What kernels exist, as Markdown."""
     specs = [spec for spec in matrix.all_specs() if spec.phase not in matrix.HELPERS]
-    sizes = ", ".join(f"{len(matrix.specs(name))} in `{name}`" for name in matrix.SETS)
+    sizes = ", ".join(f"{len(sets.specs(name))} in `{name}`" for name in sets.SETS)
     kinds = ", ".join(_values(specs, "skip"))
     lines = [
         f"Kernels: {sizes}. Every architecture, phase and type has every combination below, each as {kinds}. `combine` "
@@ -40,7 +40,7 @@ def _arch_table() -> list[str]:
     """Architectures: what they read and write, how many kernels they have, and how these are known to be right."""
     lines = ["| | GPUs | input | output | `default`, `full` | how far its kernels were tried |", "|---" * 6 + "|"]
     for arch in ARCHS.values():
-        mine = matrix.specs("full", archs=[arch.name])
+        mine = sets.specs("full", archs=[arch.name])
         read = ", ".join(_values(mine, "dtype"))
         tried = "; ".join(f"`{trial.kernels}` {trial.result}" for trial in trials_of(mine))
         counts = "; ".join(_count(arch.name, str(phase)) for phase in BY_NAME["phase"].values if _has(mine, phase))
@@ -54,14 +54,14 @@ def _has(specs: Iterable[KernelSpec], phase: object) -> bool:
 
 def _count(arch: str, phase: str) -> str:
     """How many kernels of a phase are in ``default`` and in ``full``."""
-    default, full = (len(matrix.specs(name, {"phase": [phase]}, [arch])) for name in ("default", "full"))
+    default, full = (len(sets.specs(name, {"phase": [phase]}, [arch])) for name in ("default", "full"))
     return f"`{phase}` {default}, {full}"
 
 
 def _caches(specs: Iterable[KernelSpec]) -> str:
     """Which types of queries go with caches of another type."""
     mixed = [spec for spec in specs if spec.kv_dtype != "same"]
-    common = _values((spec for spec in mixed if matrix.in_default(spec)), "dtype")
+    common = _values((spec for spec in mixed if sets.in_default(spec)), "dtype")
     rare = [f"{name} (in `full`)" for name in _values(mixed, "dtype") if name not in common]
     caches, phases = ", ".join(_values(mixed, "kv_dtype")), ", ".join(_values(mixed, "phase"))
     archs = ", ".join(_values(mixed, "arch"))
@@ -70,9 +70,7 @@ def _caches(specs: Iterable[KernelSpec]) -> str:
 
 def _prefill_of_bytes(specs: Iterable[KernelSpec]) -> str:
     """What comes before e4m3 prefill of SM90, and what of it is in ``default``."""
-    mine = [
-        spec for spec in specs if matrix.in_default(spec) and matrix.transpose_spec(spec) and spec.phase == "prefill"
-    ]
+    mine = [spec for spec in specs if sets.in_default(spec) and matrix.transpose_spec(spec) and spec.phase == "prefill"]
     plain, paged = (
         ", ".join(_values((spec for spec in mine if spec.paged is those), "mask")) for those in (False, True)
     )
@@ -86,7 +84,7 @@ def _prefill_of_hopper(specs: Iterable[KernelSpec]) -> str:
     """What of the kernels whose dims only SM90's prefill of 16 bits has is in ``default``."""
     words = []
     for dims in matrix.HOPPER_DIMS:
-        mine = [spec for spec in specs if (spec.head_dim, spec.head_dim_v) == dims and matrix.in_default(spec)]
+        mine = [spec for spec in specs if (spec.head_dim, spec.head_dim_v) == dims and sets.in_default(spec)]
         plain, paged = (
             ", ".join(_values((spec for spec in mine if spec.paged is those), "mask")) for those in (False, True)
         )
@@ -101,7 +99,7 @@ def _outputs(specs: Iterable[KernelSpec]) -> str:
     words = ["as the input"]
     for dtype in matrix.FP8:
         mine = [spec for spec in specs if spec.dtype == dtype]
-        common = _values((spec for spec in mine if matrix.in_default(spec)), "out_dtype")
+        common = _values((spec for spec in mine if sets.in_default(spec)), "out_dtype")
         rare = [f"{name} (in `full`)" for name in _values(mine, "out_dtype") if name not in common]
         if mine:
             words.append(f"of `{dtype}` " + ", ".join([*common, *rare]))
@@ -138,7 +136,7 @@ def _mask_table(specs: Iterable[KernelSpec]) -> list[str]:
 
 def _cell(specs: Iterable[KernelSpec]) -> str:
     """The sets that the kernels are in; ``smoke`` is a sample of ``default``, and ``full`` holds everything."""
-    found = {"default" if matrix.in_default(spec) else "full" for spec in specs}
+    found = {"default" if sets.in_default(spec) else "full" for spec in specs}
     return " and ".join(sorted(found)) or "no"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from skimattn.codegen import matrix, metadata
+from skimattn.codegen import matrix, metadata, sets
 from skimattn.codegen.spec import KernelSpec
 
 from .._call.outputs import check_skip_map
@@ -155,7 +155,7 @@ def _accepted(spec: KernelSpec, path: str, trace: list[str]) -> Explanation:
         trace.append("path: cuda, not built: compiled on first use")
     else:
         why = f"and {kernels.JIT_VARIABLE}=0 forbids compiling it"
-        trace.append(f"path: none, not built {why}; to add it: {matrix.build_command(spec)}")
+        trace.append(f"path: none, not built {why}; to add it: {sets.build_command(spec)}")
         return _refused(f"{spec.name} is not built {why}", trace)
     return Explanation(
         True,

@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skimattn.codegen import matrix, metadata, places, variables
+from skimattn.codegen import metadata, places, sets, variables
 from skimattn.codegen.errors import MetadataError
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.report import Report, read_report
@@ -139,7 +139,7 @@ def obtain(spec: KernelSpec) -> tuple[Kernel, bytes]:
                 "%s: %s holds it as other sources than those of now made it, and that is what runs; to renew it: %s",
                 spec.name,
                 located.folder,
-                matrix.build_command(spec),
+                sets.build_command(spec),
             )
         return located.kernel, cubin
     if not jit_enabled():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from skimattn.codegen import matrix
+from skimattn.codegen import sets
 from skimattn.codegen.spec import KernelSpec
 
 from ..errors import NoKernelError
@@ -33,5 +33,5 @@ def describe_nearest(spec: KernelSpec, candidates: Iterable[KernelSpec]) -> str:
 def not_built(spec: KernelSpec, built: Iterable[KernelSpec], why: str) -> NoKernelError:
     """The refusal for a kernel that exists in the matrix but not on this machine."""
     return NoKernelError(
-        f"{spec.name}: not built, {why}; {describe_nearest(spec, built)}. To add it: {matrix.build_command(spec)}"
+        f"{spec.name}: not built, {why}; {describe_nearest(spec, built)}. To add it: {sets.build_command(spec)}"
     )

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from skimattn.codegen import emit, matrix, ptxas
+from skimattn.codegen import emit, matrix, ptxas, sets
 from skimattn.codegen.compile import compile_kernel
 from skimattn.codegen.pipeline import Sources
 from skimattn.codegen.tiles import tile_of
@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # One of each: every head_dim, mask, kind, layout and dtype, and the two features that only the full set has. SM100's
 # part of the smoke set is in test_sm100.py.
 CHOSEN = [
-    *matrix.specs("smoke", archs=["sm90"])[2:],
-    *matrix.specs("default", {"mask": ["custom"], "head_dim": [128], "dtype": ["fp16"], "skip": ["skip"]}),
-    *matrix.specs(
+    *sets.specs("smoke", archs=["sm90"])[2:],
+    *sets.specs("default", {"mask": ["custom"], "head_dim": [128], "dtype": ["fp16"], "skip": ["skip"]}),
+    *sets.specs(
         "full",
         {
             "mask": ["causal"],
@@ -35,7 +35,7 @@ CHOSEN = [
         },
     ),
     # What needs the most registers, of every head_dim: loaders that follow pages, two edges of a mask, and counts.
-    *matrix.specs(
+    *sets.specs(
         "full",
         {
             "phase": ["prefill"],
@@ -63,14 +63,14 @@ def test_kernels_compile_without_findings(spec: matrix.KernelSpec) -> None:
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 def test_nvcc_takes_the_same_sources() -> None:
-    spec = matrix.SMOKE[0]
+    spec = sets.SMOKE[0]
     cubin, report = compile_kernel(Sources().unit(spec), find_toolchain("nvcc"), ptxas.allowed(spec))
     assert cubin[:4] == b"\x7fELF" and report.compiler.startswith("nvcc ")
 
 
 def test_the_parameter_block_is_laid_out_as_on_the_host() -> None:
     source = '#include <skimattn/params.cuh>\nextern "C" __global__ void kernel(const skimattn::Params p) {}\n'
-    closure = Sources().unit(matrix.SMOKE[0]).closure
+    closure = Sources().unit(sets.SMOKE[0]).closure
     compile_kernel(Unit("kernel", "sm90", source, Closure(closure.texts)), find_toolchain("nvrtc"), ())
 
 

@@ -7,7 +7,7 @@ import re
 import shutil
 
 import pytest
-from skimattn.codegen import matrix, metadata, ptxas
+from skimattn.codegen import metadata, ptxas, sets
 from skimattn.codegen.compile import compile_kernel
 from skimattn.codegen.pipeline import Sources
 from skimattn.codegen.report import Report
@@ -19,8 +19,8 @@ from skimattn.codegen.toolchain import find_toolchain
 from tests.helpers.cubin import resident_mb
 from tests.helpers.sass import instructions, nvdisasm
 
-SPECS = matrix.specs("default", archs=["sm100"])
-SMOKE = matrix.specs("smoke", archs=["sm100"])
+SPECS = sets.specs("default", archs=["sm100"])
+SMOKE = sets.specs("smoke", archs=["sm100"])
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path=f"{os.environ.get('CUDA_HOME')}/bin")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="NVCC DID NOT COMPILE ANYTHING: there is no nvcc here")
 needs_nvdisasm = pytest.mark.skipif(nvdisasm() is None, reason="NO MACHINE CODE WAS READ: pip install '.[test]'")
@@ -77,7 +77,7 @@ def test_kernels_compile(spec: KernelSpec) -> None:
 @needs_nvdisasm
 def test_machine_code_is_read_as_it_is() -> None:
     """An SM90 kernel: other products, and no tensor memory."""
-    found = instructions(compiled(matrix.SMOKE[0])[0])
+    found = instructions(compiled(sets.SMOKE[0])[0])
     assert found["HGMMA"] > 0 and found["UTMALDG"] > 0
     assert not any(name.startswith(("UTC", "LDTM", "STTM")) for name in found)
 

@@ -15,10 +15,10 @@ INSPECT = """
 import sys
 from pathlib import Path
 import skimattn
-from skimattn.codegen import emit, matrix
+from skimattn.codegen import emit, matrix, sets
 assert Path(skimattn.__file__).is_relative_to(sys.argv[1]), skimattn.__file__
 assert emit.templates_root().is_relative_to(sys.argv[1])
-print(len(emit.render_kernel(matrix.SMOKE[0])), "torch" in sys.modules)
+print(len(emit.render_kernel(sets.SMOKE[0])), "torch" in sys.modules)
 """
 
 BESIDE = """
@@ -26,7 +26,7 @@ import site, sys
 site.addsitedir(sys.argv[1])
 from skimattn import attention
 import skimattn.tools.cli
-from skimattn.codegen import emit, matrix
+from skimattn.codegen import emit, matrix, sets
 print(skimattn.__file__, matrix.__file__, emit.templates_root())
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from skimattn.codegen import matrix
+from skimattn.codegen import sets
 
 from bench import __main__ as command
 from bench import accept, build, decode_work, machine, plot, prefill_work, results, statlog_work
@@ -285,10 +285,10 @@ def test_result_files_are_checked_and_small(tmp_path: Path) -> None:
 
 
 def test_build_figures_from_a_log() -> None:
-    specs = matrix.specs("default")[:3]
+    specs = sets.specs("default")[:3]
     kernels = {spec.name: {"seconds": 1.0 + index, "peak_mb": 300 + index} for index, spec in enumerate(specs)}
     kernels["something else"] = {"seconds": 99.0, "peak_mb": 9999}
-    figures = build.summarise(kernels, matrix.specs("default"))
+    figures = build.summarise(kernels, sets.specs("default"))
     assert (figures["kernels"], figures["median_seconds"], figures["max_seconds"]) == (3, 2.0, 3.0)
     assert (figures["max_peak_mb"], figures["sum_seconds"]) == (302, 6.0)
     assert next(iter(figures["slowest"])) == specs[2].name

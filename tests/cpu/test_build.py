@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from skimattn.codegen import emit, matrix, metadata, pipeline, ptxas
+from skimattn.codegen import emit, metadata, pipeline, ptxas, sets
 from skimattn.codegen.files import TEMPORARY, locked
 
 from tests.helpers import standin
@@ -20,7 +20,7 @@ MASKS = ("full", "causal", "window")
 ONLY = ("--sm", "90", "--only", "phase=prefill", "dtype=bf16", "head_dim=64", "skip=dense", "paged=false")
 ONLY += ("mask=" + ",".join(MASKS),)
 _PLAIN = {"phase": ["prefill"], "dtype": ["bf16"], "head_dim": [64], "skip": ["dense"], "paged": [False]}
-SPECS = matrix.specs("default", {**_PLAIN, "mask": MASKS}, ["sm90"])  # type: ignore[dict-item]
+SPECS = sets.specs("default", {**_PLAIN, "mask": MASKS}, ["sm90"])  # type: ignore[dict-item]
 CAUSAL = next(spec for spec in SPECS if spec.mask == "causal")
 
 
@@ -254,7 +254,7 @@ def test_clean_removes_what_builds_made_and_nothing_else(out: Path, templates: P
 def test_a_build_with_nothing_to_do_takes_about_a_millisecond_a_kernel(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    specs = matrix.specs("default")
+    specs = sets.specs("default")
     chosen = pipeline.Build(out, standin.TOOLCHAIN)
     compiled = standin.pretend_compiler(monkeypatch, chosen, specs)
     chosen.run(specs, 2)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from skimattn.codegen import cache, emit, jit, matrix
+from skimattn.codegen import cache, emit, jit, sets
 from skimattn.codegen import compile as compile_module
 from skimattn.codegen.errors import BuildError
 from skimattn.codegen.files import TEMPORARY
@@ -24,7 +24,7 @@ from skimattn.tools import cli
 
 from tests.helpers import standin
 
-SPEC = matrix.SMOKE[0]
+SPEC = sets.SMOKE[0]
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of several users")
 KEY = "0123456789abcdef" * 4

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
-from skimattn.codegen import cli, matrix, places
+from skimattn.codegen import cli, places, sets
 from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.metadata import Kernel
 
@@ -122,7 +122,7 @@ def test_spellings_of_an_architecture() -> None:
 def test_list_as_json(tmp_path: Path) -> None:
     result = invoke("--list", "--json", "--out", str(tmp_path))
     rows = json.loads(result.output)
-    assert [row["name"] for row in rows] == [spec.name for spec in matrix.specs("default")]
+    assert [row["name"] for row in rows] == [spec.name for spec in sets.specs("default")]
     assert {name for name in Kernel.__annotations__ if name not in ("cubin", "source_sha256", "compiler")} <= set(
         rows[0]
     )
@@ -133,7 +133,7 @@ def test_list_as_a_table(tmp_path: Path) -> None:
     result = invoke("--list", "--set", "smoke", "--sm", "90", "--out", str(tmp_path))
     lines = result.output.splitlines()
     assert lines[0].split()[:3] == ["kernel", "tile", "group"]
-    smoke = matrix.specs("smoke", archs=["sm90"])
+    smoke = sets.specs("smoke", archs=["sm90"])
     tried = lines[len(smoke) + 1 : -1]
     assert tried == [
         "sm90: run on an H200 and an H100",
@@ -220,7 +220,7 @@ def test_the_exact_spelling_of_two_architectures(tmp_path: Path) -> None:
     done = run("--sm", "90", "100", "--dry-run", "--out", tmp_path / "out")
     assert done.returncode == 0
     for arch in ("sm90", "sm100"):
-        wanted = {f"{spec.name}: not built" for spec in matrix.specs("default", archs=[arch])}
+        wanted = {f"{spec.name}: not built" for spec in sets.specs("default", archs=[arch])}
         assert wanted and wanted <= set(done.stdout.splitlines())
     assert not (tmp_path / "out").exists()
 

@@ -22,7 +22,7 @@ from skimattn._select.dispatch import (
 )
 from skimattn._select.kernels import FOLDER_VARIABLE
 from skimattn._select.nearest import describe_nearest, differences, not_built
-from skimattn.codegen import matrix
+from skimattn.codegen import matrix, sets
 from skimattn.codegen.spec import KernelSpec
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float8_e4m3fn)
@@ -195,7 +195,7 @@ def test_a_kernel_that_is_not_built_names_the_nearest_and_the_build_line() -> No
     assert text.startswith("skim_sm90_prefill_bf16_d128_causal_dense: not built, because; nearest: ")
     assert "skim_sm90_prefill_bf16_d128_full_dense (mask=full instead of causal)" in text
     assert "skim_sm90_prefill_bf16_d128_causal_skip (skip=skip instead of dense)" in text
-    assert f"To add it: {matrix.build_command(BASE)}" in text and "python build.py --sm 90" in text
+    assert f"To add it: {sets.build_command(BASE)}" in text and "python build.py --sm 90" in text
 
 
 def test_nothing_built_says_so() -> None:

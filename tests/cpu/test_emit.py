@@ -13,15 +13,16 @@ import pytest
 from skimattn.codegen import emit
 from skimattn.codegen.features import FEATURES
 from skimattn.codegen.files import write_if_changed
-from skimattn.codegen.matrix import all_specs, specs
+from skimattn.codegen.matrix import all_specs
 from skimattn.codegen.parameter_block import FIELDS
+from skimattn.codegen.sets import specs
 from skimattn.codegen.tiles import tile_of
 
 _HASH_ALL = """
 import hashlib
-from skimattn.codegen import emit, matrix
+from skimattn.codegen import emit, sets
 digest = hashlib.sha256()
-for spec in matrix.specs("default"):
+for spec in sets.specs("default"):
     digest.update(emit.render_kernel(spec).encode())
 for name in emit.HEADERS:
     digest.update(emit.render_header(name).encode())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from skimattn.codegen import cache as cache_module
 from skimattn.codegen import compile as compile_module
-from skimattn.codegen import emit, jit, matrix, pipeline, ptxas
+from skimattn.codegen import emit, jit, pipeline, ptxas, sets
 from skimattn.codegen.compile import compile_kernel
 from skimattn.codegen.errors import BuildError
 from skimattn.codegen.files import TEMPORARY
@@ -20,10 +20,10 @@ from skimattn.codegen.toolchain import find_toolchain
 
 from tests.helpers import standin
 
-SPEC = matrix.SMOKE[0]
+SPEC = sets.SMOKE[0]
 CODE = """
-from skimattn.codegen import jit, matrix
-kernel, cubin = jit.compile_spec(matrix.SMOKE[0])
+from skimattn.codegen import jit, sets
+kernel, cubin = jit.compile_spec(sets.SMOKE[0])
 print(kernel.cubin_sha256, len(cubin))
 """
 
@@ -49,14 +49,14 @@ def test_a_kernel_is_compiled_once_and_announced(cache: Path, caplog: pytest.Log
     assert (cache / kernel.cubin).read_bytes() == cubin
 
 
-@pytest.mark.parametrize("spec", [SPEC, matrix.SMOKE[-1]], ids=lambda spec: spec.arch)
+@pytest.mark.parametrize("spec", [SPEC, sets.SMOKE[-1]], ids=lambda spec: spec.arch)
 def test_it_gives_what_the_build_gives(cache: Path, tmp_path: Path, spec: KernelSpec) -> None:
     only = [f"{name}={str(value).lower()}" for name, value in spec.values.items()]
     done = standin.run("--only", *only, "--out", tmp_path / "out", templates=tmp_path / "templates")
     assert done.returncode == 0, done.stderr
     kernel, cubin = jit.compile_spec(spec)
     assert (tmp_path / "out" / spec.arch / f"{spec.name}.cubin").read_bytes() == cubin
-    assert kernel.spec == spec and len({matrix.SMOKE[0].arch, matrix.SMOKE[-1].arch}) == 2
+    assert kernel.spec == spec and len({sets.SMOKE[0].arch, sets.SMOKE[-1].arch}) == 2
 
 
 def test_processes_share_the_cache(cache: Path) -> None:
@@ -100,7 +100,7 @@ def test_what_ptxas_reports_is_a_warning_on_first_use_and_an_error_in_a_build(
     template.write_text(f"""extern "C" __global__ void __launch_bounds__(512, 1) ${{spec.name}}(float* out) {{
 {standin.SPILLING}}}
 """)
-    spec = next(spec for spec in matrix.SMOKE if not ptxas.allowed(spec))
+    spec = next(spec for spec in sets.SMOKE if not ptxas.allowed(spec))
     with caplog.at_level(logging.WARNING, logger="skimattn"):
         kernel, cubin = jit.compile_spec(spec)
     (record,) = caplog.records

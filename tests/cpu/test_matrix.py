@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from skimattn.codegen import cli, matrix, metadata, ptxas
+from skimattn.codegen import cli, matrix, metadata, ptxas, sets
 from skimattn.codegen.arch import ARCHS
 from skimattn.codegen.features import BY_NAME, FEATURES, Value
-from skimattn.codegen.matrix import Accepted, Rejected, all_specs, judge_values, specs
+from skimattn.codegen.matrix import Accepted, Rejected, all_specs, judge_values
+from skimattn.codegen.sets import specs
 from skimattn.codegen.spec import KernelSpec
 from skimattn.codegen.tiles import split
 from skimattn.codegen.tiles.common import ELEMENT_BYTES
@@ -33,7 +34,7 @@ def golden_text() -> str:
         masks.setdefault(kind, {})[spec.mask] = None
     lines = [f"{kind} {' '.join(those)}" for kind, those in masks.items()]
     lines += [f"{name} {value}" for name, value in vars(split).items() if name.isupper()]
-    for name in matrix.SETS:
+    for name in sets.SETS:
         lines += [f"{name} {arch}: {len(specs(name, archs=[arch]))} kernels" for arch in ARCHS]
     return "\n".join([*lines, *(f"smoke {spec.name}" for spec in specs("smoke"))]) + "\n"
 
@@ -142,7 +143,7 @@ def test_names_are_unique() -> None:
 
 
 def test_sets_are_nested() -> None:
-    smoke, default, full = (set(specs(name)) for name in matrix.SETS)
+    smoke, default, full = (set(specs(name)) for name in sets.SETS)
     assert smoke < default < full == set(all_specs())
 
 
@@ -161,7 +162,7 @@ def test_every_architecture_of_the_table_is_described() -> None:
 
 
 def test_what_smoke_decodes_it_combines() -> None:
-    assert set(matrix.with_helpers(specs("smoke"))) == set(specs("smoke"))
+    assert set(sets.with_helpers(specs("smoke"))) == set(specs("smoke"))
     decoding = specs("smoke", {"phase": ["decode"]})
     assert {(spec.mask, spec.paged, spec.skip) for spec in decoding} == {
         ("causal", True, "dense"),
@@ -217,8 +218,8 @@ def test_kernels_that_combine_are_chosen_with_the_decode_kernels_that_need_them(
         combine = matrix.combine_spec(spec)
         assert combine in known and (combine.head_dim, combine.dtype) == (spec.head_dim_v, spec.out_dtype)
     everything = specs("full")
-    for name in matrix.SETS:
-        assert set(matrix.with_helpers(specs(name))) == set(specs(name)) <= set(everything)
+    for name in sets.SETS:
+        assert set(sets.with_helpers(specs(name))) == set(specs(name)) <= set(everything)
 
 
 def test_kernels_that_transpose_are_chosen_with_the_prefill_kernels_that_need_them() -> None:
@@ -345,7 +346,7 @@ def test_every_value_can_be_spelled(feature: object) -> None:
 
 def test_the_build_command_builds_that_kernel() -> None:
     for spec in all_specs()[::61]:
-        arguments = matrix.build_command(spec).removeprefix("python build.py ").split(" ")
+        arguments = sets.build_command(spec).removeprefix("python build.py ").split(" ")
         result = CliRunner().invoke(cli.command, [*cli.expand(arguments), "--list", "--json", "--out", "nowhere"])
         assert result.exit_code == 0
         assert result.output.count('"name"') == 1 and f'"{spec.name}"' in result.output

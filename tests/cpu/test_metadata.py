@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from skimattn.codegen import metadata, parameter_block
 from skimattn.codegen.errors import BuildError, MetadataError
-from skimattn.codegen.matrix import specs
 from skimattn.codegen.metadata import Kernel
 from skimattn.codegen.parameter_block import Field
 from skimattn.codegen.report import Report
+from skimattn.codegen.sets import specs
 
 CUBIN = b"not really a cubin" * 10
 

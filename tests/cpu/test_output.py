@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from skimattn.codegen import cli, compile, matrix, metadata, ninja_file, output, pipeline, places
+from skimattn.codegen import cli, compile, metadata, ninja_file, output, pipeline, places, sets
 from skimattn.codegen.errors import ArgumentError, BuildError
 from skimattn.codegen.files import TEMPORARY
 from skimattn.codegen.spec import KernelSpec
 
 from tests.helpers import standin
 
-SPECS = matrix.SMOKE
+SPECS = sets.SMOKE
 OURS = '{\n "format": 1,\n "package": "skimattn",\n "kernels": []\n}\n'  # as the first version wrote it
 
 

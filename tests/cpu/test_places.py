@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from skimattn._select import kernels
-from skimattn.codegen import matrix, metadata, places
+from skimattn.codegen import metadata, places, sets
 from skimattn.codegen.errors import MetadataError
 
 from tests.helpers.standin import ROOT
@@ -65,7 +65,7 @@ def test_the_command_exists_where_it_is_named(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.usefixtures("wheel")
 def test_a_wheel_is_never_told_to_run_build_py(tmp_path: Path) -> None:
-    assert matrix.build_command(matrix.SMOKE[0]).startswith("skimattn-build --sm 90 --only ")
+    assert sets.build_command(sets.SMOKE[0]).startswith("skimattn-build --sm 90 --only ")
     path = tmp_path / "metadata.json"
     foreign = '{"package": "skimattn", "format": 0}'
     for text in ("{", foreign):

@@ -27,7 +27,7 @@ from skimattn import (
     variants,
 )
 from skimattn._select import kernels
-from skimattn.codegen import matrix, metadata, pipeline
+from skimattn.codegen import matrix, metadata, pipeline, sets
 from skimattn.codegen.spec import KernelSpec
 from skimattn.reference import attention as reference
 
@@ -242,7 +242,7 @@ def test_a_kernel_of_other_sources_is_used_with_a_warning(folder: Path, caplog: 
     (record,) = caplog.records
     text = record.getMessage()
     assert text.startswith(f"{SPEC.name}: {folder} holds it as other sources than those of now made it")
-    assert text.endswith(f"to renew it: {matrix.build_command(SPEC)}")
+    assert text.endswith(f"to renew it: {sets.build_command(SPEC)}")
     assert not any(row["built"] for row in variants())
     assert [row["name"] for row in variants() if row["stale"]] == [SPEC.name]
     explanation = explain(**{name: value for name, value in SPEC.values.items() if name != "phase"})

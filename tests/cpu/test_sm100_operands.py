@@ -10,7 +10,7 @@ import ctypes
 from dataclasses import dataclass, replace
 
 import pytest
-from skimattn.codegen import matrix
+from skimattn.codegen import sets
 from skimattn.codegen.spec import KernelSpec
 from skimattn.codegen.tiles import tile_of
 from skimattn.codegen.tiles.common import ELEMENT_BYTES, Tile, row_bytes
@@ -51,7 +51,7 @@ void ts(uint32_t d, uint32_t a, uint64_t b, uint32_t instruction, bool accumulat
 """
 SPECS = [
     spec
-    for spec in matrix.specs("default", {"mask": ["full"], "skip": ["dense"]}, archs=["sm100"])
+    for spec in sets.specs("default", {"mask": ["full"], "skip": ["dense"]}, archs=["sm100"])
     if spec.phase != "combine" and not spec.paged
 ]
 
@@ -150,7 +150,7 @@ def test_every_geometry_is_here() -> None:
     def geometry(spec: KernelSpec) -> tuple[object, ...]:
         return spec.phase, spec.dtype, spec.head_dim, spec.head_dim_v
 
-    every = {geometry(spec) for spec in matrix.specs("default", archs=["sm100"]) if spec.phase != "combine"}
+    every = {geometry(spec) for spec in sets.specs("default", archs=["sm100"]) if spec.phase != "combine"}
     assert {geometry(spec) for spec in SPECS} == every and len(every) == len(SPECS) == 21
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from skimattn.codegen.matrix import Accepted, all_specs, combine_spec, judge_values, specs
+from skimattn.codegen.matrix import Accepted, all_specs, combine_spec, judge_values
+from skimattn.codegen.sets import specs
 from skimattn.codegen.tiles import tile_of
 from skimattn.codegen.tiles.common import MAX_SMEM_BYTES, row_bytes
 from skimattn.codegen.tiles.sm90_prefill import Sm90PrefillTile

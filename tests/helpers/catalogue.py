@@ -10,7 +10,7 @@ from functools import cache
 from itertools import combinations
 from typing import Any
 
-from skimattn.codegen import matrix
+from skimattn.codegen import matrix, sets
 from skimattn.codegen.features import BY_NAME
 from skimattn.codegen.spec import KernelSpec
 
@@ -352,12 +352,12 @@ def _mla_cases(spec: KernelSpec, index: int) -> tuple[Case, ...]:
 
 def kind_cases(arch: str = "sm90") -> tuple[Case, ...]:
     """A call for every group of three default kernels that differ only in what they do about skipping."""
-    specs = [spec for spec in matrix.specs("default", archs=[arch]) if spec.skip == "stat"]
+    specs = [spec for spec in sets.specs("default", archs=[arch]) if spec.skip == "stat"]
     calls = [replace(spec_cases(spec, index)[1], pattern="random", seed=index) for index, spec in enumerate(specs)]
     return tuple(replace(call, name=f"{replace(call.spec, skip='dense').name}-kinds") for call in calls)
 
 
 def default_set_cases(arch: str = "sm90") -> tuple[Case, ...]:
     """Two calls of every kernel of the default set; those that combine or transpose run with the kernels they help."""
-    specs = [spec for spec in matrix.specs("default", archs=[arch]) if spec.phase not in matrix.HELPERS]
+    specs = [spec for spec in sets.specs("default", archs=[arch]) if spec.phase not in matrix.HELPERS]
     return tuple(case for index, spec in enumerate(specs) for case in spec_cases(spec, index))
