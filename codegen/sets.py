@@ -18,9 +18,8 @@ def in_default(spec: KernelSpec) -> bool:
 
     No softcap, no alibi, paged caches only with causal kinds of masks (but MLA's with all), bf16 output of 8-bit input,
     bf16 queries over 8-bit caches. Of 8-bit queries on SM90 no decode, which converts them too, and of prefill three
-    masks without counts, paged causal alone. Of
-    80 and 96 columns bf16, full and causal, without counts, paged (96, as language models have them) causal alone; of
-    192 for v too none.
+    masks without counts, paged causal alone. Of 80 and 96 columns bf16, full and causal, without counts, paged (96, as
+    language models have them) causal alone; of 192 for v too none.
     """
     paged_with = ("causal", "window", "chunked")
     has_8_bits = spec.keys_dtype in FP8
