@@ -18,8 +18,8 @@ def in_default(spec: KernelSpec) -> bool:
 
     No softcap, no alibi, paged caches only with causal kinds of masks (but MLA's with all), bf16 output of 8-bit input,
     bf16 queries over 8-bit caches. Of 8-bit queries on SM90 no decode, which converts them too, and of prefill three
-    masks without counts, paged causal alone. Of 80 and 96 columns bf16, full and causal, without counts, paged (96, as
-    language models have them) causal alone; of 192 for v too none.
+    masks without counts, paged causal alone. Of the dims that SM90 alone has bf16, full and causal, without counts,
+    paged causal alone. Of fp16 no counts under a custom mask.
     """
     paged_with = ("causal", "window", "chunked")
     has_8_bits = spec.keys_dtype in FP8
@@ -28,8 +28,9 @@ def in_default(spec: KernelSpec) -> bool:
         of_prefill = is_common and _is_frequent(spec, ("full", "causal", "window"))
         return of_prefill if spec.phase == "prefill" else spec.phase == "transpose"
     if (spec.head_dim, spec.head_dim_v) in HOPPER_DIMS:
-        is_common &= spec.dtype == "bf16" and spec.head_dim_v != 192 and (spec.head_dim == 96 or not spec.paged)
-        return is_common and _is_frequent(spec, ("full", "causal"))
+        return is_common and spec.dtype == "bf16" and _is_frequent(spec, ("full", "causal"))
+    if (spec.dtype, spec.mask, spec.skip) == ("fp16", "custom", "stat"):
+        return False
     return is_common and (not spec.paged or spec.mask in paged_with or spec.phase == "mla")
 
 

@@ -82,16 +82,16 @@ def _prefill_of_bytes(specs: Iterable[KernelSpec]) -> str:
 
 def _prefill_of_hopper(specs: Iterable[KernelSpec]) -> str:
     """What of the kernels whose dims only SM90's prefill of 16 bits has is in ``default``."""
-    words = []
-    for dims in matrix.HOPPER_DIMS:
-        mine = [spec for spec in specs if (spec.head_dim, spec.head_dim_v) == dims and sets.in_default(spec)]
-        plain, paged = (
-            ", ".join(_values((spec for spec in mine if spec.paged is those), "mask")) for those in (False, True)
-        )
-        masks = f"masks {plain} and, paged, {paged}" if paged else f"masks {plain}"
-        kinds = ", ".join((*_values(mine, "dtype"), *_values(mine, "skip")))
-        words.append(f"{dims[0]}, {dims[1]} {f'{kinds} with {masks}' if mine else 'none'}")
-    return f" Of head dims {'; '.join(words)}."
+    mine = [spec for spec in specs if (spec.head_dim, spec.head_dim_v) in matrix.HOPPER_DIMS and sets.in_default(spec)]
+    plain, paged = (
+        ", ".join(_values((spec for spec in mine if spec.paged is those), "mask")) for those in (False, True)
+    )
+    dims = "; ".join(f"{dim}, {dim_v}" for dim, dim_v in matrix.HOPPER_DIMS)
+    return (
+        f" Of the head dims that only prefill of `sm90` in 16 bits has ({dims}), `default` holds "
+        f"{', '.join(_values(mine, 'dtype'))} with masks {plain} and, paged, {paged}, as "
+        f"{', '.join(_values(mine, 'skip'))}."
+    )
 
 
 def _outputs(specs: Iterable[KernelSpec]) -> str:

@@ -60,14 +60,13 @@ class Sm90PrefillTile(Tile):
         }
 
 
-# (head_dim, head_dim_v) -> tile, by bytes per element. In 16 bits a third K slot where it fits: K is waited for in
-# every tile, V only in kept ones. In 8 bits as many as fit, up to four; O is twice as wide as Q, whose place it cannot
-# take.
+# (head_dim, head_dim_v) -> tile of two groups, by bytes per element. In 16 bits a third K slot where it fits: K is
+# waited for in every tile, V only in kept ones. In 8 bits as many as fit, up to four; O is twice as wide as Q, whose
+# place it cannot take.
 _TILES = {
     2: {
         (64, 64): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
-        # In the memory of 128 columns, part of which is empty: rows lie in whole panels.
-        (80, 80): Sm90PrefillTile(tile_m=128, tile_n=96, stages=3, stages_v=3, separate_o=True),
+        # In the memory of 128 columns, a quarter of which is empty: rows lie in whole panels.
         (96, 96): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
         (128, 128): Sm90PrefillTile(tile_m=128, tile_n=128, stages=3, stages_v=2, separate_o=True),
         # 48 KB of Q: O has to share its buffer.
@@ -106,10 +105,10 @@ def transposed_keys(head_dim_v: int) -> int:
 def tile_of(spec: KernelSpec) -> Sm90PrefillTile:
     """The tile of a kernel; ``KeyError`` for head dims that the matrix does not hold."""
     element_bytes = ELEMENT_BYTES[spec.dtype]
-    found = _TILES[element_bytes][spec.head_dim, spec.head_dim_v]
     three = _THREE_GROUPS.get(spec.head_dim) if element_bytes > 1 else None
     if three is not None and (three.producer_regs > 40 or not _loads_need_registers(spec)):
         return three if spec.skip == "dense" else replace(three, stages=2)
+    found = _TILES[element_bytes][spec.head_dim, spec.head_dim_v]
     if spec.skip != "dense" and spec.head_dim <= 128:
         # Skipped tiles leave little to hide the next rows' arrival behind; bench/NOTES.md has the measurements.
         stages = 2 if element_bytes > 1 else found.stages
@@ -118,9 +117,10 @@ def tile_of(spec: KernelSpec) -> Sm90PrefillTile:
     # columns of 16 bits.
     has_spare = spec.head_dim_v <= 192 if element_bytes > 1 else spec.head_dim_v != 128
     if (_loads_need_registers(spec) or spec.head_dim == 192) and has_spare:
-        follows_counts = spec.head_dim == 192 and spec.paged and spec.skip == "stat"  # spills 12 bytes with 56
-        spared = (72, 216) if follows_counts else (56, 224)
-        found = replace(found, producer_regs=spared[0], consumer_regs=spared[1])
+        # Loaders that follow pages and count as well spill 12 bytes with 56.
+        counts = spec.head_dim in (96, 192) and spec.paged and spec.skip == "stat"
+        producer_regs, consumer_regs = (72, 216) if counts else (56, 224)
+        found = replace(found, producer_regs=producer_regs, consumer_regs=consumer_regs)
     return found
 
 

@@ -14,8 +14,6 @@ from skimattn.codegen.tiles import tile_of
 from skimattn.codegen.toolchain import find_toolchain
 from skimattn.codegen.unit import Closure, Unit
 
-from tests.helpers.cubin import resident_mb
-
 ROOT = Path(__file__).resolve().parents[2]
 # One of each: every head_dim, mask, kind, layout and dtype, and the two features that only the full set has. SM100's
 # part of the smoke set is in test_sm100.py.
@@ -52,11 +50,11 @@ CHOSEN = [
 
 
 @pytest.mark.parametrize("spec", dict.fromkeys(CHOSEN), ids=lambda spec: spec.name)
-def test_kernels_compile_without_findings(spec: matrix.KernelSpec) -> None:
+def test_kernels_compile_without_findings(spec: matrix.KernelSpec, held_mb: int) -> None:
     cubin, report = compile_kernel(Sources().unit(spec), find_toolchain("nvrtc"), ptxas.allowed(spec))
     assert cubin[:4] == b"\x7fELF"
     assert report.registers * tile_of(spec).threads <= 65536
-    assert report.peak_mb - resident_mb() < 1000
+    assert report.peak_mb < 1000 + held_mb
     assert spec.name.encode() in cubin
     assert not re.search(rb"/(home|root|tmp|usr|work)/", cubin), "a path of this machine is in the cubin"
 

@@ -135,7 +135,7 @@ def test_list_as_a_table(tmp_path: Path) -> None:
     assert lines[0].split()[:3] == ["kernel", "tile", "group"]
     smoke = sets.specs("smoke", archs=["sm90"])
     tried = lines[len(smoke) + 1 : -1]
-    assert tried == ["sm90: all test cases run on an H200, the benchmark's rows on an H100"]
+    assert tried == ["sm90: run on an H200 and an H100", "sm90 d80, d192 x 192: run on an H200"]
     assert lines[-1] == f"{len(smoke)} kernels, 0 built in {tmp_path}"
 
 
@@ -156,7 +156,7 @@ def test_explain_accepted() -> None:
     assert result.output.splitlines() == [
         "accepted: skim_sm90_prefill_bf16_d128_causal_stat_softcap",
         "in sets: full",
-        "verified: all test cases run on an H200, the benchmark's rows on an H100",
+        "verified: run on an H200 and an H100",
         "build it: python build.py --sm 90 --set full --only phase=prefill dtype=bf16 out_dtype=bf16 head_dim=128 "
         "head_dim_v=128 mask=causal paged=false skip=stat softcap=true alibi=false kv_dtype=same",
     ]

@@ -251,7 +251,7 @@ def test_a_kernel_of_other_sources_is_used_with_a_warning(folder: Path, caplog: 
 
 
 def test_explain_says_how_far_kernels_were_tried(folder: Path) -> None:
-    for arch, words in (("sm90", "rows on an H100"), ("sm100", "not run on Blackwell")):
+    for arch, words in (("sm90", "run on an H200 and an H100"), ("sm100", "not run on Blackwell")):
         explanation = explain(arch=arch)
         assert str(explanation.verified).endswith(words) and f"verified: {explanation.verified}" in explanation.trace
     assert explain(arch="sm80").verified is None

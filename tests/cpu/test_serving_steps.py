@@ -108,6 +108,60 @@ def test_steps_that_only_generate_launch_nothing(tmp_path: Path, power: float, l
     assert shown[0] == shown[-1] == [40, 1, 2 * 10 + 2 * 20 + 40, 5]
 
 
+@pytest.mark.parametrize("publishes", [False, True])
+def test_without_a_log_every_count_arrives_in_its_phase(publishes: bool) -> None:
+    """Of layers whose batches differ, of graphs that are captured in between, and of sizes that come and go."""
+    module, rules = torch.nn.Module(), {"decode": PhaseRule(0.5, 0.0)}
+    attach_policy(module, LayerPolicy(dict(rules)))
+    names = ("first", "second")
+    kinds = [Skipping({name: LayerRules(rules)}, 2, 2, torch.device("cpu"), count=True) for name in names]
+    shown: list[list[int]] = []
+    statistics = Statistics(dict.fromkeys(names, module), torch.device("cpu"), None, shown.append)
+    statistics._run = lambda: None  # type: ignore[method-assign]  # no thread that collects in between
+    wanted = [0, 0, 0, 0]
+
+    def described(index: int, decodes: list[bool], real: bool) -> torch.Tensor:
+        phases, lengths = torch.tensor(decodes), torch.full((len(decodes),), 64, dtype=torch.int32)
+        statistics.begin(kinds[index], phases, torch.arange(len(decodes) + 1), real=real)
+        given = kinds[index].prepare(phases, lengths, whole=True)[names[index]]
+        assert given["skip_softmax_threshold"].tolist() == [0.5 if generates else 0.0 for generates in decodes]
+        return given["stats"]
+
+    def step(*batches: list[bool], real: bool = True) -> None:
+        """Batches of both kinds are described before any of their layers is computed."""
+        stats = [described(index, decodes, real) for index, decodes in enumerate(batches)]
+        for index, decodes in enumerate(batches):
+            for place, generates in enumerate(decodes):
+                counted = [10 + place, 1 + index]
+                stats[index][place] += torch.tensor(counted)
+                for at, number in enumerate(counted if real else ()):
+                    wanted[2 * generates + at] += number
+        if publishes and real:
+            statistics.publish()
+            assert shown[-1] == wanted
+
+    yes, no = True, False
+    # Those of one kind go on where the other's change, and the other way round.
+    for number, (first, second) in enumerate(
+        (
+            ([yes, yes], [yes, yes]),
+            ([yes, yes], [no, yes]),
+            ([no, yes], [no, yes]),
+            ([no, yes], [yes]),
+            ([yes, yes, yes], [yes]),
+            ([yes], [yes, no, yes]),
+            ([no], [yes, no, yes]),
+        )
+    ):
+        step(first, second)
+        if number in (1, 4):
+            step(first, real=False)
+    statistics.end()
+    statistics.publish()
+    statistics.close()
+    assert shown[-1] == wanted and wanted[0] and wanted[2]
+
+
 def test_the_last_step_is_written_when_the_process_ends(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     code = f"""

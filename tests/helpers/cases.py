@@ -166,8 +166,9 @@ class Case:
         if self.phase == "mla":
             return self
         case = replace(self, phase="mixed")
-        # Some may be prefill's all the same: where there is no cache, those with no more keys than rows.
-        assert self.phase != "decode" or any(case.decodes(*pair) for pair in self.lens), f"{self.name} is no decode"
+        # Where there is no cache, requests with no more keys than rows are prefill's all the same.
+        enough = all if self.paged or self.seqused else any
+        assert self.phase != "decode" or enough(case.decodes(*pair) for pair in self.lens), f"{self.name} is no decode"
         return case
 
     @property

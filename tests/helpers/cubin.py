@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import resource
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,12 +18,6 @@ def compile_cubin(name: str, source: str, arch: str) -> bytes:
     static = from_folders([emit.templates_root() / "include"])
     headers = Headers(lambda header: rendered.get(header) or static(header))
     return compile_unit(headers.unit(name, arch, source), find_toolchain("nvrtc"))[0]
-
-
-def resident_mb() -> int:
-    """What this process holds, which the peak of something compiled inside it counts too."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() >> 20
 
 
 class Program:

@@ -36,7 +36,7 @@ class Skipping:
         self._allocate(requests)
 
     def reserve(self, requests: int) -> None:
-        """Make room for so many requests, before graphs hold the memory."""
+        """Make room for so many requests, before graphs hold the memory; what has been counted must be collected."""
         if requests > len(self._decodes):
             self._allocate(requests)
 

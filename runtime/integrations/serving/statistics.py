@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import atexit
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class Statistics:
             if real and self._goes_on(skipping, decodes):
                 return
             if skipping in self._open:
-                self._end_step()
+                self._end(skipping)
             if skipping in self._captured:
                 skipping.forget()
                 self._captured.remove(skipping)
@@ -109,7 +110,7 @@ class Statistics:
     def close(self) -> None:
         """End the last step, and write everything."""
         atexit.unregister(self.close)
-        with self._lock:
+        with self._lock, self._in_order():
             if self._open:
                 self._end_step()
         if self._thread is not None and not self._closed.is_set():
@@ -124,26 +125,33 @@ class Statistics:
         """Show sums of all layers; waits for the device."""
         assert self._show is not None
         slot = Slot()
-        with self._lock:
-            if self._stream is None:
-                self._collect()
-                slot.take(self._counters)
-            else:
-                with torch.cuda.stream(self._stream):
-                    self._collect()
-                    slot.take(self._counters)
+        with self._lock, self._in_order():
+            self._collect(self._open)
+            slot.take(self._counters)
         self._show(slot.wait().sum(0).flatten().tolist())
 
+    def _in_order(self) -> AbstractContextManager[Any]:
+        """Behind what batches launch: other threads, and the end of the process, have a stream of their own."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def _end(self, skipping: Skipping) -> None:
+        """These layers begin anew. In a log all end together; else the others' batch may be under way already."""
+        if self._log is not None:
+            self._end_step()
+            return
+        self._collect((skipping,))
+        self._open.remove(skipping)
+
     def _end_step(self) -> None:
-        self._collect()
+        self._collect(self._open)
         self._open.clear()
         if self._log is not None:
             self._log.step(requests=self._numbers[0], tokens=self._numbers[1])
 
-    def _collect(self) -> None:
-        """What was launched so far, onto the sums; the step goes on."""
+    def _collect(self, layers: Iterable[Skipping]) -> None:
+        """What they were launched with so far, onto the sums."""
         total = self._counters.by_device[self._device]
-        for skipping in self._open:
+        for skipping in layers:
             total.index_add_(0, self._places[skipping], skipping.collect())
 
     def _run(self) -> None:
