@@ -103,7 +103,7 @@ def checked_kernels(dry: bool) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= dict.fromkeys(("SKIMATTN_KERNELS", "SKIMATTN_CACHE"), folder)
         if dry:
-            spec = import_module("skimattn.codegen.matrix").specs("smoke", archs=["sm100"])[0]
+            spec = import_module("skimattn.codegen.sets").specs("smoke", archs=["sm100"])[0]
             _, cubin = import_module("skimattn.codegen.jit").compile_spec(spec)
             return {
                 "bytes": len(cubin),
