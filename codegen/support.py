@@ -71,27 +71,28 @@ def _caches(specs: Iterable[KernelSpec]) -> str:
 def _prefill_of_bytes(specs: Iterable[KernelSpec]) -> str:
     """What comes before e4m3 prefill of SM90, and what of it is in ``default``."""
     mine = [spec for spec in specs if sets.in_default(spec) and matrix.transpose_spec(spec) and spec.phase == "prefill"]
-    plain, paged = (
-        ", ".join(_values((spec for spec in mine if spec.paged is those), "mask")) for those in (False, True)
-    )
     return (
         " `transpose` makes V ready for `e4m3` prefill on `sm90`: one kernel for each head_dim of v, paged or not. Of "
-        f"that prefill `default` has masks {plain} and, paged, {paged}, as {', '.join(_values(mine, 'skip'))}."
+        f"that prefill `default` has {_masks_and_kinds(mine)}."
     )
 
 
 def _prefill_of_hopper(specs: Iterable[KernelSpec]) -> str:
     """What of the kernels whose dims only SM90's prefill of 16 bits has is in ``default``."""
     mine = [spec for spec in specs if (spec.head_dim, spec.head_dim_v) in matrix.HOPPER_DIMS and sets.in_default(spec)]
-    plain, paged = (
-        ", ".join(_values((spec for spec in mine if spec.paged is those), "mask")) for those in (False, True)
-    )
     dims = "; ".join(f"{dim}, {dim_v}" for dim, dim_v in matrix.HOPPER_DIMS)
     return (
         f" Of the head dims that only prefill of `sm90` in 16 bits has ({dims}), `default` holds "
-        f"{', '.join(_values(mine, 'dtype'))} with masks {plain} and, paged, {paged}, as "
-        f"{', '.join(_values(mine, 'skip'))}."
+        f"{', '.join(_values(mine, 'dtype'))} with {_masks_and_kinds(mine)}."
     )
+
+
+def _masks_and_kinds(specs: list[KernelSpec]) -> str:
+    """Which masks kernels have, without pages and with them, and what they do about skipping."""
+    plain, paged = (
+        ", ".join(_values((spec for spec in specs if spec.paged is those), "mask")) for those in (False, True)
+    )
+    return f"masks {plain} and, paged, {paged}, as {', '.join(_values(specs, 'skip'))}"
 
 
 def _outputs(specs: Iterable[KernelSpec]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..config.fit import Curve, Fit, expected_shares
-from .folds import folds_of
+from .folds import Places, held_out_error
 from .isotonic import rising
 from .point import Point
 
@@ -87,12 +87,10 @@ def _error(fit: Fit, points: Sequence[Point]) -> float:
 
 
 def _held_out(points: Sequence[Point], labels: Sequence[str], made: Refit, most_folds: int) -> float | None:
-    """The error on points whose label the fit had not seen; None if the other labels do not make a fit."""
-    squares = weights = 0.0
-    for seen, held_out in folds_of(labels, most_folds):
-        held, fit = [points[at] for at in held_out], made([points[at] for at in seen])
-        if fit is None:
-            return None
-        total = sum(point.visited for point in held if point.takes_part)
-        squares, weights = squares + _error(fit, held) ** 2 * total, weights + total
-    return math.sqrt(squares / weights) if weights else None
+    """The error of such fits on points whose label they had not seen."""
+
+    def judge(at_seen: Places, at_held: Places) -> tuple[float, float] | None:
+        held, fit = [points[at] for at in at_held], made([points[at] for at in at_seen])
+        return None if fit is None else (_error(fit, held), sum(point.visited for point in held if point.takes_part))
+
+    return held_out_error(labels, most_folds, judge)

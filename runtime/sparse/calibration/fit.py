@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ...errors import expected
 from ..config.fit import Fit, expected_shares
 from .curves import curves_of, with_curves
-from .folds import folds_of
+from .folds import Places, held_out_error
 from .point import LEAST, MOST, Point
 
 Floats = NDArray[np.float64]
@@ -159,15 +159,13 @@ class _Data:
 
 
 def _held_out(data: _Data, labels: Sequence[str], term: bool, most_folds: int) -> float | None:
-    """The error on points whose label the fit had not seen; None if the other labels do not make a fit."""
-    squares = weights = 0.0
-    for at_seen, at_held in folds_of(labels, most_folds):
+    """The error of planes on points whose label they had not seen."""
+
+    def judge(at_seen: Places, at_held: Places) -> tuple[float, float] | None:
         held, plane = data.take(at_held), data.take(at_seen).plane(term)
-        if plane is None:
-            return None
-        total = float(held.weights.sum())
-        squares, weights = squares + held.error(plane) ** 2 * total, weights + total
-    return math.sqrt(squares / weights) if weights else None
+        return None if plane is None else (held.error(plane), float(held.weights.sum()))
+
+    return held_out_error(labels, most_folds, judge)
 
 
 def _resampled(data: _Data, labels: Sequence[str], term: bool, resamples: int, seed: int) -> list[_Plane]:

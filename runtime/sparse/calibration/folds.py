@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Places = NDArray[np.int64]
+# Places seen and held out -> the error on those held out and how much they weigh; None: those seen make no fit.
+Judge = Callable[[Places, Places], tuple[float, float] | None]
 
 
 def folds_of(labels: Sequence[str], most: int) -> list[tuple[Places, Places]]:
@@ -23,3 +26,15 @@ def folds_of(labels: Sequence[str], most: int) -> list[tuple[Places, Places]]:
         return []
     fold = np.array([place[label] % folds for label in labels])
     return [(np.flatnonzero(fold != one), np.flatnonzero(fold == one)) for one in range(folds)]
+
+
+def held_out_error(labels: Sequence[str], most: int, judge: Judge) -> float | None:
+    """The error on points whose label a fit had not seen, over all folds; None if some other labels make no fit."""
+    squares = weights = 0.0
+    for seen, held in folds_of(labels, most):
+        judged = judge(seen, held)
+        if judged is None:
+            return None
+        error, weight = judged
+        squares, weights = squares + error**2 * weight, weights + weight
+    return math.sqrt(squares / weights) if weights else None
