@@ -106,6 +106,8 @@ def test_parts_go_on_where_they_were_cut_off(
     assert [row["length"] for row in own["rows"]] == [256, 512] and own["calibrated_at"] == [384, 1024]
     assert {path.suffix for path in (tmp_path / "all").iterdir()} >= {".json", ".md"}
     assert "skipped % at +0.3 %" in capsys.readouterr().out
+    lines = (folder / "state" / "measured.jsonl").read_text().splitlines()
+    assert all(json.loads(line) for line in lines) and "model" in json.loads(lines[0]), "the state is whole"
 
 
 def test_another_plan_needs_another_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,8 +166,3 @@ def test_a_dense_pass_counts_what_first_layers_skip(loaded: Loaded, folder: Path
         assert point.visited == sum(int(one[:, 0].sum()) for one in real.values())
         assert first < point.skipped and abs(point.skipped - first - second) <= 0.1 * point.visited
     assert found[0].skipped < found[1].skipped
-
-
-def test_state_is_small_and_whole(folder: Path) -> None:
-    lines = (folder / "state" / "measured.jsonl").read_text().splitlines()
-    assert all(json.loads(line) for line in lines) and "model" in json.loads(lines[0])
